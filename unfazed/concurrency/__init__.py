@@ -1,0 +1,53 @@
+"""Write a call once, say where it runs, and make it from async code or from sync code, on asyncio or on trio.
+
+    floor 4   this file          the public names
+    floor 3   _threadpool.py     a call in a worker thread
+              _processpool.py    a call in a worker process
+    floor 2   _eventloop.py      a call in an event loop; the background loop; how sync code finds a loop
+    floor 1   _loops.py          running loops as other threads see them; all that differs by library; all waits
+              _checks.py         what may be called where
+    floor 0   _slots.py          who may run, who lends while it waits
+              _worker.py         what runs inside a worker process
+              _errors.py         every exception class, with its text
+
+A file imports from lower floors only.
+"""
+
+from ._errors import (
+    CallCancelledError,
+    LoopEndedError,
+    LoopStartError,
+    LoopStateError,
+    LoopThreadError,
+    NotSendableError,
+    RemoteError,
+    RemoteTraceback,
+    UnfazedError,
+    WorkerProcessError,
+    WrongFunctionError,
+)
+from ._eventloop import EventLoopThread, configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
+from ._processpool import run_in_processpool, run_in_processpool_sync
+from ._threadpool import run_in_threadpool, run_in_threadpool_sync
+
+__all__ = (
+    "CallCancelledError",
+    "EventLoopThread",
+    "LoopEndedError",
+    "LoopStartError",
+    "LoopStateError",
+    "LoopThreadError",
+    "NotSendableError",
+    "RemoteError",
+    "RemoteTraceback",
+    "UnfazedError",
+    "WorkerProcessError",
+    "WrongFunctionError",
+    "configure_background_eventloop",
+    "run_in_eventloop",
+    "run_in_eventloop_sync",
+    "run_in_processpool",
+    "run_in_processpool_sync",
+    "run_in_threadpool",
+    "run_in_threadpool_sync",
+)

@@ -1,0 +1,68 @@
+"""What may be called where: the checks that every helper makes before anything starts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import CoroutineType, FunctionType
+from typing import TYPE_CHECKING
+
+from ._errors import WrongFunctionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def name_of(func: object) -> str:
+    """Return the name of *func* as its author would say it."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    name = getattr(func, "__qualname__", None)
+    if isinstance(name, str):
+        return name.replace("<locals>.", "").rpartition("function.")[2]
+    return type(func).__qualname__
+
+
+def is_async(func: object) -> bool:
+    """Return whether calling *func* gives a coroutine or an async generator, as far as can be told beforehand."""
+    if type(func) is FunctionType:
+        return bool(func.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+    while isinstance(func, functools.partial):
+        func = func.func
+    if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
+        return True
+    if inspect.isclass(func) or inspect.isroutine(func):
+        return False
+    call = getattr(type(func), "__call__", None)
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+
+
+def require_callable(func: object, helper: str) -> None:
+    """Refuse what cannot be called; a coroutine is closed first, as nobody else is going to await it."""
+    if callable(func):
+        return
+    if isinstance(func, CoroutineType):
+        func.close()
+        name = name_of(func)
+        problem = (
+            f"{helper}() expected a function and its arguments, not a coroutine: "
+            f"write `{name}` and its arguments instead of `{name}(...)`"
+        )
+    else:
+        problem = f"{helper}() expected a function, got {func!r}"
+    raise WrongFunctionError(problem)
+
+
+def require_sync(func: Callable[..., object], helper: str) -> None:
+    """Refuse what does not run in a worker: that which cannot be called, and async functions."""
+    if type(func) is FunctionType and not is_async(func):
+        return  # by far the commonest
+    require_callable(func, helper)
+    if is_async(func):
+        raise async_function_error(func, helper)
+
+
+def async_function_error(func: object, helper: str) -> WrongFunctionError:
+    name = name_of(func)
+    instead = f"run_in_eventloop_sync({name}, ...)" if helper.endswith("_sync") else f"await {name}(...)"
+    return WrongFunctionError(f"{helper}() runs sync functions, and {name}() is async: write `{instead}` instead")

@@ -1,0 +1,143 @@
+"""Every exception class of this package, with its text. Nothing else.
+
+Each inherits `UnfazedError` and the closest builtin, takes what its text needs, and can be pickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+
+class UnfazedError(Exception):
+    """Root of the exceptions that this package raises on its own account."""
+
+
+class LoopThreadError(UnfazedError, RuntimeError):
+    """Raised when a sync helper is called on a thread whose own event loop is running: it would block that loop.
+
+    Args:
+        helper: The name of the sync helper.
+        instead: The line to write instead.
+    """
+
+    def __init__(self, helper: str, instead: str) -> None:
+        super().__init__(helper, instead)
+        self.helper = helper
+        self.instead = instead
+
+    def __str__(self) -> str:
+        return (
+            f"{self.helper}() would block the event loop that is running in this thread; write `{self.instead}` "
+            f"instead (a notebook cell has a running loop as well: `await` works there at the top level)"
+        )
+
+
+class LoopEndedError(UnfazedError, RuntimeError):
+    """Raised when a call needs an event loop that has ended, or that can no longer be started.
+
+    Args:
+        reason: What has ended, as the first half of a sentence.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}; this call cannot be made any more"
+
+
+class LoopStartError(UnfazedError, RuntimeError):
+    """Raised when an event loop thread cannot start: its backend is not installed, or refuses its options.
+
+    Args:
+        backend: The name of the backend.
+        reason: What went wrong.
+    """
+
+    def __init__(self, backend: str, reason: str) -> None:
+        super().__init__(backend, reason)
+        self.backend = backend
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot start an event loop with backend {self.backend!r}: {self.reason}"
+
+
+class LoopStateError(UnfazedError, RuntimeError):
+    """Raised when an event loop thread is used, started or configured at the wrong time.
+
+    Args:
+        problem: What is wrong, and what to write instead.
+    """
+
+
+class CallCancelledError(UnfazedError, RuntimeError):
+    """Raised in async code when the other loop cancelled the call, which its caller did not.
+
+    Args:
+        name: The name of the async function.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name}() was cancelled on the event loop where it ran, not by its caller"
+
+
+class WrongFunctionError(UnfazedError, TypeError):
+    """Raised when what is to be called does not fit the place where it is to run.
+
+    Args:
+        problem: What was expected, what came, and what to write instead.
+    """
+
+
+class NotSendableError(UnfazedError, TypeError, pickle.PicklingError):
+    """Raised when a function or its arguments cannot be sent to a worker process, or its result sent back.
+
+    Args:
+        problem: What cannot be sent, and what to write instead.
+    """
+
+
+class WorkerProcessError(UnfazedError, RuntimeError):
+    """Raised when a worker process ends, or cannot start, instead of answering a call.
+
+    Args:
+        name: The name of the function that was to run.
+        reason: What happened to the worker.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the worker process for {self.name}() {self.reason}; the next call gets a new one"
+
+
+class RemoteError(UnfazedError, RuntimeError):
+    """Raised in place of an exception of a worker process that cannot be pickled; its text is the original's.
+
+    Args:
+        text: The type and text of the original.
+    """
+
+
+class RemoteTraceback(UnfazedError):
+    """The cause of each exception that comes from a worker process: its traceback there, as text.
+
+    Args:
+        text: The formatted traceback.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

@@ -1,0 +1,343 @@
+"""Running event loops as other threads see them, calls on their way into one, and how async code waits.
+
+All that differs between asyncio and trio is in `AsyncioLoop` and `TrioLoop`; neither library is imported before
+one of its loops runs. No thread starts here, and no loop: `_eventloop.py` does that.
+
+Every wait in async code goes through `hold_slot`, `outlast` or `call_in`; each says who wakes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import Context, copy_context
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
+
+from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class
+
+from . import _slots
+from ._errors import CallCancelledError, LoopEndedError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    import trio
+
+T = TypeVar("T")
+
+
+class Answer(Generic[T]):
+    """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
+
+    __slots__ = ("_claim", "_error", "_value", "announce")
+
+    def __init__(self, announce: Callable[[], object]) -> None:
+        self._claim = Lock()  # a flag that is tested and set in one step; never released
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.announce = announce
+
+    def claim(self) -> bool:
+        """Return whether the caller is the first, and so has to write the answer."""
+        return self._claim.acquire(blocking=False)
+
+    def write(self, value: T | None, error: BaseException | None) -> None:
+        self._value = value
+        self._error = error
+        self.announce()
+
+    def fail(self, error: BaseException) -> None:
+        if self.claim():
+            self.write(None, error)
+
+    def read(self) -> T:
+        """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
+        error, self._error = self._error, None
+        if error is None:
+            return self._value  # type: ignore[return-value]  # a T, as there is no error
+        try:
+            raise error
+        finally:
+            del error, self
+
+
+def without_our_frame(exc: BaseException) -> BaseException:
+    """Take the frame that caught *exc* off its traceback: it tells the user nothing, and refers back to *exc*."""
+    return exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+
+
+class Home(Protocol):
+    """Who keeps a call while it runs."""
+
+    def call_ended(self, call: Call[Any]) -> None: ...
+
+
+class Call(Generic[T]):
+    """An async function that one thread has another thread's loop run, in a task of its own."""
+
+    __slots__ = ("_abort", "_cancelled", "_work", "answer", "home", "loop")
+
+    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
+        self._work = work
+        self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
+        self._cancelled = False
+        self.answer = answer
+        self.home: Home | None = None  # is told when the task has ended
+        self.loop: Loop | None = None  # from the submission on
+
+    async def run(self, abort: Callable[[], object]) -> None:
+        """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
+        self._abort = abort
+        if self._cancelled:
+            abort()
+        try:
+            value = await self._work()
+        except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
+            self.answer.fail(without_our_frame(exc))
+        else:
+            if self.answer.claim():
+                self.answer.write(value, None)
+        finally:
+            self._abort = None
+            if self.home is not None:
+                self.home.call_ended(self)
+
+    def cancel(self) -> None:
+        """Cancel the task, now or when it starts, from any thread. Only the first time counts."""
+        if self._cancelled:
+            return
+        # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run` sees
+        # that it is cancelled.
+        self._cancelled = True
+        if self.loop is not None:
+            try:
+                self.loop.post(self._cancel)
+            except LoopEndedError:
+                pass  # and so has the task
+
+    def _cancel(self) -> None:
+        if self._abort is not None:
+            self._abort()
+
+
+class SyncAnswer(Answer[T]):
+    """An answer that a thread waits for, by taking *done*."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = Lock()
+        self.done.acquire()
+        super().__init__(self.done.release)
+
+
+class Loop(Protocol):
+    """A running event loop, to be used from any thread. All of it raises `LoopEndedError` once the loop is gone."""
+
+    native: object
+    keeps_cancelling: bool
+    """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
+
+    def post(self, func: Callable[..., object], *args: object) -> None:
+        """Have the loop call *func* soon. Returns at once."""
+
+    def submit(self, call: Call[Any], context: Context) -> None:
+        """Have the loop run *call* in a task of its own, in a copy of *context* or in itself. Returns at once."""
+
+    def is_gone(self) -> bool:
+        """Return whether what was posted may have been dropped."""
+
+
+class AsyncioLoop:
+    """A running asyncio loop, uvloop's included."""
+
+    __slots__ = ("native",)
+    keeps_cancelling = False
+
+    def __init__(self, native: asyncio.AbstractEventLoop) -> None:
+        self.native = native
+
+    def post(self, func: Callable[..., object], *args: object, context: Context | None = None) -> None:
+        try:
+            self.native.call_soon_threadsafe(func, *args, context=context)
+        except RuntimeError:
+            if self.native.is_closed():
+                raise LoopEndedError("the event loop of this call has ended") from None
+            raise
+
+    def submit(self, call: Call[Any], context: Context) -> None:
+        call.loop = self
+        self.post(self._start, call, context=context)
+
+    def _start(self, call: Call[Any]) -> None:
+        # A context that comes from a trio program says so; anyio would believe it.
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None:
+            sniffio.current_async_library_cvar.set("asyncio")
+        # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
+        self.native.create_task(self._run(call))
+
+    async def _run(self, call: Call[Any]) -> None:
+        task = sys.modules["asyncio"].current_task()
+        await call.run(task.cancel)
+
+    def is_gone(self) -> bool:
+        return self.native.is_closed()
+
+
+class TrioLoop:
+    """A running trio loop."""
+
+    __slots__ = ("native",)
+    keeps_cancelling = True
+
+    def __init__(self, native: trio.lowlevel.TrioToken) -> None:
+        self.native = native
+
+    def post(self, func: Callable[..., object], *args: object) -> None:
+        import trio
+
+        try:
+            self.native.run_sync_soon(func, *args)
+        except trio.RunFinishedError:
+            raise LoopEndedError("the event loop of this call has ended") from None
+
+    def submit(self, call: Call[Any], context: Context) -> None:
+        call.loop = self
+        self.post(self._start, call, context)
+
+    def _start(self, call: Call[Any], context: Context) -> None:
+        import trio
+
+        try:
+            trio.lowlevel.spawn_system_task(self._run, call, context=context)
+        except RuntimeError:  # the main task has ended
+            call.answer.fail(LoopEndedError("the event loop of this call has ended"))
+
+    async def _run(self, call: Call[Any]) -> None:
+        with CancelScope() as scope:
+            await call.run(scope.cancel)
+
+    def is_gone(self) -> bool:
+        return False  # trio drops nothing that it has accepted
+
+
+def running_loop() -> AsyncioLoop | TrioLoop | None:
+    """Return the event loop that runs in this thread, if any."""
+    lowlevel = sys.modules.get("trio.lowlevel")
+    if lowlevel is not None and lowlevel.in_trio_run():
+        return TrioLoop(lowlevel.current_trio_token())
+    asyncio = sys.modules.get("asyncio.events")
+    if asyncio is not None:
+        try:
+            return AsyncioLoop(asyncio.get_running_loop())
+        except RuntimeError:  # none runs
+            pass
+    return None
+
+
+def current_loop() -> AsyncioLoop | TrioLoop:
+    """Return the event loop that runs in this thread."""
+    loop = running_loop()
+    assert loop is not None, "async code runs in a loop"
+    return loop
+
+
+def set_from_anywhere(loop: Loop, event: Event) -> bool:
+    """Set *event* from any thread. Return whether its *loop* is there to see it."""
+    try:
+        loop.post(event.set)
+    except LoopEndedError:
+        return False
+    return True
+
+
+@final
+class NoLimit(CapacityLimiter):
+    """What anyio is given to count with: nothing. We count, and what is not done takes no time."""
+
+    def __new__(cls) -> NoLimit:
+        return object.__new__(cls)
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None: ...  # trio's way
+
+    def release_on_behalf_of(self, borrower: object) -> None: ...
+
+
+NO_LIMIT = NoLimit()
+
+
+async def hold_slot(limiter: CapacityLimiter) -> _slots.Slot:
+    """Take a slot of *limiter*, queueing for it if need be: whoever gives one back wakes us, on any thread.
+
+    Cancelled meanwhile, by whatever means, it leaves the queue and gives back what it was granted.
+    """
+    event: Event | None = None
+
+    def wake() -> bool:
+        # Either we come first, and the slot is seen to be held below; or the event is there to be set.
+        return event is None or set_from_anywhere(loop, event)
+
+    loop = current_loop()
+    slot = _slots.acquire(limiter, wake)
+    if not slot.held:
+        event = Event()
+        try:
+            if not slot.held:
+                await event.wait()
+        except BaseException:
+            _slots.release(slot)
+            raise
+    return slot
+
+
+async def outlast(event: Event) -> None:
+    """Wait for *event*, whatever cancels us: asyncio's own cancellation goes straight through a shield."""
+    cancelled = get_cancelled_exc_class()
+    with CancelScope(shield=True):
+        while not event.is_set():
+            try:
+                await event.wait()
+            except cancelled:
+                continue
+
+
+async def call_in(
+    submit: Callable[[Call[T], Context], None], work: Callable[[], Awaitable[T]], name: str, *, pass_on: bool
+) -> T:
+    """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end, cancelled or not.
+
+    Where the caller is cancelled, the task is too if *pass_on* is true, and the caller's cancellation is raised
+    when the task has ended. Who wakes us: whoever writes the answer, the task or the end of its loop.
+    """
+    event = Event()
+    here = current_loop()
+    answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
+    call = Call(work, answer)
+    submit(call, copy_context())
+    try:
+        await event.wait()
+    except BaseException:
+        if pass_on:
+            call.cancel()
+        await outlast(event)
+        raise
+    try:
+        return answer.read()
+    except cancelled_classes() as exc:
+        raise CallCancelledError(name) from exc
+
+
+def cancelled_classes() -> tuple[type[BaseException], ...]:
+    """Return the cancellation classes of the libraries that are loaded."""
+    found: list[type[BaseException]] = []
+    for name, attribute in (("asyncio", "CancelledError"), ("trio", "Cancelled")):
+        module = sys.modules.get(name)
+        if module is not None:
+            found.append(getattr(module, attribute))
+    return tuple(found)

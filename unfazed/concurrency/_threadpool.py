@@ -1,0 +1,158 @@
+"""A call in a worker thread, from async and from sync code.
+
+One call is one `Job`: it takes a slot, hands itself to anyio's worker threads, and its answer is written in the
+worker, from where it goes straight to a sync caller while the loop does its accounts behind.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from anyio import Event, to_thread
+
+from . import _slots
+from ._checks import async_function_error, require_sync
+from ._eventloop import Worker, call_from_sync, thread
+from ._loops import NO_LIMIT, Answer, SyncAnswer, current_loop, hold_slot, outlast, set_from_anywhere, without_our_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Job(Worker, Generic[T]):
+    """One call in a worker thread. *helper* is the name to use in error messages."""
+
+    __slots__ = ("_args", "_ended", "_func", "_helper", "_kwargs", "_started", "answer")
+
+    def __init__(
+        self,
+        answer: Answer[T],
+        helper: str,
+        func: Callable[..., T],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.answer = answer
+        self._helper = helper
+        self._func = func
+        self._args = args
+        self._kwargs = kwargs
+        self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
+        self._ended: Event | None = None  # set where the loop waits for the worker after all
+
+    async def run(self) -> None:
+        """Run the call, from the loop whose worker thread is to do it, and return when its answer stands.
+
+        Cancelled before the worker has started, it never starts. Cancelled later, the async calls that the worker
+        waits for are cancelled as well, and the worker is waited for: it wakes us when it has ended, as there is
+        no way to end a thread. What it comes to is dropped then.
+        """
+        self.loop = current_loop()
+        slot = self.slot = await hold_slot(to_thread.current_default_thread_limiter())
+        try:
+            await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
+        except BaseException:
+            if self._started.acquire(blocking=False):
+                _slots.release(slot)
+                raise
+            self._ended = Event()  # before the claim: a worker that comes second sets it
+            if self.answer.claim():
+                self.cancel()
+                await outlast(self._ended)
+            raise
+
+    def _work(self) -> None:
+        """Run the call, in the worker thread."""
+        if not self._started.acquire(blocking=False):
+            return
+        assert self.slot is not None, "taken before the worker starts"
+        _slots.current_slot.set(self.slot)
+        thread.worker = self
+        value = error = None
+        try:
+            value = self._func(*self._args, **self._kwargs)
+            if type(value) is CoroutineType:
+                value.close()
+                raise async_function_error(self._func, self._helper)
+        except BaseException as exc:
+            error = without_our_frame(exc)
+        thread.worker = None
+        _slots.release(self.slot)
+        if self.answer.claim():
+            self.answer.write(value, error)
+        else:
+            assert self.loop is not None and self._ended is not None, "the loop claimed the answer to wait for us"
+            set_from_anywhere(self.loop, self._ended)
+
+
+def _nobody_listens() -> None:
+    """Stand in for a listener where anyio does the waking."""
+
+
+async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in a worker thread and await its result.
+
+    The same as `anyio.to_thread.run_sync`, but for keyword arguments, for slots that cannot deadlock however calls
+    are nested, and for cancellation that waits for the thread on asyncio as well. The function runs in a copy of the
+    caller's context. Limited by anyio's default thread limiter: 40 threads for each event loop.
+
+    Args:
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Before the function has started, it never starts. While it runs, the async code that it waits for (in
+        `run_in_eventloop_sync` and the like) is cancelled too; then this call waits for the thread to end, drops
+        what it returned or raised, and raises the cancellation: a thread cannot be cancelled. The same holds for
+        asyncio's own `task.cancel()`, however often. The slot is given back when the thread ends.
+
+    Returns:
+        What *func* returned.
+
+    Raises:
+        WrongFunctionError: If *func* is async, or cannot be called.
+        BaseException: Whatever *func* raised, with its traceback; Python turns `StopIteration` into a
+            `RuntimeError` where it leaves async code.
+
+    Example:
+        `text = await run_in_threadpool(path.read_text, encoding="utf-8")`
+    """
+    require_sync(func, "run_in_threadpool")
+    job: Job[T] = Job(Answer(_nobody_listens), "run_in_threadpool", func, args, kwargs)
+    await job.run()
+    return job.answer.read()
+
+
+def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in a worker thread and wait for its result: `run_in_threadpool` for sync code.
+
+    In a worker thread of an event loop the worker belongs to that loop, elsewhere to the background event loop.
+
+    Args:
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
+        one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting.
+
+    Returns:
+        What *func* returned.
+
+    Raises:
+        LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* is async, or cannot be called.
+        BaseException: Whatever *func* raised, with its traceback.
+
+    Example:
+        `text = run_in_threadpool_sync(path.read_text, encoding="utf-8")`
+    """
+    require_sync(func, "run_in_threadpool_sync")
+    answer: SyncAnswer[T] = SyncAnswer()
+    job = Job(answer, "run_in_threadpool_sync", func, args, kwargs)
+    return call_from_sync(job.run, answer, func, "run_in_threadpool_sync")
