@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from typing_extensions import Self
-
     from ._loops import Loop
 
 P = ParamSpec("P")
@@ -202,7 +200,7 @@ class EventLoopThread:
         self._calls: set[Call[Any]] = set()  # those that have not ended
         self._closed: str | None = None  # why no calls are taken any more
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> EventLoopThread:
         self.start()
         return self
 
@@ -265,7 +263,7 @@ class EventLoopThread:
         work = _work(func, args, kwargs, "run")
         if self._thread is threading.current_thread():
             return await work()
-        return await call_in(self.submit, work, name_of(func), pass_on=True)
+        return await call_in(self.submit, work, name_of(func), current_loop(), pass_on=True)
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and wait for its result.

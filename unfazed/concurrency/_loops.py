@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from contextvars import Context, copy_context
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class
@@ -136,6 +136,9 @@ class Loop(Protocol):
     """A running event loop, to be used from any thread. All of it raises `LoopEndedError` once the loop is gone."""
 
     native: object
+    thread_id: int
+    """Of the thread that it runs in, as `threading.get_ident` gives it."""
+
     keeps_cancelling: bool
     """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
 
@@ -152,11 +155,12 @@ class Loop(Protocol):
 class AsyncioLoop:
     """A running asyncio loop, uvloop's included."""
 
-    __slots__ = ("native",)
+    __slots__ = ("native", "thread_id")
     keeps_cancelling = False
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
+        self.thread_id = get_ident()
 
     def post(self, func: Callable[..., object], *args: object, context: Context | None = None) -> None:
         try:
@@ -189,11 +193,12 @@ class AsyncioLoop:
 class TrioLoop:
     """A running trio loop."""
 
-    __slots__ = ("native",)
+    __slots__ = ("native", "thread_id")
     keeps_cancelling = True
 
     def __init__(self, native: trio.lowlevel.TrioToken) -> None:
         self.native = native
+        self.thread_id = get_ident()
 
     def post(self, func: Callable[..., object], *args: object) -> None:
         import trio
@@ -247,7 +252,10 @@ def current_loop() -> AsyncioLoop | TrioLoop:
 def set_from_anywhere(loop: Loop, event: Event) -> bool:
     """Set *event* from any thread. Return whether its *loop* is there to see it."""
     try:
-        loop.post(event.set)
+        if loop.thread_id == get_ident():
+            event.set()
+        else:
+            loop.post(event.set)
     except LoopEndedError:
         return False
     return True
@@ -272,8 +280,8 @@ class NoLimit(CapacityLimiter):
 NO_LIMIT = NoLimit()
 
 
-async def hold_slot(limiter: CapacityLimiter) -> _slots.Slot:
-    """Take a slot of *limiter*, queueing for it if need be: whoever gives one back wakes us, on any thread.
+async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
+    """Take a slot of *limiter* in the current *loop*, queueing for it if need be: whoever gives one back wakes us, on any thread.
 
     Cancelled meanwhile, by whatever means, it leaves the queue and gives back what it was granted.
     """
@@ -283,7 +291,6 @@ async def hold_slot(limiter: CapacityLimiter) -> _slots.Slot:
         # Either we come first, and the slot is seen to be held below; or the event is there to be set.
         return event is None or set_from_anywhere(loop, event)
 
-    loop = current_loop()
     slot = _slots.acquire(limiter, wake)
     if not slot.held:
         event = Event()
@@ -308,15 +315,19 @@ async def outlast(event: Event) -> None:
 
 
 async def call_in(
-    submit: Callable[[Call[T], Context], None], work: Callable[[], Awaitable[T]], name: str, *, pass_on: bool
+    submit: Callable[[Call[T], Context], None],
+    work: Callable[[], Awaitable[T]],
+    name: str,
+    here: Loop,
+    *,
+    pass_on: bool,
 ) -> T:
-    """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end, cancelled or not.
+    """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
     Where the caller is cancelled, the task is too if *pass_on* is true, and the caller's cancellation is raised
     when the task has ended. Who wakes us: whoever writes the answer, the task or the end of its loop.
     """
     event = Event()
-    here = current_loop()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
     submit(call, copy_context())

@@ -77,10 +77,11 @@ async def _send(request: bytes, name: str) -> bytes:
     anyio ends the worker where asyncio cancels the task that waits for it, and leaves one behind that is starting
     then. So a task of its own does that, which nobody cancels, and we wait for it.
     """
-    slot = await hold_slot(to_process.current_default_process_limiter())
+    loop = current_loop()
+    slot = await hold_slot(loop, to_process.current_default_process_limiter())
     try:
         send = partial(to_process.run_sync, _worker.run, request, limiter=NO_LIMIT)
-        return await call_in(current_loop().submit, send, name, pass_on=False)
+        return await call_in(loop.submit, send, name, loop, pass_on=False)
     except BrokenWorkerProcess as exc:
         if "initialization" in str(exc):
             reason = (

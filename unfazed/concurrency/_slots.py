@@ -76,7 +76,7 @@ class Slot:
 class Limit:
     """The accounts of one limiter."""
 
-    __slots__ = ("_limiter", "extras", "occupied", "queue", "running", "stalled_since")
+    __slots__ = ("_limiter", "extras", "occupied", "queue", "running", "stalled_since", "watched")
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self._limiter = weakref.ref(limiter)
@@ -85,6 +85,7 @@ class Limit:
         self.extras = 0  # unnested calls let in by rule 3 that have not ended yet
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # oldest first
         self.stalled_since: float | None = None  # time.monotonic() seconds; None: somebody runs or nobody queues
+        self.watched = False  # whether the watcher looks after it
 
     @property
     def total(self) -> float:
@@ -99,17 +100,15 @@ class Limit:
                 ancestor.heirs = OrderedDict()
             ancestor.heirs[slot] = None
 
-    def dequeue(self, slot: Slot) -> bool:
-        """Take *slot* out of the queue. Return whether it was there."""
+    def dequeue(self, slot: Slot) -> None:
         for ancestor in slot.ancestors:
             if ancestor.heirs is not None:
                 ancestor.heirs.pop(slot, None)
         slot.ancestors = ()
-        return self.queue.pop(slot, slot) is None
+        self.queue.pop(slot, None)
 
-    def grant(self, slot: Slot, lender: Slot | None = None) -> bool:
-        """Let *slot* run: on *lender*'s slot, or on one of its own. Return whether its caller is still there."""
-        was_queued = self.dequeue(slot) if self.queue else False
+    def grant(self, slot: Slot, lender: Slot | None = None) -> None:
+        """Let *slot* run: on *lender*'s slot, or on one of its own."""
         slot.held = True
         slot.lender = lender
         if lender is None:
@@ -118,10 +117,12 @@ class Limit:
             lender.borrower = slot
         self.running += 1
         self.stalled_since = None
-        if was_queued and not slot.wake():
-            self.take_away(slot)
-            return False
-        return True
+
+    def wake_up(self, slot: Slot, lender: Slot | None = None) -> Slot:
+        """Take *slot* out of the queue, let it run, and return it for its caller to be woken without the lock."""
+        self.dequeue(slot)
+        self.grant(slot, lender)
+        return slot
 
     def take_away(self, slot: Slot) -> None:
         """End *slot*, without giving it to the next one yet."""
@@ -139,30 +140,37 @@ class Limit:
         elif borrower is None:
             self.occupied -= 1
 
-    def serve(self, lender: Slot | None = None) -> None:
-        """Give what there is to those who have queued longest: *lender*'s slot, if it is idle, then free ones."""
-        while lender is not None and lender.heirs and lender.waits and lender.borrower is None:
-            self.grant(next(iter(lender.heirs)), lender)
-        while self.queue and self.occupied < self.total:
-            self.grant(next(iter(self.queue)))
+    def serve(self, lender: Slot | None = None) -> list[Slot]:
+        """Give what there is to those who have queued longest: *lender*'s slot, if it is idle, then free ones.
+
+        Return those whose callers are to be woken.
+        """
+        served = []
+        if lender is not None and lender.heirs and lender.waits and lender.borrower is None:
+            served.append(self.wake_up(next(iter(lender.heirs)), lender))
+        if self.queue:
+            total = self.total
+            while self.queue and self.occupied < total:
+                served.append(self.wake_up(next(iter(self.queue))))
         if self.running or not self.queue or not self.occupied:
             self.stalled_since = None
         elif self.stalled_since is None:
             self.stalled_since = time.monotonic()
+        return served
 
-    def relieve(self, now: float) -> None:
-        """Let one more in where rule 3 asks for it."""
+    def relieve(self, now: float) -> list[Slot]:
+        """Let one more in where rule 3 asks for it. Return it for its caller to be woken."""
         if self.stalled_since is None or now - self.stalled_since < STALL_SECONDS:
-            return
-        for slot in list(self.queue):
-            if slot.living_parent() is not None and self.grant(slot):
-                return
-        while self.queue and self.extras < self.total:
-            slot = next(iter(self.queue))
-            slot.extra = True
-            self.extras += 1
-            if self.grant(slot):
-                return
+            return []
+        for slot in self.queue:
+            if slot.living_parent() is not None:
+                return [self.wake_up(slot)]
+        if self.extras >= self.total:
+            return []
+        slot = next(iter(self.queue))
+        slot.extra = True
+        self.extras += 1
+        return [self.wake_up(slot)]
 
 
 # Guards every Slot and Limit, and the names below. Reentrant, for the garbage collector may end a coroutine, which
@@ -176,12 +184,12 @@ _watcher: threading.Thread | None = None
 def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
     """Ask for a slot of *limiter*, for a call that the current context makes.
 
-    Where the slot is not `held` on return it is queued: *wake* is called, under the lock and from any thread, when
-    it is granted. It must return at once, and say whether anybody is left to be woken. `release` ends the wait.
+    Where the slot is not `held` on return it is queued: *wake* is called, from any thread, when it has been granted.
+    It must return at once, and say whether anybody is left to be woken. `release` ends the wait.
     """
     parent = current_slot.get()
     with _lock:
-        limit = _limit_of(limiter)
+        limit = _limits.get(limiter) or _open_accounts(limiter)
         slot = Slot(limit, parent, wake)
         if parent is not None:
             for ancestor in slot.same_limit_ancestors():
@@ -192,33 +200,43 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
             limit.grant(slot)
             return slot
         limit.enqueue(slot)
-        limit.serve()
-        _watched.add(limit)
-    _start_watcher()
+        served = limit.serve()
+        if not limit.watched:
+            limit.watched = True
+            _watched.add(limit)
+        has_watcher = _watcher is not None
+    _wake(served)
+    if not has_watcher:
+        _start_watcher()
     return slot
 
 
 def release(slot: Slot) -> None:
     """Give *slot* back, or leave the queue. Doing so twice is harmless."""
+    limit = slot.limit
     with _lock:
-        limit = slot.limit
         lender = slot.lender
         if slot.held:
             limit.take_away(slot)
         else:
             limit.dequeue(slot)
-        if limit.queue:
-            limit.serve(lender)
+        if not limit.queue:
+            return
+        served = limit.serve(lender)
+    _wake(served)
 
 
 def lend(slot: Slot) -> None:
     """Say that the thread which runs on *slot* waits in one of our calls from now on."""
     with _lock:
         slot.waits += 1
-        if slot.waits == 1 and slot.held:
-            slot.limit.running -= 1
-            if slot.limit.queue:
-                slot.limit.serve(slot)
+        if slot.waits > 1 or not slot.held:
+            return
+        slot.limit.running -= 1
+        if not slot.limit.queue:
+            return
+        served = slot.limit.serve(slot)
+    _wake(served)
 
 
 def take_back(slot: Slot) -> None:
@@ -241,7 +259,7 @@ def adopt(limiter: CapacityLimiter) -> Slot:
     Nobody asked us before it ran, so it may be one more than the limit.
     """
     with _lock:
-        limit = _limit_of(limiter)
+        limit = _limits.get(limiter) or _open_accounts(limiter)
         slot = Slot(limit, current_slot.get(), _nobody_waits)
         limit.grant(slot)
     lend(slot)
@@ -253,11 +271,21 @@ def _nobody_waits() -> bool:
     return False
 
 
-def _limit_of(limiter: CapacityLimiter) -> Limit:
-    limit = _limits.get(limiter)
-    if limit is None:
-        limit = _limits[limiter] = Limit(limiter)
+def _open_accounts(limiter: CapacityLimiter) -> Limit:
+    limit = _limits[limiter] = Limit(limiter)
     return limit
+
+
+def _wake(served: list[Slot]) -> None:
+    """Wake those who were granted a slot. Where nobody is left to be woken, the slot goes to the next one."""
+    for slot in served:
+        if not slot.wake():
+            limit = slot.limit
+            with _lock:
+                lender = slot.lender
+                if slot.held:
+                    limit.take_away(slot)
+                served.extend(limit.serve(lender))
 
 
 def _start_watcher() -> None:
@@ -279,14 +307,19 @@ def _watch() -> None:
     while True:
         time.sleep(STALL_SECONDS / 2)
         with _lock:
-            for limit in list(_watched):
-                limit.serve()
-                limit.relieve(time.monotonic())
+            served = []
+            for limit in tuple(_watched):
+                served += limit.serve()
+                served += limit.relieve(time.monotonic())
                 if not limit.queue:
+                    limit.watched = False
                     _watched.discard(limit)
-            if not _watched:
+            done = not _watched
+            if done:
                 _watcher = None
-                return
+        _wake(served)
+        if done:
+            return
 
 
 def _start_afresh() -> None:

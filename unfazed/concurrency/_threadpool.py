@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Job(Worker, Generic[T]):
     """One call in a worker thread. *helper* is the name to use in error messages."""
 
-    __slots__ = ("_args", "_ended", "_func", "_helper", "_kwargs", "_started", "answer")
+    __slots__ = ("_args", "_ended", "_func", "_helper", "_kwargs", "_settled", "_started", "answer")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Job(Worker, Generic[T]):
         self._args = args
         self._kwargs = kwargs
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
+        self._settled = Lock()  # taken by the worker when it ends, or by the loop so that what it comes to is dropped
         self._ended: Event | None = None  # set where the loop waits for the worker after all
 
     async def run(self) -> None:
@@ -53,19 +54,19 @@ class Job(Worker, Generic[T]):
         waits for are cancelled as well, and the worker is waited for: it wakes us when it has ended, as there is
         no way to end a thread. What it comes to is dropped then.
         """
-        self.loop = current_loop()
-        slot = self.slot = await hold_slot(to_thread.current_default_thread_limiter())
+        loop = self.loop = current_loop()
+        slot = self.slot = await hold_slot(loop, to_thread.current_default_thread_limiter())
         try:
             await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
         except BaseException:
-            if self._started.acquire(blocking=False):
-                _slots.release(slot)
-                raise
-            self._ended = Event()  # before the claim: a worker that comes second sets it
-            if self.answer.claim():
-                self.cancel()
-                await outlast(self._ended)
+            if not self._started.acquire(blocking=False):
+                self._ended = Event()  # before the lock: a worker that comes second sets it
+                if self._settled.acquire(blocking=False):
+                    self.cancel()
+                    await outlast(self._ended)
             raise
+        finally:
+            _slots.release(slot)
 
     def _work(self) -> None:
         """Run the call, in the worker thread."""
@@ -83,12 +84,15 @@ class Job(Worker, Generic[T]):
         except BaseException as exc:
             error = without_our_frame(exc)
         thread.worker = None
-        _slots.release(self.slot)
-        if self.answer.claim():
-            self.answer.write(value, error)
+        if type(self.answer) is SyncAnswer:
+            _slots.release(self.slot)  # before its caller goes on; otherwise the loop does it, which costs it less
+        if self._settled.acquire(blocking=False):
+            if self.answer.claim():
+                self.answer.write(value, error)
         else:
-            assert self.loop is not None and self._ended is not None, "the loop claimed the answer to wait for us"
+            assert self.loop is not None and self._ended is not None, "the loop took the lock to wait for us"
             set_from_anywhere(self.loop, self._ended)
+        del value, error  # the traceback of the error leads to the function's frame, and that one back to this
 
 
 def _nobody_listens() -> None:

@@ -1,0 +1,165 @@
+"""What every test gets: each backend, each kind of caller, and a check that it left nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import os
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+
+import unfazed.concurrency
+from unfazed.concurrency import _eventloop, _slots
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+GRACE_SECONDS = 10  # for threads and processes that are ending when a test does; only a leak takes that long
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+def _backends() -> list[str]:
+    """Return the backends that the environment names, else those that are installed."""
+    named = os.environ.get("UNFAZED_TEST_BACKENDS")
+    if named:
+        return named.split(",")
+    return [name for name in BACKENDS if name == "asyncio" or importlib.util.find_spec(name)]
+
+
+@pytest.fixture(params=_backends())
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def background(anyio_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Have the background event loop run on the backend under test."""
+    backend, options = anyio_backend
+    unfazed.concurrency.configure_background_eventloop(backend=backend, backend_options=options)
+    return anyio_backend
+
+
+Outcome = tuple[Any, "BaseException | None"]
+
+
+def captured(call: Callable[[], Any]) -> Outcome:
+    """Make *call* and return what came of it: not every exception leaves a loop or a thread by itself."""
+    try:
+        return call(), None
+    except BaseException as exc:  # noqa: BLE001
+        return None, exc
+
+
+async def captured_async(call: Callable[[], Awaitable[Any]]) -> Outcome:
+    try:
+        return await call(), None
+    except BaseException as exc:  # noqa: BLE001
+        return None, exc
+
+
+def in_plain_thread(call: Callable[[], Any]) -> Any:
+    """Make *call* in a thread that knows no loop."""
+    outcomes: list[Any] = []
+    thread = threading.Thread(target=lambda: outcomes.append(call()), daemon=True)
+    thread.start()
+    thread.join(GRACE_SECONDS)
+    assert outcomes, "the call hangs"
+    return outcomes.pop()
+
+
+@dataclass
+class Caller:
+    """Makes a call by its place, in one of the ways in which users make it."""
+
+    kind: str
+    backend: tuple[str, dict[str, Any]]
+
+    def run(self, afn: Callable[..., Any], *args: Any) -> Any:
+        """Run an async function in an event loop of this thread."""
+        backend, options = self.backend
+        return anyio.run(afn, *args, backend=backend, backend_options=options)
+
+    def __call__(self, place: str, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        helper = getattr(unfazed.concurrency, f"run_in_{place}{'' if self.kind == 'async' else '_sync'}")
+        call = partial(helper, func, *args, **kwargs)
+        value, error = {
+            "async": lambda: self.run(captured_async, call),
+            "main thread": lambda: captured(call),
+            "plain thread": lambda: in_plain_thread(partial(captured, call)),
+            "our worker": lambda: self.run(unfazed.concurrency.run_in_threadpool, captured, call),
+            "anyio's worker": lambda: self.run(anyio.to_thread.run_sync, captured, call),
+        }[self.kind]()
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del error
+
+
+CALLERS = ("async", "main thread", "plain thread", "our worker", "anyio's worker")
+
+
+@pytest.fixture(params=CALLERS)
+def caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
+    return Caller(request.param, background)
+
+
+@pytest.fixture(params=[kind for kind in CALLERS if kind != "async"])
+def sync_caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
+    return Caller(request.param, background)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that cannot tell when it has happened, and fail loudly if it does not."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.001)
+
+
+def end_background_eventloop() -> None:
+    """End the background event loop, so that the next call starts a new one."""
+    running = _eventloop._background_thread
+    if running is not None:
+        running.stop(GRACE_SECONDS)
+    _eventloop._background_thread = None
+    _eventloop._settings = None
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    """Fail a test after which a thread, a child process, a slot or an un-awaited coroutine is left."""
+    threads = set(threading.enumerate())
+    children = set(psutil.Process().children(recursive=True))
+
+    yield
+
+    end_background_eventloop()
+    policy_loop_errors = asyncio.events._get_running_loop()
+    assert policy_loop_errors is None, "the test left an event loop running in the main thread"
+    # trio keeps its threads for ten idle seconds, in a cache for the whole process
+    wait_until(
+        lambda: all(
+            thread in threads or thread.name.startswith("Trio thread") for thread in threading.enumerate()
+        ),
+        "a thread is left",
+    )
+    wait_until(lambda: not set(psutil.Process().children(recursive=True)) - children, "a child process is left")
+    assert not _slots._watched
+    assert all(limit.occupied == 0 and limit.running == 0 for limit in tuple(_slots._limits.values()))
+    gc.collect()  # whatever is to complain when it is collected does it here

@@ -1,0 +1,407 @@
+"""Slots: how many run at once, and that nothing deadlocks however calls are nested."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+import starlette.concurrency
+from conftest import GRACE_SECONDS, wait_until
+
+from unfazed.concurrency import (
+    EventLoopThread,
+    _slots,
+    run_in_eventloop_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+OUTERMOST = {
+    "ours": run_in_threadpool,
+    "anyio's": anyio.to_thread.run_sync,
+    "Starlette's": starlette.concurrency.run_in_threadpool,
+}
+
+
+def set_limit(total: float) -> None:
+    """Set the default limit of the current loop."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = total
+
+
+async def set_limit_async(total: float) -> None:
+    set_limit(total)
+
+
+class Running:
+    """Counts how many are inside at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.now = 0
+        self.most = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+async def gather(*calls: Callable[[], Awaitable[object]]) -> None:
+    async with anyio.create_task_group() as tasks:
+        for call in calls:
+            tasks.start_soon(call)
+
+
+def chain(depth: int) -> int:
+    """Go down sync → async → sync → async, and count the way back up."""
+
+    async def below() -> int:
+        return await run_in_threadpool(chain, depth - 1)
+
+    return 0 if depth == 0 else 1 + run_in_eventloop_sync(below)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("outermost", OUTERMOST)
+async def test_a_chain_fifty_deep_completes_with_a_limit_of_one(outermost: str) -> None:
+    set_limit(1)
+
+    assert await OUTERMOST[outermost](chain, 50) == 50
+
+
+def test_a_chain_from_plain_sync_code_completes_with_a_limit_of_one(background: Any) -> None:
+    run_in_eventloop_sync(set_limit_async, 1)
+
+    assert run_in_threadpool_sync(chain, 50) == 50
+    assert chain(50) == 50
+
+
+@pytest.mark.anyio
+async def test_sync_calls_nest_fifty_deep_with_a_limit_of_one() -> None:
+    def down(depth: int) -> int:
+        return 0 if depth == 0 else 1 + run_in_threadpool_sync(down, depth - 1)
+
+    set_limit(1)
+
+    assert await run_in_threadpool(down, 50) == 50
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("outermost", OUTERMOST)
+async def test_a_fan_out_inside_a_nested_call_uses_all_slots(outermost: str) -> None:
+    running = Running()
+    five_at_once = threading.Barrier(5)
+
+    def work() -> None:
+        with running.one():
+            five_at_once.wait(GRACE_SECONDS)  # breaks unless five run at once
+
+    async def fan_out() -> None:
+        await gather(*[partial(run_in_threadpool, work)] * 20)
+
+    set_limit(5)
+    await OUTERMOST[outermost](run_in_eventloop_sync, fan_out)
+
+    assert running.most == 5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limit", [1, 3, 40])
+async def test_no_more_than_the_limit_run_at_once(limit: int) -> None:
+    running = Running()
+    full = threading.Event()
+
+    def work() -> None:
+        with running.one():
+            if running.now == limit:
+                full.set()
+            assert full.wait(GRACE_SECONDS)
+
+    set_limit(limit)
+    await gather(*[partial(run_in_threadpool, work)] * 100)
+
+    assert running.most == limit
+
+
+@pytest.mark.anyio
+async def test_eight_nested_workers_with_four_slots_complete() -> None:
+    four_at_once = threading.Barrier(4)
+
+    def inner() -> None:
+        four_at_once.wait(GRACE_SECONDS)
+
+    set_limit(4)
+    await gather(*[partial(run_in_threadpool, run_in_threadpool_sync, inner)] * 8)
+
+
+@pytest.mark.anyio
+async def test_a_lock_held_across_a_call_does_not_deadlock() -> None:
+    lock = threading.Lock()
+    waiting_for_lock = threading.Event()
+
+    async def until_the_other_waits() -> None:
+        assert await anyio.to_thread.run_sync(waiting_for_lock.wait, GRACE_SECONDS)
+
+    def holder() -> None:
+        with lock:
+            run_in_eventloop_sync(until_the_other_waits)  # the other is let in meanwhile, as we all wait
+            run_in_threadpool_sync(int)
+
+    def other() -> None:
+        waiting_for_lock.set()
+        with lock:
+            pass
+
+    set_limit(1)
+    await gather(partial(run_in_threadpool, holder), partial(run_in_threadpool, other))
+
+
+@pytest.mark.anyio
+async def test_two_actors_that_wait_for_each_other_complete() -> None:
+    here, there = anyio.Event(), anyio.Event()
+
+    async def meet(mine: anyio.Event, other: anyio.Event) -> None:
+        mine.set()
+        await other.wait()
+
+    set_limit(1)
+    await gather(
+        partial(run_in_threadpool, run_in_eventloop_sync, meet, here, there),
+        partial(run_in_threadpool, run_in_eventloop_sync, meet, there, here),
+    )
+
+
+def test_two_limits_taken_in_opposite_orders_complete(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """Each loop has its own default limit; each of two workers holds one and asks for the other."""
+    backend, options = anyio_backend
+    both_hold = threading.Barrier(2)
+
+    with EventLoopThread(backend, options) as left, EventLoopThread(backend, options) as right:
+
+        def hold_and_ask(other: EventLoopThread) -> None:
+            both_hold.wait(GRACE_SECONDS)
+            other.run_sync(run_in_threadpool, int)
+
+        async def both() -> None:
+            await gather(
+                partial(left.run, run_in_threadpool, hold_and_ask, right),
+                partial(right.run, run_in_threadpool, hold_and_ask, left),
+            )
+
+        left.run_sync(set_limit_async, 1)
+        right.run_sync(set_limit_async, 1)
+        anyio.run(both, backend=backend, backend_options=options)
+
+
+@pytest.mark.anyio
+async def test_a_lent_slot_goes_to_nobody_else_before_the_stall() -> None:
+    """Whoever waits for a lock that the lender holds must not get its slot."""
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter, lambda: True)
+    stranger_woken: list[bool] = []
+    _slots.lend(holder)
+    stranger = _slots.acquire(limiter, lambda: bool(stranger_woken.append(True)) or True)
+
+    _slots.current_slot.set(holder)
+    descendant = _slots.acquire(limiter, lambda: True)
+
+    assert descendant.held
+    assert not stranger.held
+    for slot in (descendant, holder):
+        _slots.release(slot)
+    assert stranger.held
+    assert stranger_woken == [True]
+    _slots.release(stranger)
+
+
+def test_siblings_hand_a_lent_slot_on() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter, lambda: True)
+    _slots.lend(holder)
+    token = _slots.current_slot.set(holder)
+    try:
+        siblings = [_slots.acquire(limiter, lambda: True) for _ in range(3)]
+    finally:
+        _slots.current_slot.reset(token)
+
+    held = []
+    for sibling in siblings:
+        held.append([each.held for each in siblings])
+        _slots.release(sibling)
+    _slots.release(holder)
+
+    assert held == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+def test_a_lent_slot_is_taken_back_at_once_and_its_borrower_counts_for_itself() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter, lambda: True)
+    _slots.lend(holder)
+    token = _slots.current_slot.set(holder)
+    try:
+        background_task = _slots.acquire(limiter, lambda: True)
+    finally:
+        _slots.current_slot.reset(token)
+    _slots.take_back(holder)
+    _slots.release(holder)
+    stranger = _slots.acquire(limiter, lambda: True)
+
+    assert background_task.held
+    assert not stranger.held
+    _slots.release(background_task)
+    assert stranger.held
+    _slots.release(stranger)
+
+
+def test_whoever_runs_on_the_slot_of_a_call_that_has_ended_inherits_it() -> None:
+    limiter = anyio.CapacityLimiter(2)
+    grandparent = _slots.acquire(limiter, lambda: True)
+    _slots.lend(grandparent)
+    slots = [grandparent]
+    for _ in range(2):
+        token = _slots.current_slot.set(slots[-1])
+        slots.append(_slots.acquire(limiter, lambda: True))
+        _slots.current_slot.reset(token)
+        _slots.lend(slots[-1])
+    _, parent, child = slots
+    _slots.release(parent)
+
+    assert child.lender is grandparent
+    assert grandparent.borrower is child
+    for slot in slots:
+        _slots.release(slot)
+
+
+def test_the_chain_of_ended_callers_is_forgotten() -> None:
+    """A task that starts its own successor, for ever, must not remember all of its ancestors."""
+    limiter = anyio.CapacityLimiter(2)
+    token = _slots.current_slot.set(None)
+    previous = None
+    try:
+        for _ in range(10):
+            slot = _slots.acquire(limiter, lambda: True)
+            if previous is not None:
+                _slots.release(previous)
+            _slots.current_slot.set(slot)
+            previous = slot
+        last = _slots.acquire(limiter, lambda: True)
+        depth, ancestor = 0, last.parent
+        while ancestor is not None:
+            depth, ancestor = depth + 1, ancestor.parent
+    finally:
+        _slots.current_slot.reset(token)
+
+    assert depth <= 2
+    _slots.release(last)
+    _slots.release(slot)
+
+
+def test_a_raised_total_lets_those_in_who_queue() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    granted = threading.Event()
+    first = _slots.acquire(limiter, lambda: True)
+    second = _slots.acquire(limiter, lambda: granted.set() or True)
+    third = _slots.acquire(limiter, lambda: True)
+
+    limiter.total_tokens = 2
+
+    assert granted.wait(GRACE_SECONDS)
+    assert not third.held
+    for slot in (first, second, third):
+        _slots.release(slot)
+
+
+def test_a_slot_granted_to_a_loop_that_is_gone_goes_to_the_next() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    first = _slots.acquire(limiter, lambda: True)
+    gone = [_slots.acquire(limiter, lambda: False) for _ in range(5000)]
+    last = _slots.acquire(limiter, lambda: True)
+
+    _slots.release(first)
+
+    assert last.held
+    assert not any(slot.held for slot in gone)
+    _slots.release(last)
+
+
+def test_after_a_stall_nested_calls_come_first_and_others_up_to_the_limit() -> None:
+    limiter, elsewhere = anyio.CapacityLimiter(2), anyio.CapacityLimiter(1)
+    holders = [_slots.acquire(limiter, lambda: True) for _ in range(2)]
+    nested_by = _slots.acquire(elsewhere, lambda: True)
+    order: list[str] = []
+
+    def acquire(name: str) -> _slots.Slot:
+        return _slots.acquire(limiter, lambda: order.append(name) or True)  # type: ignore[func-returns-value]
+
+    strangers = [acquire(f"stranger {number}") for number in range(3)]
+    token = _slots.current_slot.set(nested_by)
+    nested = acquire("nested")
+    _slots.current_slot.reset(token)
+    for slot in holders:
+        _slots.lend(slot)
+
+    wait_until(lambda: order == ["nested"], "the nested call is let in")
+    _slots.lend(nested)
+    wait_until(lambda: order == ["nested", "stranger 0"], "then the first of the others")
+    _slots.lend(strangers[0])
+    wait_until(lambda: order == ["nested", "stranger 0", "stranger 1"], "then the second, which is the last")
+    _slots.lend(strangers[1])
+    stalled_since = strangers[2].limit.stalled_since
+    assert stalled_since is not None
+    assert strangers[2].limit.relieve(stalled_since + 10 * _slots.STALL_SECONDS) == []
+
+    for slot in (*holders, nested_by, nested, *strangers):
+        _slots.release(slot)
+
+
+def test_nobody_is_let_in_while_somebody_runs() -> None:
+    limiter = anyio.CapacityLimiter(2)
+    running, waiting = (_slots.acquire(limiter, lambda: True) for _ in range(2))
+    queued = _slots.acquire(limiter, lambda: True)
+    _slots.lend(waiting)
+
+    assert queued.limit.stalled_since is None
+    assert queued.limit.relieve(float("inf")) == []
+    for slot in (running, waiting, queued):
+        _slots.release(slot)
+
+
+def test_a_limiter_that_is_gone_has_no_slots() -> None:
+    limit = _slots.Limit(anyio.CapacityLimiter(1))
+
+    assert limit.total == 0
+
+
+def test_without_a_watcher_thread_calls_still_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At exit no thread can be started any more."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    limiter = anyio.CapacityLimiter(1)
+    first = _slots.acquire(limiter, lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        second = _slots.acquire(limiter, lambda: True)
+    _slots.release(first)
+
+    assert second.held
+    _slots.release(second)
+    third = _slots.acquire(limiter, lambda: True)
+    fourth = _slots.acquire(limiter, lambda: True)  # which starts a watcher again
+    _slots.release(third)
+    _slots.release(fourth)

@@ -1,0 +1,461 @@
+"""Calls in worker threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import gc
+import sys
+import threading
+import traceback
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from conftest import GRACE_SECONDS, Caller, wait_until
+
+from unfazed.concurrency import (
+    LoopEndedError,
+    WrongFunctionError,
+    run_in_eventloop_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency import _eventloop, _loops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+NAMES = (
+    "self", "cls", "func", "args", "kwargs", "timeout", "limiter", "context", "loop", "executor", "backend", "name",
+    "helper", "work", "answer", "call", "abandon_on_cancel", "thread_sensitive",
+)  # fmt: skip
+
+
+def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def test_all_arguments_reach_the_function_whatever_their_names(caller: Caller) -> None:
+    kwargs = {name: index for index, name in enumerate(NAMES)}
+
+    assert caller("threadpool", echo, 1, 2, **kwargs) == ((1, 2), kwargs)
+
+
+def test_runs_in_another_thread_than_the_caller_and_the_loop(caller: Caller) -> None:
+    async def loop_thread() -> int:
+        return threading.get_ident()
+
+    def here() -> tuple[int, int]:
+        return threading.get_ident(), run_in_eventloop_sync(loop_thread)
+
+    worker, loop = caller("threadpool", here)
+
+    assert worker not in (loop, threading.get_ident())
+
+
+def test_lambdas_partials_methods_and_callable_objects_run(caller: Caller) -> None:
+    class Adder:
+        def __call__(self, a: int, b: int) -> int:
+            return a + b
+
+        def method(self, a: int) -> int:
+            return a + 1
+
+    assert caller("threadpool", lambda a: a + 1, 1) == 2
+    assert caller("threadpool", functools.partial(Adder(), 1), b=2) == 3
+    assert caller("threadpool", Adder().method, a=1) == 2
+    assert caller("threadpool", int, "12") == 12
+
+
+class TwoArgumentError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(first)
+        self.second = second
+
+
+class OwnBaseError(BaseException):
+    pass
+
+
+ERRORS: list[BaseException] = [
+    ValueError("no"),
+    TwoArgumentError(1, 2),
+    OwnBaseError("base"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    StopAsyncIteration("async"),
+    asyncio.CancelledError("by the function itself"),
+    ExceptionGroup("group", [ValueError(1), TypeError(2)]),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_come_back_as_themselves_and_the_next_call_works(caller: Caller, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        caller("threadpool", fail)
+
+    assert caught.value is error
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "fail"
+    assert caller("threadpool", echo, 1) == ((1,), {})
+
+
+def test_stop_iteration_is_itself_in_sync_code_and_a_runtime_error_in_async_code(caller: Caller) -> None:
+    expected = RuntimeError if caller.kind == "async" else StopIteration
+
+    with pytest.raises(expected) as caught:
+        caller("threadpool", next, iter(()))
+
+    if caller.kind == "async":
+        assert isinstance(caught.value.__cause__, StopIteration)
+    assert caller("threadpool", echo, 1) == ((1,), {})
+
+
+async def async_function() -> None:
+    pytest.fail("must not run")
+
+
+async def async_generator() -> Any:
+    yield pytest.fail("must not run")
+
+
+class AsyncCallable:
+    async def __call__(self) -> None:
+        pytest.fail("must not run")
+
+
+@pytest.mark.parametrize(
+    "func", [async_function, functools.partial(async_function), AsyncCallable(), async_generator], ids=repr
+)
+def test_async_functions_are_refused_with_the_right_call(caller: Caller, func: Callable[[], object]) -> None:
+    instead = "run_in_eventloop_sync" if caller.kind != "async" else "await "
+
+    with pytest.raises(WrongFunctionError, match=instead):
+        caller("threadpool", func)
+
+
+def test_a_function_that_turns_out_to_be_async_is_refused_and_its_coroutine_closed(caller: Caller) -> None:
+    with pytest.raises(WrongFunctionError, match="lambda"):
+        caller("threadpool", lambda: async_function())
+
+
+def test_what_cannot_be_called_is_refused(caller: Caller) -> None:
+    with pytest.raises(WrongFunctionError, match="got 3"):
+        caller("threadpool", 3)
+    with pytest.raises(WrongFunctionError, match=r"write `async_function` and its arguments"):
+        caller("threadpool", async_function())
+
+
+def test_the_context_goes_in_and_changes_stay_inside(caller: Caller) -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    def read_and_change() -> str:
+        value = variable.get()
+        variable.set("changed")
+        return value
+
+    def both() -> tuple[str, str, str]:
+        variable.set("set")
+        return run_in_threadpool_sync(read_and_change), run_in_threadpool_sync(read_and_change), variable.get()
+
+    async def both_async() -> tuple[str, str, str]:
+        variable.set("set")
+        return await run_in_threadpool(read_and_change), await run_in_threadpool(read_and_change), variable.get()
+
+    result = caller.run(both_async) if caller.kind == "async" else caller("threadpool", both)
+
+    assert result == ("set", "set", "set")
+
+
+def test_the_background_loop_is_the_same_from_call_to_call(background: Any) -> None:
+    async def loop_thread() -> int:
+        return threading.get_ident()
+
+    threads = {run_in_threadpool_sync(run_in_eventloop_sync, loop_thread) for _ in range(10)}
+
+    assert len(threads) == 1
+
+
+def test_a_hundred_plain_threads_call_at_once(background: Any) -> None:
+    together = threading.Barrier(100)
+    results = []
+
+    def call(number: int) -> None:
+        together.wait(GRACE_SECONDS)
+        results.append(run_in_threadpool_sync(echo, number))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(GRACE_SECONDS)
+
+    assert sorted(results) == [((number,), {}) for number in range(100)]
+
+
+class NoCycle:
+    """Fails unless what `fail` has on its frame is gone without the garbage collector's help."""
+
+    def __enter__(self) -> NoCycle:
+        self.gone = threading.Event()
+        gc.collect()
+        gc.disable()
+        return self
+
+    def fail(self) -> None:
+        class Local:
+            pass
+
+        local = Local()
+        weakref.finalize(local, self.gone.set)
+        raise ValueError("no")
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            wait_until(self.gone.is_set, "a cycle keeps the frame of the function alive")
+        finally:
+            gc.enable()
+
+
+def test_errors_leave_no_reference_cycle(background: Any) -> None:
+    with NoCycle() as test, pytest.raises(ValueError, match="no"):
+        run_in_threadpool_sync(test.fail)
+
+
+@pytest.mark.anyio
+async def test_errors_leave_no_reference_cycle_in_async_code() -> None:
+    with NoCycle() as test, pytest.raises(ValueError, match="no"):
+        await run_in_threadpool(test.fail)
+
+
+# Cancellation
+
+
+class Blocking:
+    """A function that blocks until told, and says so."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.may_end = threading.Event()
+        self.ended = False
+
+    def __call__(self) -> str:
+        self.started.set()
+        assert self.may_end.wait(GRACE_SECONDS)
+        self.ended = True
+        return "a value that nobody waits for"
+
+    async def wait_until_started(self) -> None:
+        assert await anyio.to_thread.run_sync(self.started.wait, GRACE_SECONDS)
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_call_waits_for_its_thread_and_raises(anyio_backend_name: str) -> None:
+    blocking = Blocking()
+    raised = False
+
+    async def call() -> None:
+        nonlocal raised
+        try:
+            await run_in_threadpool(blocking)
+        except anyio.get_cancelled_exc_class():
+            raised = blocking.ended
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await blocking.wait_until_started()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            assert not raised
+            blocking.may_end.set()
+
+    assert raised
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_call_cancelled_by_asyncio_twice_waits_for_its_thread_and_raises() -> None:
+    blocking = Blocking()
+    task = asyncio.create_task(run_in_threadpool(blocking))
+    await blocking.wait_until_started()
+
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not task.done()
+    blocking.may_end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert blocking.ended
+
+
+@pytest.mark.anyio
+async def test_a_call_cancelled_before_it_starts_never_starts() -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.cancel_scope.cancel()
+        tasks.start_soon(run_in_threadpool, pytest.fail)
+
+
+@pytest.mark.anyio
+async def test_a_call_cancelled_while_it_queues_never_starts_and_leaves_the_queue() -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+    blocking = Blocking()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, blocking)
+        while not blocking.started.is_set():
+            await anyio.sleep(0.001)
+        async with anyio.create_task_group() as queued:
+            for _ in range(3):
+                queued.start_soon(run_in_threadpool, pytest.fail)
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            queued.cancel_scope.cancel()
+        blocking.may_end.set()
+
+    assert await run_in_threadpool(echo, 1) == ((1,), {})
+
+
+@pytest.mark.anyio
+async def test_what_the_thread_waits_for_is_cancelled_with_the_task(anyio_backend_name: str) -> None:
+    sleeping = threading.Event()
+    seen: list[str] = []
+
+    async def sleep() -> None:
+        try:
+            sleeping.set()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                seen.append("cleanup awaited")
+
+    def work() -> None:
+        try:
+            run_in_eventloop_sync(sleep)
+        except BaseException as exc:
+            seen.append(type(exc).__name__)
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, work)
+        while not sleeping.is_set():
+            await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+
+    assert seen == ["cleanup awaited", "CancelledError" if anyio_backend_name == "asyncio" else "Cancelled"]
+
+
+@pytest.mark.anyio
+async def test_what_the_thread_waits_for_next_is_cancelled_too() -> None:
+    blocking = Blocking()
+    seen: list[str] = []
+
+    async def sleep() -> None:
+        await anyio.sleep_forever()
+
+    def work() -> None:
+        blocking()
+        try:
+            run_in_eventloop_sync(sleep)
+        except BaseException as exc:
+            seen.append(type(exc).__name__)
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, work)
+        await blocking.wait_until_started()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0)
+            await anyio.sleep(0)
+            blocking.may_end.set()
+
+    assert seen[0].startswith("Cancelled")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_on_asyncio_only_one_wait_of_a_cancelled_thread_is_cancelled() -> None:
+    sleeping = threading.Event()
+    results: list[str] = []
+
+    async def sleep() -> None:
+        sleeping.set()
+        await anyio.sleep_forever()
+
+    async def clean_up() -> str:
+        await asyncio.sleep(0)
+        return "clean"
+
+    def work() -> None:
+        try:
+            run_in_eventloop_sync(sleep)
+        finally:
+            results.append(run_in_eventloop_sync(clean_up))
+
+    task = asyncio.create_task(run_in_threadpool(work))
+    while not sleeping.is_set():
+        await anyio.sleep(0.001)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert results == ["clean"]
+
+
+@pytest.mark.anyio
+async def test_a_nested_call_in_a_thread_is_cancelled_and_waited_for() -> None:
+    blocking = Blocking()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, run_in_threadpool_sync, blocking)
+        await blocking.wait_until_started()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            blocking.may_end.set()
+
+    assert blocking.ended
+
+
+def test_threads_that_cannot_be_started_give_an_error_and_the_slot_back(
+    background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_more_threads(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unfazed.concurrency._threadpool.to_thread.run_sync", no_more_threads)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run_in_threadpool_sync(echo)
+
+    assert run_in_threadpool_sync(echo, 1) == ((1,), {})
+
+
+def test_a_worker_whose_loop_dropped_the_call_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is closed forgets what was posted to it just before."""
+    monkeypatch.setattr(_eventloop, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_loops.AsyncioLoop, "_start", lambda self, call: None)
+    monkeypatch.setattr(_loops.AsyncioLoop, "is_gone", lambda self: True)
+
+    def work() -> None:
+        with pytest.raises(LoopEndedError, match="the event loop of this worker thread has ended"):
+            run_in_eventloop_sync(async_function)
+
+    anyio.run(run_in_threadpool, work)
