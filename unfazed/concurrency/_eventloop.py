@@ -238,6 +238,8 @@ class EventLoopThread:
             raise LoopEndedError("the interpreter is exiting") from exc
         self._started.wait()
         if self._loop is None:
+            if not threading.main_thread().is_alive():  # what it needs can't be imported or started any more
+                raise LoopEndedError("the interpreter is exiting") from self._error
             raise LoopStartError(self._backend, str(self._error)) from self._error
 
     def stop(self, timeout: float | None = None) -> None:
@@ -318,6 +320,7 @@ class EventLoopThread:
             for call in tuple(self._calls):
                 call.cancel()
             await self._drained.wait()
+        await self._loop.end_other_tasks()
 
     def _ask_to_stop(self, reason: str) -> None:
         self._closed = self._closed or reason

@@ -151,6 +151,9 @@ class Loop(Protocol):
     def is_gone(self) -> bool:
         """Return whether what was posted may have been dropped."""
 
+    async def end_other_tasks(self) -> None:
+        """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
+
 
 class AsyncioLoop:
     """A running asyncio loop, uvloop's included."""
@@ -189,6 +192,14 @@ class AsyncioLoop:
     def is_gone(self) -> bool:
         return self.native.is_closed()
 
+    async def end_other_tasks(self) -> None:
+        asyncio = sys.modules["asyncio"]
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
 
 class TrioLoop:
     """A running trio loop."""
@@ -226,6 +237,9 @@ class TrioLoop:
 
     def is_gone(self) -> bool:
         return False  # trio drops nothing that it has accepted
+
+    async def end_other_tasks(self) -> None:
+        pass  # trio does it
 
 
 def running_loop() -> AsyncioLoop | TrioLoop | None:
