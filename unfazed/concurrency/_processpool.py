@@ -56,19 +56,20 @@ class _Unpickler(pickle.Unpickler):
 def _unpack(outcome: bytes, name: str) -> Any:
     """Return the value that a worker sent, or raise the error."""
     try:
-        value, error, text = _Unpickler(io.BytesIO(outcome)).load()
+        kind, about, text = _Unpickler(io.BytesIO(outcome)).load()
     except Exception as exc:
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
-    if not text:
-        return value
-    if error is None:
-        summary, _, text = text.partition("\n")
-        error = RemoteError(summary)
-    error.__cause__ = RemoteTraceback(text)
+    if kind == _worker.VALUE:
+        return about
+    if kind == _worker.UNSENDABLE_VALUE:
+        about = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}")
+    elif kind == _worker.UNREADABLE_ERROR:
+        about = RemoteError(about)
+    about.__cause__ = RemoteTraceback(text)
     try:
-        raise error
+        raise about
     finally:
-        del error
+        del about
 
 
 async def _send(request: bytes, name: str) -> bytes:

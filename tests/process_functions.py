@@ -1,0 +1,65 @@
+"""What the tests send to worker processes, which find it by module and name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+
+class TwoArgumentError(Exception):
+    """Pickles, and cannot be read back."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class OwnBaseError(BaseException):
+    pass
+
+
+def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
+def fail_with_two_arguments() -> NoReturn:
+    raise TwoArgumentError(1, 2)
+
+
+def fail_with_local_class() -> NoReturn:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("of a class that only the worker has")
+
+
+def fail_in_group() -> NoReturn:
+    raise ExceptionGroup("group", [ValueError(1), KeyError(2)])
+
+
+def return_lambda() -> object:
+    return lambda: None
+
+
+def end_at_once(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def touch_then_wait_for(touched: Path, awaited: Path) -> str:
+    touched.touch()
+    while not awaited.exists():
+        time.sleep(0.001)
+    return "a value that nobody waits for"
+
+
+async def async_function() -> None:
+    raise AssertionError("must not run")

@@ -1,0 +1,82 @@
+"""The house: a file imports from lower floors only, and stays short."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import unfazed.concurrency
+import unfazed_compat
+
+FOLDER = Path(unfazed.concurrency.__file__).parent
+COMPAT = Path(unfazed_compat.__file__).parent
+
+FLOORS = {
+    "_errors": 0,
+    "_slots": 0,
+    "_worker": 0,
+    "_checks": 1,
+    "_loops": 1,
+    "_eventloop": 2,
+    "_processpool": 3,
+    "_threadpool": 3,
+    "__init__": 4,
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Return the modules of this package that *file* imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level == 1:
+                found |= {module} if module else {alias.name for alias in node.names}
+            elif module.startswith("unfazed"):
+                found.add(module)
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+def test_a_file_imports_from_lower_floors_only(file: Path) -> None:
+    floor = FLOORS[file.stem]
+
+    for module in imported_modules(file):
+        assert FLOORS[module] < floor, f"{file.name} on floor {floor} imports {module}"
+
+
+def test_the_map_in_the_front_door_shows_every_file_on_its_floor() -> None:
+    docstring = unfazed.concurrency.__doc__ or ""
+    floor, seen = 4, {"__init__": 4}
+
+    for line in docstring.splitlines():
+        words = line.split()
+        if words[:1] == ["floor"]:
+            floor = int(words[1])
+            words = words[2:]
+        if words and words[0].startswith("_"):
+            seen[words[0].removesuffix(".py")] = floor
+
+    assert seen == FLOORS
+
+
+def test_the_worker_needs_the_standard_library_alone() -> None:
+    assert imported_modules(FOLDER / "_worker.py") == set()
+    assert "anyio" not in (FOLDER / "_worker.py").read_text(encoding="utf-8")
+
+
+def test_adapters_import_only_what_is_public() -> None:
+    for file in COMPAT.rglob("*.py"):
+        assert imported_modules(file) <= {"unfazed.concurrency"}, file.name
+
+
+def test_only_public_modules_of_anyio_are_imported() -> None:
+    for file in (*FOLDER.glob("*.py"), *COMPAT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                parts = node.module.split(".")
+                assert parts[0] not in ("anyio", "trio", "asgiref") or not any(
+                    part.startswith("_") for part in (*parts, *(alias.name for alias in node.names))
+                ), f"{file.name} imports {node.module}"

@@ -1,0 +1,61 @@
+"""What may be called where."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from unfazed.concurrency import _checks
+
+
+class Example:
+    def method(self) -> None:
+        pass
+
+    async def async_method(self) -> None:
+        pass
+
+    def __call__(self) -> None:
+        pass
+
+
+async def afn() -> None:
+    pass
+
+
+async def agen() -> Any:
+    yield
+
+
+class AsyncCallable:
+    async def __call__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("func", "name"),
+    [
+        (len, "len"),
+        (Example, "Example"),
+        (Example.method, "Example.method"),
+        (Example().method, "Example.method"),
+        (functools.partial(functools.partial(len, 1), 2), "len"),
+        (Example(), "Example"),
+        (lambda: None, "<lambda>"),
+    ],
+)
+def test_names_are_what_the_author_would_say(func: object, name: str) -> None:
+    assert _checks.name_of(func) == name
+
+
+@pytest.mark.parametrize("func", [afn, agen, functools.partial(afn), Example().async_method, AsyncCallable()])
+def test_async_is_seen(func: object) -> None:
+    assert _checks.is_async(func)
+
+
+@pytest.mark.parametrize("func", [len, Example, AsyncCallable, Example().method, Example(), functools.partial(len)])
+def test_sync_is_not_taken_for_async(func: object) -> None:
+    assert not _checks.is_async(func)
+    _checks.require_sync(func, "helper")  # type: ignore[arg-type]
