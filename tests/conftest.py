@@ -60,14 +60,14 @@ def captured(call: Callable[[], Any]) -> Outcome:
     """Make *call* and return what came of it: not every exception leaves a loop or a thread by itself."""
     try:
         return call(), None
-    except BaseException as exc:  # noqa: BLE001
+    except BaseException as exc:
         return None, exc
 
 
 async def captured_async(call: Callable[[], Awaitable[Any]]) -> Outcome:
     try:
         return await call(), None
-    except BaseException as exc:  # noqa: BLE001
+    except BaseException as exc:
         return None, exc
 
 
@@ -93,16 +93,17 @@ class Caller:
         backend, options = self.backend
         return anyio.run(afn, *args, backend=backend, backend_options=options)
 
-    def __call__(self, place: str, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, place: str, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         helper = getattr(unfazed.concurrency, f"run_in_{place}{'' if self.kind == 'async' else '_sync'}")
         call = partial(helper, func, *args, **kwargs)
-        value, error = {
+        ways: dict[str, Callable[[], Outcome]] = {
             "async": lambda: self.run(captured_async, call),
             "main thread": lambda: captured(call),
             "plain thread": lambda: in_plain_thread(partial(captured, call)),
             "our worker": lambda: self.run(unfazed.concurrency.run_in_threadpool, captured, call),
             "anyio's worker": lambda: self.run(anyio.to_thread.run_sync, captured, call),
-        }[self.kind]()
+        }
+        value, error = ways[self.kind]()
         if error is None:
             return value
         try:
@@ -154,9 +155,7 @@ def leave_nothing_behind() -> Iterator[None]:
     assert policy_loop_errors is None, "the test left an event loop running in the main thread"
     # trio keeps its threads for ten idle seconds, in a cache for the whole process
     wait_until(
-        lambda: all(
-            thread in threads or thread.name.startswith("Trio thread") for thread in threading.enumerate()
-        ),
+        lambda: all(thread in threads or thread.name.startswith("Trio thread") for thread in threading.enumerate()),
         "a thread is left",
     )
     wait_until(lambda: not set(psutil.Process().children(recursive=True)) - children, "a child process is left")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup

@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
+import unfazed_compat
 
 import unfazed.concurrency
-import unfazed_compat
 
 FOLDER = Path(unfazed.concurrency.__file__).parent
 COMPAT = Path(unfazed_compat.__file__).parent

@@ -41,7 +41,7 @@ class AsyncCallable:
         (Example, "Example"),
         (Example.method, "Example.method"),
         (Example().method, "Example.method"),
-        (functools.partial(functools.partial(len, 1), 2), "len"),
+        (functools.partial(functools.partial(max, 1), 2), "max"),
         (Example(), "Example"),
         (lambda: None, "<lambda>"),
     ],

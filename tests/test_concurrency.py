@@ -12,7 +12,7 @@ import unfazed.concurrency
 
 
 def python(source: str) -> str:
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr

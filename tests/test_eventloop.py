@@ -50,7 +50,7 @@ class OwnBaseError(BaseException):
 
 
 def test_all_arguments_reach_the_function_whatever_their_names(caller: Caller) -> None:
-    kwargs = {name: 1 for name in ("self", "func", "args", "kwargs", "timeout", "context", "token", "loop", "name")}
+    kwargs = dict.fromkeys(("self", "func", "args", "kwargs", "timeout", "context", "token", "loop", "name"), 1)
 
     assert caller("eventloop", echo, 1, 2, **kwargs) == ((1, 2), kwargs)
 
@@ -228,8 +228,10 @@ def test_loops_do_not_leak_into_each_other_through_the_context(background: Any, 
 
     foreign = anyio.run(context, backend=backend)
 
-    assert foreign.run(run_in_eventloop_sync, use_anyio) == "done"
-    assert in_plain_thread(lambda: foreign.run(run_in_threadpool_sync, run_in_eventloop_sync, use_anyio)) == "done"
+    assert foreign.run(lambda: run_in_eventloop_sync(use_anyio)) == "done"
+    assert (
+        in_plain_thread(lambda: foreign.run(lambda: run_in_threadpool_sync(run_in_eventloop_sync, use_anyio))) == "done"
+    )
 
 
 # The background event loop
@@ -461,7 +463,7 @@ def test_leaving_the_block_cancels_what_runs_and_awaits_its_cleanup(
     def call() -> None:
         try:
             loop.run_sync(work)
-        except BaseException as exc:  # noqa: BLE001
+        except BaseException as exc:
             seen.append(type(exc).__name__)
 
     with EventLoopThread(*anyio_backend) as loop:

@@ -1,4 +1,4 @@
-"""Fork, exit and Ctrl-C, each in a program of its own: whatever happens, it ends, and says nothing that it should not."""
+"""Fork, exit and Ctrl-C, each in a program of its own: it ends, and says nothing that it should not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Program:
         self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
 
     def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             [sys.executable, str(self._file)],
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -104,7 +104,9 @@ class Program:
 
 
 # Forking with other threads alive is what these programs are about; Python warns of it.
-WARNINGS = "error,ignore:This process:DeprecationWarning,ignore::DeprecationWarning:asyncio,ignore::DeprecationWarning:anyio"
+WARNINGS = (
+    "error,ignore:This process:DeprecationWarning,ignore::DeprecationWarning:asyncio,ignore::DeprecationWarning:anyio"
+)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -210,7 +212,7 @@ def test_a_forked_child_starts_with_all_slots_free(program: Any) -> None:
 
 
 def test_an_event_loop_thread_says_that_it_was_left_behind(program: Any) -> None:
-    code, out, err = program(f"""
+    code, out, err = program("""
         def use(loop):
             try:
                 loop.run_sync(aid)

@@ -13,7 +13,6 @@ import anyio
 import anyio.to_process
 import process_functions as functions
 import pytest
-from conftest import Caller
 
 from unfazed.concurrency import (
     NotSendableError,
@@ -28,12 +27,14 @@ from unfazed.concurrency import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Caller
+
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 
 def test_all_arguments_reach_the_function_whatever_their_names(caller: Caller) -> None:
-    kwargs = {name: 1 for name in ("self", "func", "args", "kwargs", "timeout", "limiter", "request", "name")}
+    kwargs = dict.fromkeys(("self", "func", "args", "kwargs", "timeout", "limiter", "request", "name"), 1)
 
     assert caller("processpool", functions.echo, 1, 2, **kwargs) == ((1, 2), kwargs)
 
@@ -60,7 +61,7 @@ def test_errors_come_back_with_their_traceback_and_the_next_call_works(
     async def call() -> BaseException:
         try:
             await run_in_processpool(functions.fail, error)
-        except BaseException as exc:  # noqa: BLE001
+        except BaseException as exc:
             assert await run_in_processpool(functions.echo, 1) == ((1,), {})
             return exc
         pytest.fail("nothing was raised")
@@ -227,9 +228,7 @@ async def test_a_call_cancelled_while_it_queues_is_never_sent(tmp_path: Path) ->
 def run_program(folder: Path, source: str) -> tuple[str, str]:
     file = folder / "program.py"
     file.write_text(source)
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False)
     return done.stdout, done.stderr
 
 

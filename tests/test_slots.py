@@ -22,9 +22,9 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
-OUTERMOST = {
+OUTERMOST: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "ours": run_in_threadpool,
     "anyio's": anyio.to_thread.run_sync,
     "Starlette's": starlette.concurrency.run_in_threadpool,
@@ -38,6 +38,16 @@ def set_limit(total: float) -> None:
 
 async def set_limit_async(total: float) -> None:
     set_limit(total)
+
+
+def wakes(order: list[Any], name: object) -> Callable[[], bool]:
+    """Return a way to be woken that notes it in *order*."""
+
+    def wake() -> bool:
+        order.append(name)
+        return True
+
+    return wake
 
 
 class Running:
@@ -60,7 +70,7 @@ class Running:
                 self.now -= 1
 
 
-async def gather(*calls: Callable[[], Awaitable[object]]) -> None:
+async def gather(*calls: Callable[[], Coroutine[Any, Any, object]]) -> None:
     async with anyio.create_task_group() as tasks:
         for call in calls:
             tasks.start_soon(call)
@@ -214,7 +224,7 @@ async def test_a_lent_slot_goes_to_nobody_else_before_the_stall() -> None:
     holder = _slots.acquire(limiter, lambda: True)
     stranger_woken: list[bool] = []
     _slots.lend(holder)
-    stranger = _slots.acquire(limiter, lambda: bool(stranger_woken.append(True)) or True)
+    stranger = _slots.acquire(limiter, wakes(stranger_woken, True))
 
     _slots.current_slot.set(holder)
     descendant = _slots.acquire(limiter, lambda: True)
@@ -312,14 +322,14 @@ def test_the_chain_of_ended_callers_is_forgotten() -> None:
 
 def test_a_raised_total_lets_those_in_who_queue() -> None:
     limiter = anyio.CapacityLimiter(1)
-    granted = threading.Event()
+    granted: list[bool] = []
     first = _slots.acquire(limiter, lambda: True)
-    second = _slots.acquire(limiter, lambda: granted.set() or True)
+    second = _slots.acquire(limiter, wakes(granted, True))
     third = _slots.acquire(limiter, lambda: True)
 
     limiter.total_tokens = 2
 
-    assert granted.wait(GRACE_SECONDS)
+    wait_until(lambda: granted, "the second is let in")
     assert not third.held
     for slot in (first, second, third):
         _slots.release(slot)
@@ -345,7 +355,7 @@ def test_after_a_stall_nested_calls_come_first_and_others_up_to_the_limit() -> N
     order: list[str] = []
 
     def acquire(name: str) -> _slots.Slot:
-        return _slots.acquire(limiter, lambda: order.append(name) or True)  # type: ignore[func-returns-value]
+        return _slots.acquire(limiter, wakes(order, name))
 
     strangers = [acquire(f"stranger {number}") for number in range(3)]
     token = _slots.current_slot.set(nested_by)

@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,11 +21,12 @@ from conftest import GRACE_SECONDS, Caller, wait_until
 from unfazed.concurrency import (
     LoopEndedError,
     WrongFunctionError,
+    _eventloop,
+    _loops,
     run_in_eventloop_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency import _eventloop, _loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -423,7 +425,7 @@ async def test_a_nested_call_in_a_thread_is_cancelled_and_waited_for() -> None:
     blocking = Blocking()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run_in_threadpool, run_in_threadpool_sync, blocking)
+        tasks.start_soon(partial(run_in_threadpool, run_in_threadpool_sync, blocking))
         await blocking.wait_until_started()
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):

@@ -13,9 +13,7 @@ from unfazed.concurrency import _worker
 
 
 def run(func: object, *args: object, **kwargs: object) -> tuple[str, Any, str]:
-    outcome: tuple[str, Any, str] = pickle.loads(  # noqa: S301
-        _worker.run(pickle.dumps((func, args, kwargs)))
-    )
+    outcome: tuple[str, Any, str] = pickle.loads(_worker.run(pickle.dumps((func, args, kwargs))))
     return outcome
 
 
@@ -50,7 +48,7 @@ def test_a_value_that_cannot_be_pickled_comes_as_text() -> None:
 def test_a_request_that_cannot_be_read_is_an_error() -> None:
     request = pickle.dumps((functions.echo, (), {})).replace(b"echo", b"ecco")
 
-    _, caught, text = pickle.loads(_worker.run(request))  # noqa: S301
+    _, caught, text = pickle.loads(_worker.run(request))
 
     assert isinstance(caught, AttributeError)
     assert "ecco" in text

@@ -33,16 +33,23 @@ def is_async(func: object) -> bool:
         return True
     if inspect.isclass(func) or inspect.isroutine(func):
         return False
-    call = getattr(type(func), "__call__", None)
+    call = getattr(type(func), "__call__", None)  # noqa: B004  not whether it can be called, but how
     return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
+def close_coroutine(value: object) -> bool:
+    """Return whether *value* is a coroutine, and close it then: it would complain that nobody has awaited it."""
+    if not isinstance(value, CoroutineType):
+        return False
+    value.close()
+    return True
+
+
 def require_callable(func: object, helper: str) -> None:
-    """Refuse what cannot be called; a coroutine is closed first, as nobody else is going to await it."""
+    """Refuse what cannot be called."""
     if callable(func):
         return
-    if isinstance(func, CoroutineType):
-        func.close()
+    if close_coroutine(func):
         name = name_of(func)
         problem = (
             f"{helper}() expected a function and its arguments, not a coroutine: "

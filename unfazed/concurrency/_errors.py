@@ -128,7 +128,7 @@ class RemoteError(UnfazedError, RuntimeError):
     """
 
 
-class RemoteTraceback(UnfazedError):
+class RemoteTraceback(UnfazedError):  # noqa: N818  it is no error but where one comes from
     """The cause of each exception that comes from a worker process: its traceback there, as text.
 
     Args:

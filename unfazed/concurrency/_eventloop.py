@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import isawaitable
@@ -32,7 +33,7 @@ from ._errors import LoopEndedError, LoopStartError, LoopStateError, LoopThreadE
 from ._loops import Call, SyncAnswer, call_in, current_loop, running_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
     from ._loops import Loop
@@ -64,12 +65,16 @@ class Worker:
             self._told = True
             self.call.cancel()
 
+    def way_back(self) -> Loop:
+        assert self.loop is not None, "set before the worker starts"
+        return self.loop
+
     def enter(self, call: Call[Any]) -> None:
         """Lend the slot, for the thread is going to wait for *call*."""
-        assert self.slot is not None and self.loop is not None, "set before the worker starts"
+        assert self.slot is not None, "set before the worker starts"
         self.call = call
         _slots.lend(self.slot)
-        if self._cancelled and (self.loop.keeps_cancelling or not self._told):
+        if self._cancelled and (self.way_back().keeps_cancelling or not self._told):
             self._told = True
             call.cancel()
 
@@ -102,14 +107,14 @@ def call_from_sync(
     here = running_loop()
     if here is not None and here.native is not thread.lost_loop:
         raise LoopThreadError(helper, f"await {helper.removesuffix('_sync')}({name_of(func)}, ...)")
-    call = Call(work, answer)
+    call: Call[Any] = Call(work, answer)
     worker = thread.worker
     if worker is not None:
         worker.enter(call)
         try:
-            (loop_thread or worker.loop).submit(call, copy_context())
+            (loop_thread or worker.way_back()).submit(call, copy_context())
             while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
-                if call.loop.is_gone():
+                if call.loop is not None and call.loop.is_gone():
                     answer.fail(LoopEndedError("the event loop of this worker thread has ended"))
         finally:
             worker.leave()
@@ -140,7 +145,7 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
         finally:
             _slots.release(slot)
 
-    ways = [from_thread.run]
+    ways: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [from_thread.run]
     if "trio" in sys.modules:
         import trio
 
@@ -312,7 +317,7 @@ class EventLoopThread:
 
     async def _serve(self) -> None:
         self._stop_event = Event()
-        self._loop = current_loop()
+        loop = self._loop = current_loop()
         self._started.set()
         await self._stop_event.wait()
         while self._calls:
@@ -320,15 +325,13 @@ class EventLoopThread:
             for call in tuple(self._calls):
                 call.cancel()
             await self._drained.wait()
-        await self._loop.end_other_tasks()
+        await loop.end_other_tasks()
 
     def _ask_to_stop(self, reason: str) -> None:
         self._closed = self._closed or reason
         if self._loop is not None and self._stop_event is not None:
-            try:
+            with suppress(LoopEndedError):
                 self._loop.post(self._stop_event.set)
-            except LoopEndedError:
-                pass
 
 
 _lock = threading.Lock()
@@ -338,9 +341,7 @@ _running: set[EventLoopThread] = set()
 _exiting = False
 
 
-def configure_background_eventloop(
-    *, backend: str = "asyncio", backend_options: dict[str, Any] | None = None
-) -> None:
+def configure_background_eventloop(*, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> None:
     """Choose the backend of the background event loop, before its first use.
 
     Without this, the environment variable `UNFAZED_BACKEND` decides ("asyncio" or "trio"), else it is asyncio.

@@ -9,6 +9,7 @@ Every wait in async code goes through `hold_slot`, `outlast` or `call_in`; each 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
@@ -111,10 +112,8 @@ class Call(Generic[T]):
         # that it is cancelled.
         self._cancelled = True
         if self.loop is not None:
-            try:
+            with suppress(LoopEndedError):  # and so has the task
                 self.loop.post(self._cancel)
-            except LoopEndedError:
-                pass  # and so has the task
 
     def _cancel(self) -> None:
         if self._abort is not None:
@@ -135,12 +134,20 @@ class SyncAnswer(Answer[T]):
 class Loop(Protocol):
     """A running event loop, to be used from any thread. All of it raises `LoopEndedError` once the loop is gone."""
 
-    native: object
-    thread_id: int
-    """Of the thread that it runs in, as `threading.get_ident` gives it."""
+    @property
+    def native(self) -> object:
+        """What the library itself knows the loop by."""
+        ...
 
-    keeps_cancelling: bool
-    """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
+    @property
+    def thread_id(self) -> int:
+        """Of the thread that it runs in, as `threading.get_ident` gives it."""
+        ...
+
+    @property
+    def keeps_cancelling(self) -> bool:
+        """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
+        ...
 
     def post(self, func: Callable[..., object], *args: object) -> None:
         """Have the loop call *func* soon. Returns at once."""
@@ -150,6 +157,7 @@ class Loop(Protocol):
 
     def is_gone(self) -> bool:
         """Return whether what was posted may have been dropped."""
+        ...
 
     async def end_other_tasks(self) -> None:
         """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
@@ -242,7 +250,7 @@ class TrioLoop:
         pass  # trio does it
 
 
-def running_loop() -> AsyncioLoop | TrioLoop | None:
+def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
     lowlevel = sys.modules.get("trio.lowlevel")
     if lowlevel is not None and lowlevel.in_trio_run():
@@ -256,7 +264,7 @@ def running_loop() -> AsyncioLoop | TrioLoop | None:
     return None
 
 
-def current_loop() -> AsyncioLoop | TrioLoop:
+def current_loop() -> Loop:
     """Return the event loop that runs in this thread."""
     loop = running_loop()
     assert loop is not None, "async code runs in a loop"
@@ -295,9 +303,9 @@ NO_LIMIT = NoLimit()
 
 
 async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
-    """Take a slot of *limiter* in the current *loop*, queueing for it if need be: whoever gives one back wakes us, on any thread.
+    """Take a slot of *limiter* in the current *loop*, queueing for it if need be.
 
-    Cancelled meanwhile, by whatever means, it leaves the queue and gives back what it was granted.
+    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it leaves the queue and gives back what it was granted.
     """
     event: Event | None = None
 

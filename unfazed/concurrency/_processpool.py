@@ -81,8 +81,13 @@ async def _send(request: bytes, name: str) -> bytes:
     loop = current_loop()
     slot = await hold_slot(loop, to_process.current_default_process_limiter())
     try:
-        send = partial(to_process.run_sync, _worker.run, request, limiter=NO_LIMIT)
-        return await call_in(loop.submit, send, name, loop, pass_on=False)
+        return await call_in(
+            loop.submit,
+            lambda: to_process.run_sync(_worker.run, request, limiter=NO_LIMIT),
+            name,
+            loop,
+            pass_on=False,
+        )
     except BrokenWorkerProcess as exc:
         if "initialization" in str(exc):
             reason = (

@@ -145,7 +145,7 @@ class Limit:
 
         Return those whose callers are to be woken.
         """
-        served = []
+        served: list[Slot] = []
         if lender is not None and lender.heirs and lender.waits and lender.borrower is None:
             served.append(self.wake_up(next(iter(lender.heirs)), lender))
         if self.queue:
@@ -307,7 +307,7 @@ def _watch() -> None:
     while True:
         time.sleep(STALL_SECONDS / 2)
         with _lock:
-            served = []
+            served: list[Slot] = []
             for limit in tuple(_watched):
                 served += limit.serve()
                 served += limit.relieve(time.monotonic())

@@ -7,13 +7,12 @@ worker, from where it goes straight to a sync caller while the loop does its acc
 from __future__ import annotations
 
 from threading import Lock
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from anyio import Event, to_thread
 
 from . import _slots
-from ._checks import async_function_error, require_sync
+from ._checks import async_function_error, close_coroutine, require_sync
 from ._eventloop import Worker, call_from_sync, thread
 from ._loops import NO_LIMIT, Answer, SyncAnswer, current_loop, hold_slot, outlast, set_from_anywhere, without_our_frame
 
@@ -75,23 +74,23 @@ class Job(Worker, Generic[T]):
         assert self.slot is not None, "taken before the worker starts"
         _slots.current_slot.set(self.slot)
         thread.worker = self
-        value = error = None
+        value: T | None = None
+        error: BaseException | None = None
         try:
             value = self._func(*self._args, **self._kwargs)
-            if type(value) is CoroutineType:
-                value.close()
+            if close_coroutine(value):
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:
             error = without_our_frame(exc)
         thread.worker = None
-        if type(self.answer) is SyncAnswer:
+        if isinstance(self.answer, SyncAnswer):
             _slots.release(self.slot)  # before its caller goes on; otherwise the loop does it, which costs it less
         if self._settled.acquire(blocking=False):
             if self.answer.claim():
                 self.answer.write(value, error)
         else:
-            assert self.loop is not None and self._ended is not None, "the loop took the lock to wait for us"
-            set_from_anywhere(self.loop, self._ended)
+            assert self._ended is not None, "the loop took the lock to wait for us"
+            set_from_anywhere(self.way_back(), self._ended)
         del value, error  # the traceback of the error leads to the function's frame, and that one back to this
 
 

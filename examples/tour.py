@@ -1,0 +1,198 @@
+"""A tour of unfazed-concurrency on real files.
+
+    python examples/tour.py [DIRECTORY]
+
+Reads every file below DIRECTORY (by default Python's own standard library) in worker threads and hashes it in worker
+processes: from async code and from sync code, on asyncio and on trio. All four must agree. Meanwhile a clock ticks in
+the event loop and notes how late it ever was: that is how long everything else in the program would have been held up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from unfazed.concurrency import (
+    EventLoopThread,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+
+try:
+    import trio as trio
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as exc:
+    sys.exit(f"tour.py needs {exc.name}; install it with: pip install 'unfazed-concurrency[examples]'")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TICK_SECONDS = 0.005
+TASKS = 8  # files on their way at once in the async runs; enough to keep the worker processes busy
+
+
+@dataclass
+class Run:
+    """What one way of doing the work came to."""
+
+    name: str
+    digests: dict[Path, str] = field(default_factory=dict)
+    problems: dict[Path, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    held_up: float = 0.0  # seconds, the longest that the event loop did not get round to anything else
+
+
+def digest(data: bytes) -> str:
+    """Do the CPU-bound part: a hash that is slow on purpose, as those for passwords are."""
+    return hashlib.pbkdf2_hmac("sha256", data, b"tour", 2000).hex()
+
+
+def find_files(directory: Path) -> list[Path]:
+    """Return the files below *directory*, but for what is installed or cached there."""
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if not {"site-packages", "__pycache__"}.intersection(path.parts) and path.is_file()
+    )
+
+
+async def hash_from_async(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
+    todo = iter(paths)
+
+    async def work() -> None:
+        for path in todo:
+            try:
+                data = await run_in_threadpool(path.read_bytes)
+                run.digests[path] = await run_in_processpool(digest, data)
+            except OSError as exc:
+                run.problems[path] = str(exc)
+            advance()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(TASKS):
+            tasks.start_soon(work)
+
+
+def hash_from_sync(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
+    for path in paths:
+        try:
+            data = run_in_threadpool_sync(path.read_bytes)
+            run.digests[path] = run_in_processpool_sync(digest, data)
+        except OSError as exc:
+            run.problems[path] = str(exc)
+        advance()
+
+
+def hash_blocking(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
+    for path in paths:
+        try:
+            run.digests[path] = digest(path.read_bytes())
+        except OSError as exc:
+            run.problems[path] = str(exc)
+        advance()
+
+
+async def watch(run: Run) -> None:
+    """Tick, and note the longest delay of a tick."""
+    while True:
+        due = time.perf_counter() + TICK_SECONDS
+        try:
+            await anyio.sleep(TICK_SECONDS)
+        finally:
+            run.held_up = max(run.held_up, time.perf_counter() - due)
+
+
+async def watched(run: Run, kind: str, paths: list[Path], advance: Callable[[], None]) -> None:
+    """Do the work in one of three ways, and watch the event loop meanwhile."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, run)
+        await anyio.sleep(0)
+        started = time.perf_counter()
+        if kind == "async":
+            await hash_from_async(paths, run, advance)
+        elif kind == "sync":
+            await run_in_threadpool(hash_from_sync, paths, run, advance)
+        else:
+            hash_blocking(paths, run, advance)
+        run.seconds = time.perf_counter() - started
+        tasks.cancel_scope.cancel()
+
+
+WAYS = (
+    ("async code, asyncio", "async", "asyncio"),
+    ("sync code, asyncio", "sync", "asyncio"),
+    ("async code, trio", "async", "trio"),
+    ("sync code, trio", "sync", "trio"),
+    ("blocking the loop", "blocking", "asyncio"),
+)
+
+
+def take_tour(paths: list[Path], console: Console) -> list[Run]:
+    """Do the work in all ways, one after the other."""
+    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    runs = []
+    with Progress(*columns, console=console) as progress:
+        for name, kind, backend in WAYS:
+            bar = progress.add_task(name, total=len(paths))
+            run = Run(name)
+            with EventLoopThread(backend) as loop:
+                loop.run_sync(watched, run, kind, paths, lambda bar=bar: progress.advance(bar))  # type: ignore[misc]
+            runs.append(run)
+    return runs
+
+
+def report(runs: list[Run], console: Console) -> bool:
+    """Show what came of it. Return whether all agree on every file that all could read."""
+    table = Table(title="Reading and hashing every file")
+    for heading in ("from", "files", "seconds", "event loop held up, ms"):
+        table.add_column(heading, justify="left" if heading == "from" else "right")
+    for run in runs:
+        table.add_row(run.name, f"{len(run.digests)}", f"{run.seconds:.2f}", f"{run.held_up * 1000:.1f}")
+    console.print(table)
+
+    problems = {path: problem for run in runs for path, problem in run.problems.items()}
+    for path, problem in problems.items():
+        console.print(f"[yellow]left out[/] {escape(str(path))}: {escape(problem)}")
+    first, *others = (
+        {path: digest for path, digest in run.digests.items() if path not in problems} for run in runs
+    )
+    differing = [path for path in first if any(other.get(path) != first[path] for other in others)]
+    for path in differing:
+        console.print(f"[red]changed meanwhile[/] {escape(str(path))}")
+    if not differing:
+        console.print(f"[green]All agree[/] on {len(first)} files.")
+    return not differing
+
+
+def main(arguments: list[str]) -> int:
+    console = Console(highlight=False)
+    if len(arguments) > 1:
+        console.print("usage: tour.py [DIRECTORY]", markup=False)
+        return 2
+    directory = Path(arguments[0] if arguments else sysconfig.get_path("stdlib"))
+    if not directory.is_dir():
+        console.print(f"[red]There is no directory[/] {escape(str(directory))}")
+        return 2
+    paths = find_files(directory)
+    console.print(f"{len(paths)} files below {escape(str(directory))}")
+    try:
+        return 0 if report(take_tour(paths, console), console) else 1
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted[/]; all threads and processes have ended.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
