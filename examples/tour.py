@@ -165,9 +165,7 @@ def report(runs: list[Run], console: Console) -> bool:
     problems = {path: problem for run in runs for path, problem in run.problems.items()}
     for path, problem in problems.items():
         console.print(f"[yellow]left out[/] {escape(str(path))}: {escape(problem)}")
-    first, *others = (
-        {path: digest for path, digest in run.digests.items() if path not in problems} for run in runs
-    )
+    first, *others = ({path: digest for path, digest in run.digests.items() if path not in problems} for run in runs)
     differing = [path for path in first if any(other.get(path) != first[path] for other in others)]
     for path in differing:
         console.print(f"[red]changed meanwhile[/] {escape(str(path))}")

@@ -35,7 +35,7 @@ class Answer(Generic[T]):
 
     def __init__(self, announce: Callable[[], object]) -> None:
         self._claim = Lock()  # a flag that is tested and set in one step; never released
-        self._value: T | None = None
+        self._value: Any = None  # a T where there is no error
         self._error: BaseException | None = None
         self.announce = announce
 
@@ -56,7 +56,8 @@ class Answer(Generic[T]):
         """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
         error, self._error = self._error, None
         if error is None:
-            return self._value  # type: ignore[return-value]  # a T, as there is no error
+            value: T = self._value
+            return value
         try:
             raise error
         finally:
@@ -305,7 +306,8 @@ NO_LIMIT = NoLimit()
 async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
     """Take a slot of *limiter* in the current *loop*, queueing for it if need be.
 
-    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it leaves the queue and gives back what it was granted.
+    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it
+    leaves the queue and gives back what it was granted.
     """
     event: Event | None = None
 
