@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,8 +67,10 @@ def test_the_map_in_the_front_door_shows_every_file_on_its_floor() -> None:
 
 
 def test_the_worker_needs_the_standard_library_alone() -> None:
-    assert imported_modules(FOLDER / "_worker.py") == set()
-    assert "anyio" not in (FOLDER / "_worker.py").read_text(encoding="utf-8")
+    source = (FOLDER / "_worker.py").read_text(encoding="utf-8")
+    imports = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
+
+    assert set(imports) - {"__future__"} <= sys.stdlib_module_names
 
 
 def test_adapters_import_only_what_is_public() -> None:
@@ -80,3 +86,43 @@ def test_only_public_modules_of_anyio_are_imported() -> None:
                 assert parts[0] not in ("anyio", "trio", "asgiref") or not any(
                     part.startswith("_") for part in (*parts, *(alias.name for alias in node.names))
                 ), f"{file.name} imports {node.module}"
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_lowest_versions_are_the_bounds_of_the_project() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = re.findall(
+        r"^([\w-]+)==([\d.]+)$", (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    bounds = {name: set(re.findall(rf'"{name}(?:\[\w+\])?>=([\d.]+)"', project)) for name, _ in pins}
+
+    for name, pin in pins:
+        assert bounds[name], name
+        for bound in bounds[name]:
+            assert [int(part) for part in bound.split(".")] == trimmed(pin, len(bound.split("."))), name
+
+
+def trimmed(version: str, length: int) -> list[int]:
+    parts = [int(part) for part in version.split(".")]
+    assert not any(parts[length:]), f"{version} is above its bound"
+    return parts[:length]
+
+
+def test_the_project_needs_anyio_alone() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    assert re.findall(r"^dependencies = (.*)$", project, re.MULTILINE) == ['["anyio>=4.14.2"]']
+
+
+@pytest.mark.skipif(os.environ.get("UNFAZED_TEST_BACKENDS") != "asyncio", reason="only where trio must not be needed")
+def test_trio_is_not_needed() -> None:
+    assert importlib.util.find_spec("trio") is None
+
+
+@pytest.mark.skipif("TOX_ENV_NAME" not in os.environ, reason="only tox tests the wheel")
+def test_what_is_tested_is_the_wheel() -> None:
+    assert ROOT not in FOLDER.parents
+    for package in (FOLDER.parent, COMPAT):
+        assert (package / "py.typed").exists()

@@ -254,7 +254,8 @@ class TrioLoop:
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
     lowlevel = sys.modules.get("trio.lowlevel")
-    if lowlevel is not None and lowlevel.in_trio_run():
+    in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while trio is being imported elsewhere
+    if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
     asyncio = sys.modules.get("asyncio.events")
     if asyncio is not None:
