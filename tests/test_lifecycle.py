@@ -73,6 +73,7 @@ class Program:
         body = textwrap.indent(textwrap.dedent(source), "    ")
         self._file.write_text(f"{prelude}\nif __name__ == '__main__':\n{body}")
         self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
+        self._environment.pop("PYTHONDEVMODE", None)  # asyncio says then how long a fork in a coroutine took
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(

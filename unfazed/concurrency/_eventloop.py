@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from ._loops import Loop
 
+    Submit = Callable[[Call[Any], Context], None]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -98,9 +100,9 @@ def call_from_sync(
     answer: SyncAnswer[T],
     func: object,
     helper: str,
-    loop_thread: EventLoopThread | None = None,
+    submit: Submit | None = None,
 ) -> T:
-    """Run *work* in the loop that this thread belongs to, or in *loop_thread*, and wait for *answer*.
+    """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for *answer*.
 
     Who wakes us: whoever writes the answer, which is *work* at its end if nobody did before; the end of the loop.
     """
@@ -112,14 +114,14 @@ def call_from_sync(
     if worker is not None:
         worker.enter(call)
         try:
-            (loop_thread or worker.way_back()).submit(call, copy_context())
+            (submit or worker.way_back().submit)(call, copy_context())
             while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
                 if call.loop is not None and call.loop.is_gone():
                     answer.fail(LoopEndedError("the event loop of this worker thread has ended"))
         finally:
             worker.leave()
-    elif loop_thread is not None or not _call_from_others_worker(call):
-        (loop_thread or _background()).submit(call, copy_context())
+    elif submit is not None or not _call_from_others_worker(call):
+        (submit or _background()._submit)(call, copy_context())
         try:
             answer.done.acquire()
         except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
@@ -270,7 +272,7 @@ class EventLoopThread:
         work = _work(func, args, kwargs, "run")
         if self._thread is threading.current_thread():
             return await work()
-        return await call_in(self.submit, work, name_of(func), current_loop(), pass_on=True)
+        return await call_in(self._submit, work, name_of(func), current_loop(), pass_on=True)
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and wait for its result.
@@ -278,16 +280,16 @@ class EventLoopThread:
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
         answer: SyncAnswer[T] = SyncAnswer()
-        return call_from_sync(_work(func, args, kwargs, "run_sync"), answer, func, "run_sync", self)
+        return call_from_sync(_work(func, args, kwargs, "run_sync"), answer, func, "run_sync", self._submit)
 
-    def submit(self, call: Call[Any], context: Context) -> None:
-        """Have the loop run *call*; not for use outside of this package."""
+    def _submit(self, call: Call[Any], context: Context) -> None:
+        """Have the loop run *call*."""
         if self._loop is None or self._closed is not None:
             if self._closed is None:
                 raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
             raise LoopEndedError(self._closed)
         # Either the call is in the set when the loop ends, and `_main` fails it; or the loop has ended, and says so.
-        call.home = self
+        call.on_end = self._forget
         self._calls.add(call)
         try:
             self._loop.submit(call, context)
@@ -295,8 +297,8 @@ class EventLoopThread:
             self._calls.discard(call)
             raise
 
-    def call_ended(self, call: Call[Any]) -> None:
-        """Forget *call*; for `Call` alone, in the loop's thread."""
+    def _forget(self, call: Call[Any]) -> None:
+        """Note that *call* has ended, in the loop's thread."""
         self._calls.discard(call)
         if self._drained is not None and not self._calls:
             self._drained.set()

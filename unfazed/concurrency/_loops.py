@@ -69,23 +69,17 @@ def without_our_frame(exc: BaseException) -> BaseException:
     return exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
 
 
-class Home(Protocol):
-    """Who keeps a call while it runs."""
-
-    def call_ended(self, call: Call[Any]) -> None: ...
-
-
 class Call(Generic[T]):
     """An async function that one thread has another thread's loop run, in a task of its own."""
 
-    __slots__ = ("_abort", "_cancelled", "_work", "answer", "home", "loop")
+    __slots__ = ("_abort", "_cancelled", "_work", "answer", "loop", "on_end")
 
     def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
         self._work = work
         self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
         self._cancelled = False
         self.answer = answer
-        self.home: Home | None = None  # is told when the task has ended
+        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the task has ended
         self.loop: Loop | None = None  # from the submission on
 
     async def run(self, abort: Callable[[], object]) -> None:
@@ -102,8 +96,8 @@ class Call(Generic[T]):
                 self.answer.write(value, None)
         finally:
             self._abort = None
-            if self.home is not None:
-                self.home.call_ended(self)
+            if self.on_end is not None:
+                self.on_end(self)
 
     def cancel(self) -> None:
         """Cancel the task, now or when it starts, from any thread. Only the first time counts."""
@@ -253,7 +247,7 @@ class TrioLoop:
 
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
-    lowlevel = sys.modules.get("trio.lowlevel")
+    lowlevel: Any = sys.modules.get("trio.lowlevel")
     in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while trio is being imported elsewhere
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
