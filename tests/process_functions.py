@@ -52,6 +52,20 @@ def return_lambda() -> object:
     return lambda: None
 
 
+class WorkerOnly:
+    def __reduce__(self) -> tuple[object, ...]:
+        return _only_in_process, (os.getpid(),)
+
+
+def _only_in_process(pid: int) -> None:
+    if os.getpid() != pid:
+        raise LookupError(f"of process {pid} alone")
+
+
+def return_worker_only() -> object:
+    return WorkerOnly()
+
+
 def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 

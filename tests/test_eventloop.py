@@ -535,3 +535,46 @@ def test_stop_returns_after_its_timeout(anyio_backend: tuple[str, dict[str, Any]
         assert loop._thread.is_alive()
         may_end.set()
     thread.join(GRACE_SECONDS)
+
+
+def test_a_worker_waits_as_long_as_its_loop_is_there(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_eventloop, "GONE_CHECK_SECONDS", 0.001)
+    backend, options = anyio_backend
+
+    async def main() -> Any:
+        return await run_in_threadpool(run_in_eventloop_sync, slow_echo, 1)
+
+    async def slow_echo(value: int) -> int:
+        await anyio.sleep(0.05)
+        return value
+
+    assert anyio.run(main, backend=backend, backend_options=options) == 1
+
+
+def test_when_threads_cannot_be_started_any_more_the_error_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(LoopEndedError, match="the interpreter is exiting"):
+            run_in_eventloop_sync(echo)
+
+    assert run_in_eventloop_sync(echo, 1) == ((1,), {})
+
+
+def test_a_call_to_a_loop_that_ended_a_moment_ago_gets_an_error(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventLoopThread(*anyio_backend) as loop:
+
+        def ended(self: object, call: object, context: object) -> None:
+            raise LoopEndedError("the event loop of this call has ended")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(loop._loop), "submit", ended)
+            with pytest.raises(LoopEndedError):
+                loop.run_sync(echo)
+        assert not loop._calls

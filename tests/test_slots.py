@@ -415,3 +415,50 @@ def test_without_a_watcher_thread_calls_still_queue(monkeypatch: pytest.MonkeyPa
     fourth = _slots.acquire(limiter, lambda: True)  # which starts a watcher again
     _slots.release(third)
     _slots.release(fourth)
+
+
+def test_a_thread_that_waits_in_two_calls_lends_until_both_are_done() -> None:
+    """A worker may run an event loop of its own, in which several calls wait."""
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter, lambda: True)
+    queued = []
+    for _ in range(2):
+        _slots.lend(holder)
+        token = _slots.current_slot.set(holder)
+        queued.append(_slots.acquire(limiter, lambda: True))
+        _slots.current_slot.reset(token)
+
+    _slots.take_back(holder)
+    _slots.release(queued[0])
+
+    assert queued[1].held
+    _slots.take_back(holder)
+    for slot in (*queued, holder):
+        _slots.release(slot)
+
+
+def test_ancestors_under_other_limits_are_passed_over() -> None:
+    limiter, other = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter, lambda: True)
+    _slots.lend(holder)
+    token = _slots.current_slot.set(holder)
+    between = _slots.acquire(other, lambda: True)
+    _slots.lend(between)
+    _slots.current_slot.set(between)
+    below = _slots.acquire(limiter, lambda: True)
+    _slots.current_slot.reset(token)
+
+    assert below.lender is holder
+    for slot in (below, between, holder):
+        _slots.release(slot)
+
+
+def test_a_slot_that_was_given_back_while_its_thread_waits_stays_so() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    slot = _slots.acquire(limiter, lambda: True)
+    _slots.lend(slot)
+    _slots.release(slot)
+    _slots.take_back(slot)
+    _slots.lend(slot)
+
+    assert (slot.limit.occupied, slot.limit.running) == (0, 0)

@@ -461,3 +461,37 @@ def test_a_worker_whose_loop_dropped_the_call_is_told_so(monkeypatch: pytest.Mon
             run_in_eventloop_sync(async_function)
 
     anyio.run(run_in_threadpool, work)
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_comes_after_the_cancellation_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: the call is handed to the worker. 2: it is cancelled. 3: only now does the worker get round to it."""
+    late: list[Callable[[], object]] = []
+
+    async def cancelled_before_the_start(work: Callable[[], object], **options: object) -> None:
+        late.append(work)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr("unfazed.concurrency._threadpool.to_thread.run_sync", cancelled_before_the_start)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, pytest.fail)
+        while not late:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+
+    late.pop()()
+
+
+def test_a_worker_that_comes_after_the_end_of_the_loop_writes_no_answer(background: Any) -> None:
+    answered: list[bool] = []
+
+    def work() -> None:
+        loop_thread = _eventloop._background_thread
+        assert loop_thread is not None
+        (call,) = loop_thread._calls
+        call.answer.fail(LoopEndedError("the loop has ended"))
+        answered.append(True)
+
+    with pytest.raises(LoopEndedError, match="the loop has ended"):
+        run_in_threadpool_sync(work)
+    wait_until(lambda: answered, "the worker ends")

@@ -156,8 +156,7 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
         try:
             run(enter)
         except RuntimeError:  # not a worker of this library, or its loop has ended
-            if entered:
-                raise
+            assert not entered, "what the call raises is in its answer"
         except CancelledError:  # the loop ended before the call could start
             call.answer.fail(LoopEndedError("the event loop of this worker thread has ended"))
             return True
@@ -512,5 +511,5 @@ def _start_afresh() -> None:
 
 
 atexit.register(_end_all_loops)
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
     os.register_at_fork(after_in_child=_start_afresh)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from contextvars import Context, copy_context
-from threading import Lock, get_ident
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class
@@ -135,11 +135,6 @@ class Loop(Protocol):
         ...
 
     @property
-    def thread_id(self) -> int:
-        """Of the thread that it runs in, as `threading.get_ident` gives it."""
-        ...
-
-    @property
     def keeps_cancelling(self) -> bool:
         """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
         ...
@@ -161,12 +156,11 @@ class Loop(Protocol):
 class AsyncioLoop:
     """A running asyncio loop, uvloop's included."""
 
-    __slots__ = ("native", "thread_id")
+    __slots__ = ("native",)
     keeps_cancelling = False
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
-        self.thread_id = get_ident()
 
     def post(self, func: Callable[..., object], *args: object, context: Context | None = None) -> None:
         try:
@@ -183,7 +177,7 @@ class AsyncioLoop:
     def _start(self, call: Call[Any]) -> None:
         # A context that comes from a trio program says so; anyio would believe it.
         sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:
+        if sniffio is not None:  # pragma: no branch  it comes with trio
             sniffio.current_async_library_cvar.set("asyncio")
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         self.native.create_task(self._run(call))
@@ -207,12 +201,11 @@ class AsyncioLoop:
 class TrioLoop:
     """A running trio loop."""
 
-    __slots__ = ("native", "thread_id")
+    __slots__ = ("native",)
     keeps_cancelling = True
 
     def __init__(self, native: trio.lowlevel.TrioToken) -> None:
         self.native = native
-        self.thread_id = get_ident()
 
     def post(self, func: Callable[..., object], *args: object) -> None:
         import trio
@@ -270,7 +263,8 @@ def current_loop() -> Loop:
 def set_from_anywhere(loop: Loop, event: Event) -> bool:
     """Set *event* from any thread. Return whether its *loop* is there to see it."""
     try:
-        if loop.thread_id == get_ident():
+        here = running_loop()
+        if here is not None and here.native is loop.native:
             event.set()
         else:
             loop.post(event.set)

@@ -331,5 +331,5 @@ def _start_afresh() -> None:
     _watcher = None
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
     os.register_at_fork(after_in_child=_start_afresh)

@@ -1,0 +1,108 @@
+"""Running event loops as other threads see them, once they are gone or about to be."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+from conftest import GRACE_SECONDS
+
+from unfazed.concurrency import LoopEndedError, _loops, _slots
+
+
+def ended_loop(backend: tuple[str, dict[str, Any]]) -> _loops.Loop:
+    async def main() -> _loops.Loop:
+        return _loops.current_loop()
+
+    return anyio.run(main, backend=backend[0], backend_options=backend[1])
+
+
+def test_a_loop_that_is_gone_says_so(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    loop = ended_loop(anyio_backend)
+
+    with pytest.raises(LoopEndedError):
+        loop.post(int)
+    assert not _loops.set_from_anywhere(loop, anyio.Event())
+    assert loop.is_gone() == (anyio_backend[0] == "asyncio")
+
+
+def test_a_call_that_is_cancelled_when_its_loop_is_gone_stays_quiet(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    async def never() -> None:
+        pytest.fail("must not run")
+
+    call = _loops.Call(never, _loops.SyncAnswer[None]())
+    call.loop = ended_loop(anyio_backend)
+
+    call.cancel()
+
+
+@pytest.mark.anyio
+async def test_an_error_that_is_not_the_end_of_the_loop_is_not_hidden(
+    anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop and asyncio in debug mode refuse what is no function."""
+    loop = _loops.current_loop()
+
+    class Broken:
+        def call_soon_threadsafe(self, *args: object, **kwargs: object) -> None:
+            raise RuntimeError("something else")
+
+        run_sync_soon = call_soon_threadsafe
+
+        def is_closed(self) -> bool:
+            return False
+
+    broken = type(loop)(Broken())  # type: ignore[call-arg]
+
+    with pytest.raises(RuntimeError, match="something else"):
+        broken.post(int)
+
+
+@pytest.mark.anyio
+async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
+    anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if anyio_backend_name != "trio":
+        pytest.skip("asyncio has no such state")
+    import trio
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Nursery is closed to new arrivals")
+
+    async def never() -> None:
+        pytest.fail("must not run")
+
+    answer = _loops.SyncAnswer[None]()
+    monkeypatch.setattr(trio.lowlevel, "spawn_system_task", refuse)
+    _loops.current_loop().submit(_loops.Call(never, answer), _loops.copy_context())
+    await anyio.to_thread.run_sync(answer.done.acquire)
+
+    with pytest.raises(LoopEndedError):
+        answer.read()
+
+
+@pytest.mark.anyio
+async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: the call is queued. 2: another thread gives a slot back and wakes it. 3: only now does it begin to wait."""
+    limiter = anyio.CapacityLimiter(1)
+    first = _slots.acquire(limiter, lambda: True)
+
+    class LateEvent:
+        def __init__(self) -> None:
+            releaser = threading.Thread(target=_slots.release, args=(first,))
+            releaser.start()
+            releaser.join(GRACE_SECONDS)
+
+        async def wait(self) -> None:
+            pytest.fail("there is nothing to wait for")
+
+        def set(self) -> None:
+            pytest.fail("nobody waits")
+
+    monkeypatch.setattr(_loops, "Event", LateEvent)
+    second = await _loops.hold_slot(_loops.current_loop(), limiter)
+
+    assert second.held
+    _slots.release(second)
