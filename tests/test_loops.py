@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -76,7 +77,7 @@ async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
 
     answer = _loops.SyncAnswer[None]()
     monkeypatch.setattr(trio.lowlevel, "spawn_system_task", refuse)
-    _loops.current_loop().submit(_loops.Call(never, answer), _loops.copy_context())
+    _loops.current_loop().submit(_loops.Call(never, answer), copy_context())
     await anyio.to_thread.run_sync(answer.done.acquire)
 
     with pytest.raises(LoopEndedError):

@@ -102,8 +102,8 @@ class Limit:
 
     def dequeue(self, slot: Slot) -> None:
         for ancestor in slot.ancestors:
-            if ancestor.heirs is not None:
-                ancestor.heirs.pop(slot, None)
+            assert ancestor.heirs is not None, "made when the slot queued"
+            ancestor.heirs.pop(slot, None)
         slot.ancestors = ()
         self.queue.pop(slot, None)
 
@@ -187,6 +187,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
     Where the slot is not `held` on return it is queued: *wake* is called, from any thread, when it has been granted.
     It must return at once, and say whether anybody is left to be woken. `release` ends the wait.
     """
+    global _watcher
     parent = current_slot.get()
     with _lock:
         limit = _limits.get(limiter) or _open_accounts(limiter)
@@ -204,26 +205,21 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
         if not limit.watched:
             limit.watched = True
             _watched.add(limit)
-        has_watcher = _watcher is not None
+        watcher = None
+        if _watcher is None:
+            watcher = _watcher = _new_watcher()
     _wake(served)
-    if not has_watcher:
-        _start_watcher()
+    if watcher is not None:
+        try:
+            watcher.start()
+        except RuntimeError:  # the interpreter is ending: nobody is let in early any more
+            _watcher = None
     return slot
 
 
 def release(slot: Slot) -> None:
     """Give *slot* back, or leave the queue. Doing so twice is harmless."""
-    limit = slot.limit
-    with _lock:
-        lender = slot.lender
-        if slot.held:
-            limit.take_away(slot)
-        else:
-            limit.dequeue(slot)
-        if not limit.queue:
-            return
-        served = limit.serve(lender)
-    _wake(served)
+    _wake(_give_back(slot))
 
 
 def lend(slot: Slot) -> None:
@@ -260,15 +256,10 @@ def adopt(limiter: CapacityLimiter) -> Slot:
     """
     with _lock:
         limit = _limits.get(limiter) or _open_accounts(limiter)
-        slot = Slot(limit, current_slot.get(), _nobody_waits)
+        slot = Slot(limit, current_slot.get(), bool)  # nobody is woken
         limit.grant(slot)
     lend(slot)
     return slot
-
-
-def _nobody_waits() -> bool:
-    """Stand in for `wake` where a slot never queues."""
-    return False
 
 
 def _open_accounts(limiter: CapacityLimiter) -> Limit:
@@ -276,29 +267,28 @@ def _open_accounts(limiter: CapacityLimiter) -> Limit:
     return limit
 
 
+def _give_back(slot: Slot) -> list[Slot]:
+    """End *slot*. Return those who get one now."""
+    limit = slot.limit
+    with _lock:
+        lender = slot.lender
+        if slot.held:
+            limit.take_away(slot)
+        else:
+            limit.dequeue(slot)
+        return limit.serve(lender) if limit.queue else []
+
+
 def _wake(served: list[Slot]) -> None:
     """Wake those who were granted a slot. Where nobody is left to be woken, the slot goes to the next one."""
     for slot in served:
         if not slot.wake():
-            limit = slot.limit
-            with _lock:
-                lender = slot.lender
-                if slot.held:
-                    limit.take_away(slot)
-                served.extend(limit.serve(lender))
+            served.extend(_give_back(slot))
 
 
-def _start_watcher() -> None:
-    global _watcher
-    with _lock:
-        if _watcher is not None:
-            return
-        options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-        _watcher = thread = threading.Thread(target=_watch, name="unfazed-slots", daemon=True, **options)
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is ending: nobody is let in early any more
-        _watcher = None
+def _new_watcher() -> threading.Thread:
+    options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+    return threading.Thread(target=_watch, name="unfazed-slots", daemon=True, **options)
 
 
 def _watch() -> None:
