@@ -10,6 +10,7 @@ the event loop and notes how late it ever was: that is how long everything else 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import sysconfig
 import time
@@ -61,11 +62,11 @@ def digest(data: bytes) -> str:
 
 def find_files(directory: Path) -> list[Path]:
     """Return the files below *directory*, but for what is installed or cached there."""
-    return sorted(
-        path
-        for path in directory.rglob("*")
-        if not {"site-packages", "__pycache__"}.intersection(path.parts) and path.is_file()
-    )
+    found = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = [name for name in subfolders if name not in ("site-packages", "__pycache__")]
+        found += [Path(folder, name) for name in names]
+    return sorted(found)
 
 
 async def hash_from_async(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
@@ -168,7 +169,8 @@ def report(runs: list[Run], console: Console) -> bool:
     first, *others = ({path: digest for path, digest in run.digests.items() if path not in problems} for run in runs)
     differing = [path for path in first if any(other.get(path) != first[path] for other in others)]
     for path in differing:
-        console.print(f"[red]changed meanwhile[/] {escape(str(path))}")
+        ways = ", ".join(f"{run.name}: {run.digests.get(path, 'not seen')[:8]}" for run in runs)
+        console.print(f"[red]changed meanwhile[/] {escape(str(path))} ({ways})")
     if not differing:
         console.print(f"[green]All agree[/] on {len(first)} files.")
     return not differing
@@ -181,7 +183,8 @@ def main(arguments: list[str]) -> int:
         return 2
     directory = Path(arguments[0] if arguments else sysconfig.get_path("stdlib"))
     if not directory.is_dir():
-        console.print(f"[red]There is no directory[/] {escape(str(directory))}")
+        reason = "is not a directory" if directory.exists() else "does not exist"
+        console.print(f"{escape(str(directory))} [red]{reason}[/]")
         return 2
     paths = find_files(directory)
     console.print(f"{len(paths)} files below {escape(str(directory))}")

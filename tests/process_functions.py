@@ -48,6 +48,10 @@ def fail_in_group() -> NoReturn:
     raise ExceptionGroup("group", [ValueError(1), KeyError(2)])
 
 
+def returns_coroutine() -> object:
+    return async_function()
+
+
 def return_lambda() -> object:
     return lambda: None
 

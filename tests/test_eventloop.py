@@ -189,7 +189,7 @@ def test_a_runtime_error_of_the_function_in_a_worker_of_others_is_not_mistaken_f
     [
         (run_in_threadpool_sync, "await run_in_threadpool(print, ...)"),
         (run_in_processpool_sync, "await run_in_processpool(print, ...)"),
-        (run_in_eventloop_sync, "await run_in_eventloop(print, ...)"),
+        (run_in_eventloop_sync, "await print(...)"),
     ],
 )
 async def test_a_thread_whose_own_loop_runs_is_refused(helper: Any, instead: str) -> None:
@@ -442,7 +442,7 @@ async def test_a_loop_thread_is_awaited_from_any_loop(anyio_backend: tuple[str, 
     with EventLoopThread(*anyio_backend) as loop:
         assert await loop.run(echo, 1, self=2, func=3) == ((1,), {"self": 2, "func": 3})
         assert await loop.run(nested, loop) == ((1,), {"self": 2})
-        with pytest.raises(LoopThreadError, match=r"await run\(echo, ...\)"):
+        with pytest.raises(LoopThreadError, match=r"await loop.run\(echo, ...\)"):
             loop.run_sync(echo)
 
 
@@ -472,7 +472,7 @@ def test_leaving_the_block_cancels_what_runs_and_awaits_its_cleanup(
         assert started.wait(GRACE_SECONDS)
     thread.join(GRACE_SECONDS)
 
-    assert seen == ["cleanup in a thread", "Cancelled" if anyio_backend[0] == "trio" else "CancelledError"]
+    assert seen == ["cleanup in a thread", "LoopEndedError"]
 
 
 def test_a_loop_thread_cannot_wait_for_its_own_end(anyio_backend: tuple[str, dict[str, Any]]) -> None:
@@ -578,3 +578,47 @@ def test_a_call_to_a_loop_that_ended_a_moment_ago_gets_an_error(
             with pytest.raises(LoopEndedError):
                 loop.run_sync(echo)
         assert not loop._calls
+
+
+@pytest.mark.anyio
+async def test_the_first_call_to_the_background_loop_needs_no_slot(background: Any) -> None:
+    """Below a worker of others, which holds the only one."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+
+    async def below() -> int:
+        return await run_in_eventloop(loop_thread)
+
+    assert await anyio.to_thread.run_sync(run_in_eventloop_sync, below) != threading.get_ident()
+
+
+def test_a_worker_of_a_loop_cannot_stop_it(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    with EventLoopThread(*anyio_backend) as loop:
+        with pytest.raises(LoopStateError, match="its own end"):
+            loop.run_sync(run_in_threadpool, loop.stop)
+        assert loop.is_running()
+
+
+def test_a_worker_calls_another_loop_and_is_cancelled_with_its_task(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    sleeping = threading.Event()
+    seen: list[str] = []
+
+    async def sleep() -> None:
+        try:
+            sleeping.set()
+            await anyio.sleep_forever()
+        finally:
+            seen.append("cleanup")
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run_in_threadpool, other.run_sync, sleep)
+            while not sleeping.is_set():
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+
+    with EventLoopThread(*anyio_backend) as other:
+        assert anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1]) is None
+        assert seen == ["cleanup"]
+        assert other.run_sync(echo, 1) == ((1,), {})

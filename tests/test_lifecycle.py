@@ -22,6 +22,7 @@ PRELUDE = """
 import anyio, asyncio, atexit, os, signal, sys, threading, time
 from unfazed.concurrency import *
 from unfazed.concurrency import _eventloop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is deaf to it
 if {options!r}:
     configure_background_eventloop(backend={backend!r}, backend_options={options!r})
 
@@ -499,3 +500,124 @@ def test_a_signal_handler_that_raises_interrupts_as_ctrl_c_does(program: Any) ->
     """).run()
 
     assert (code, out, err) == (0, "clean\nraised\n", "")
+
+
+def test_ctrl_c_on_a_terminal_does_not_disturb_idle_workers(program: Any) -> None:
+    """It goes to the whole process group."""
+    code, out, err = program("""
+        call_all()
+        try:
+            os.killpg(0, signal.SIGINT)
+            time.sleep(1000)
+        except KeyboardInterrupt:
+            say("raised")
+        for number in range(3):
+            say(run_in_processpool_sync(int, str(number)))
+    """).run()
+
+    assert (code, out, err) == (0, "raised\n0\n1\n2\n", "")
+
+
+def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_not_hang(program: Any) -> None:
+    """Wherever a signal handler raises, the call ends, and the next one works."""
+    code, out, err = program("""
+        class Now(Exception):
+            pass
+        def raise_now(*args):
+            raise Now
+        signal.signal(signal.SIGALRM, raise_now)
+        run_in_threadpool_sync(int)
+        raised = 0
+        for number in range(200):
+            call = (run_in_threadpool_sync, run_in_eventloop_sync)[number % 2]
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 0.00001)
+                while True:
+                    call((int, aid)[number % 2])
+            except Now:
+                raised += 1
+        say(raised)
+        say(call_all())
+        deadline = time.monotonic() + 10
+        while _eventloop._background_thread._calls:
+            assert time.monotonic() < deadline, "a call is left"
+            time.sleep(0.001)
+    """).run()
+
+    assert (code, out, err) == (0, "200\nall\n", "")
+
+
+@pytest.mark.parametrize("microseconds", [100, 300, 1000, 3000, 10000])
+def test_ctrl_c_during_the_very_first_call_leaves_one_loop(program: Any, microseconds: int) -> None:
+    code, out, err = program(f"""
+        class Now(Exception):
+            pass
+        def raise_now(*args):
+            raise Now
+        signal.signal(signal.SIGALRM, raise_now)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, {microseconds} / 1e6)
+            run_in_eventloop_sync(aid)
+            time.sleep(1)
+        except Now:
+            pass
+        say(call_all())
+        say(sum(thread.name == "unfazed-eventloop" for thread in threading.enumerate()))
+    """).run()
+
+    assert (code, out, err) == (0, "all\n1\n", "")
+
+
+@pytest.mark.parametrize("microseconds", [100, 300, 1000, 3000, 10000])
+def test_a_signal_handler_may_make_calls_of_its_own(program: Any, microseconds: int) -> None:
+    code, out, err = program(f"""
+        signal.signal(signal.SIGALRM, lambda *args: say(call_all()))
+        signal.setitimer(signal.ITIMER_REAL, {microseconds} / 1e6)
+        for _ in range(50):
+            run_in_eventloop_sync(aid)
+        time.sleep(0.1)
+        say(sum(thread.name == "unfazed-eventloop" for thread in threading.enumerate()))
+    """).run()
+
+    assert (code, out, err) == (0, "all\n1\n", "")
+
+
+def test_a_worker_process_that_is_busy_ends_with_its_parent(program: Any, tmp_path: Path) -> None:
+    code, out, err = program("""
+        _eventloop.EXIT_SECONDS = 0.1
+        call_all()
+        say(run_in_processpool_sync(os.getpid))
+        threading.Thread(target=run_in_processpool_sync, args=(time.sleep, 1000), daemon=True).start()
+        while not _eventloop._background_thread._calls:
+            time.sleep(0.001)
+    """).run()
+
+    assert (code, err) == (0, "")
+    deadline = time.monotonic() + GRACE_SECONDS
+    while alive(int(out)):
+        assert time.monotonic() < deadline, "a worker process is left"
+        time.sleep(0.01)
+
+
+def test_at_exit_a_thread_that_waits_gets_a_clear_error(program: Any) -> None:
+    code, out, err = program("""
+        started = threading.Event()
+        async def work():
+            started.set()
+            await anyio.sleep_forever()
+        def call():
+            try:
+                run_in_eventloop_sync(work)
+            except LoopEndedError as exc:
+                say(exc)
+                said.set()
+        said = threading.Event()
+        threading.Thread(target=call, daemon=True).start()
+        started.wait()
+        atexit.unregister(_eventloop._end_all_loops)
+        atexit.register(said.wait)
+        atexit.register(_eventloop._end_all_loops)
+    """).run()
+
+    assert (code, err) == (0, "")
+    assert "the interpreter is exiting" in out

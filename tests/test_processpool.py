@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -277,3 +278,38 @@ def test_a_result_that_only_the_worker_can_read_is_an_error(background: Any) -> 
     with pytest.raises(NotSendableError, match=r"what return_worker_only\(\) returned or raised cannot be read"):
         run_in_processpool_sync(functions.return_worker_only)
     assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})
+
+
+def test_a_function_that_turns_out_to_be_async_is_refused(caller: Caller) -> None:
+    instead = "`await " if caller.kind == "async" else "`run_in_eventloop_sync"
+
+    with pytest.raises(WrongFunctionError, match=instead):
+        caller("processpool", functions.returns_coroutine)
+    assert caller("processpool", functions.echo, 1) == ((1,), {})
+
+
+def test_a_method_of_what_cannot_be_pickled_is_refused(background: Any) -> None:
+    with pytest.raises(NotSendableError, match="what it belongs to cannot be pickled"):
+        run_in_processpool_sync(threading.Lock().acquire)
+
+
+def test_a_function_below_the_guard_of_a_script_is_said_not_to_be_found(
+    tmp_path: Path, background: tuple[str, dict[str, Any]]
+) -> None:
+    out, err = run_program(
+        tmp_path,
+        f"""
+from unfazed.concurrency import *
+if __name__ == "__main__":
+    configure_background_eventloop(backend={background[0]!r}, backend_options={background[1]!r})
+    def below():
+        pass
+    try:
+        run_in_processpool_sync(below)
+    except NotSendableError as exc:
+        print(exc)
+""",
+    )
+
+    assert err == ""
+    assert "below() or its arguments cannot be found in the worker process" in out

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import pytest
 from conftest import GRACE_SECONDS, Caller, wait_until
@@ -139,7 +140,9 @@ class AsyncCallable:
     "func", [async_function, functools.partial(async_function), AsyncCallable(), async_generator], ids=repr
 )
 def test_async_functions_are_refused_with_the_right_call(caller: Caller, func: Callable[[], object]) -> None:
-    instead = "run_in_eventloop_sync" if caller.kind != "async" else "await "
+    instead = "`run_in_eventloop_sync" if caller.kind != "async" else "`await "
+    if func is async_generator:
+        instead = "`async for"
 
     with pytest.raises(WrongFunctionError, match=instead):
         caller("threadpool", func)
@@ -457,7 +460,7 @@ def test_a_worker_whose_loop_dropped_the_call_is_told_so(monkeypatch: pytest.Mon
     monkeypatch.setattr(_loops.AsyncioLoop, "is_gone", lambda self: True)
 
     def work() -> None:
-        with pytest.raises(LoopEndedError, match="the event loop of this worker thread has ended"):
+        with pytest.raises(LoopEndedError, match="the event loop of this call has ended"):
             run_in_eventloop_sync(async_function)
 
     anyio.run(run_in_threadpool, work)
@@ -489,9 +492,34 @@ def test_a_worker_that_comes_after_the_end_of_the_loop_writes_no_answer(backgrou
         loop_thread = _eventloop._background_thread
         assert loop_thread is not None
         (call,) = loop_thread._calls
-        call.answer.fail(LoopEndedError("the loop has ended"))
+        call.answer.write(None, LoopEndedError("the loop has ended"))
         answered.append(True)
 
     with pytest.raises(LoopEndedError, match="the loop has ended"):
         run_in_threadpool_sync(work)
     wait_until(lambda: answered, "the worker ends")
+
+
+@pytest.mark.anyio
+async def test_what_the_thread_waits_for_through_anyio_is_cancelled_as_well() -> None:
+    sleeping = threading.Event()
+    seen: list[str] = []
+
+    async def sleep() -> None:
+        sleeping.set()
+        await anyio.sleep_forever()
+
+    def work() -> None:
+        try:
+            anyio.from_thread.run(sleep)
+        except BaseException as exc:
+            seen.append(type(exc).__name__)
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, work)
+        while not sleeping.is_set():
+            await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+
+    assert seen[0].startswith("Cancelled")

@@ -17,6 +17,12 @@ import pytest
 TOUR = Path(__file__).parent.parent / "examples" / "tour.py"
 HANG_SECONDS = 50
 
+DEAF_NO_MORE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="the tour needs trio")
 
 
@@ -29,7 +35,8 @@ def tour(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(TOUR), *map(str, arguments)],
+        # Ctrl-C works whatever the tests were started by: what runs in the background of a shell is deaf to it
+        [sys.executable, "-c", DEAF_NO_MORE, str(TOUR), *map(str, arguments)],
         env=dict(os.environ, COLUMNS="200", PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,7 +67,11 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     code, out = take(tmp_path / "missing [bold]")
 
     assert code == 2
-    assert out == f"There is no directory {tmp_path / 'missing [bold]'}\n"
+    assert out == f"{tmp_path / 'missing [bold]'} does not exist\n"
+
+
+def test_a_file_in_place_of_a_directory_is_named() -> None:
+    assert take(__file__) == (2, f"{__file__} is not a directory\n")
 
 
 def test_too_many_arguments_show_the_usage() -> None:
@@ -109,7 +120,7 @@ def test_a_file_that_changes_in_between_is_named(tour: Any) -> None:
     runs = [tour.Run("one", digests={Path("a"): "1"}), tour.Run("two", digests={Path("a"): "2"})]
 
     assert not tour.report(runs, console)
-    assert "changed meanwhile a" in console.export_text()
+    assert "changed meanwhile a (one: 1, two: 2)" in console.export_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent in another way there")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import sys
+import threading
+import time
 from typing import Any
 
 import process_functions as functions
 import pytest
 
 from unfazed.concurrency import _worker
+
+
+@pytest.fixture(autouse=True)
+def settled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is no worker: it keeps its Ctrl-C, and does not end with its parent."""
+    monkeypatch.setattr(_worker, "_settled_in", True)
 
 
 def run(func: object, *args: object, **kwargs: object) -> tuple[str, Any, str]:
@@ -48,10 +58,11 @@ def test_a_value_that_cannot_be_pickled_comes_as_text() -> None:
 def test_a_request_that_cannot_be_read_is_an_error() -> None:
     request = pickle.dumps((functions.echo, (), {})).replace(b"echo", b"ecco")
 
-    _, caught, text = pickle.loads(_worker.run(request))
+    kind, reason, text = pickle.loads(_worker.run(request))
 
-    assert isinstance(caught, AttributeError)
-    assert "ecco" in text
+    assert kind == _worker.UNREADABLE_REQUEST
+    assert "ecco" in reason
+    assert "AttributeError" in text
 
 
 def test_a_group_keeps_its_parts() -> None:
@@ -60,3 +71,46 @@ def test_a_group_keeps_its_parts() -> None:
     assert [type(each) for each in caught.exceptions] == [ValueError, KeyError]
     if sys.version_info >= (3, 11):
         assert "KeyError: 2" in text
+
+
+def test_what_turns_out_to_be_async_is_said_to_be() -> None:
+    assert run(functions.returns_coroutine) == (_worker.COROUTINE, None, "")
+
+
+def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "_settled_in", False)
+    watching: list[int] = []
+    monkeypatch.setattr(_worker, "_end_with", watching.append)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for _ in range(2):
+            _worker.run(pickle.dumps((functions.echo, (), {})))
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while not watching:
+        time.sleep(0.001)
+
+    assert watching == [os.getppid()]
+
+
+def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "_settled_in", False)
+    monkeypatch.setattr(_worker, "_end_with", lambda parent: None)
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=_worker.run, args=(pickle.dumps((functions.echo, (), {})),))
+    thread.start()
+    thread.join()
+
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = [1, 1, 2]
+    monkeypatch.setattr(_worker, "ORPHAN_CHECK_SECONDS", 0)
+    monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+
+    with pytest.raises(SystemExit):
+        _worker._end_with(1)
+    assert parents == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from reprlib import repr as short_repr
 from types import CoroutineType, FunctionType
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,7 @@ def name_of(func: object) -> str:
     while isinstance(func, functools.partial):
         func = func.func
     name = getattr(func, "__qualname__", None)
-    if isinstance(name, str):
-        return name.replace("<locals>.", "").rpartition("function.")[2]
-    return type(func).__qualname__
+    return (name if isinstance(name, str) else type(func).__qualname__).rpartition("<locals>.")[2]
 
 
 def is_async(func: object) -> bool:
@@ -56,7 +55,7 @@ def require_callable(func: object, helper: str) -> None:
             f"write `{name}` and its arguments instead of `{name}(...)`"
         )
     else:
-        problem = f"{helper}() expected a function, got {func!r}"
+        problem = f"{helper}() expected a function, got {short_repr(func)}"
     raise WrongFunctionError(problem)
 
 
@@ -71,5 +70,10 @@ def require_sync(func: Callable[..., object], helper: str) -> None:
 
 def async_function_error(func: object, helper: str) -> WrongFunctionError:
     name = name_of(func)
+    if inspect.isasyncgenfunction(inspect.unwrap(func) if callable(func) else func):
+        return WrongFunctionError(
+            f"{helper}() runs sync functions, and {name}() is an async generator: "
+            f"iterate over it in async code, with `async for ... in {name}(...)`"
+        )
     instead = f"run_in_eventloop_sync({name}, ...)" if helper.endswith("_sync") else f"await {name}(...)"
     return WrongFunctionError(f"{helper}() runs sync functions, and {name}() is async: write `{instead}` instead")

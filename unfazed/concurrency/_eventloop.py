@@ -22,15 +22,16 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import isawaitable
+from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
 
 import anyio
-from anyio import Event, from_thread, to_thread
+from anyio import Event, RunFinishedError, from_thread, to_thread
 
 from . import _slots
 from ._checks import is_async, name_of, require_callable
 from ._errors import LoopEndedError, LoopStartError, LoopStateError, LoopThreadError, WrongFunctionError
-from ._loops import Call, SyncAnswer, call_in, current_loop, running_loop
+from ._loops import NO_LIMIT, Answer, Call, SyncAnswer, call_in, current_loop, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -61,7 +62,7 @@ class Worker:
         self._told = False  # whether a call of this thread has been cancelled for it
 
     def cancel(self) -> None:
-        """Cancel what the thread waits for, or will wait for next; on trio, all that it will wait for."""
+        """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task."""
         self._cancelled = True
         if self.call is not None:
             self._told = True
@@ -76,7 +77,7 @@ class Worker:
         assert self.slot is not None, "set before the worker starts"
         self.call = call
         _slots.lend(self.slot)
-        if self._cancelled and (self.way_back().keeps_cancelling or not self._told):
+        if self._cancelled and not self._told:
             self._told = True
             call.cancel()
 
@@ -96,39 +97,73 @@ thread = _Thread()
 
 
 def call_from_sync(
-    work: Callable[[], Awaitable[object]],
-    answer: SyncAnswer[T],
-    func: object,
+    work: Callable[[], Awaitable[T]],
+    name: str,
     helper: str,
+    instead: str,
     submit: Submit | None = None,
+    offer: Callable[[Answer[T]], None] | None = None,
 ) -> T:
-    """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for *answer*.
+    """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
-    Who wakes us: whoever writes the answer, which is *work* at its end if nobody did before; the end of the loop.
+    Where that is possible, the answer is offered to whoever may write it before *work* has ended. *instead* is what
+    to write where this is refused. Who wakes us: whoever writes the answer; the end of the loop, which does too.
     """
     here = running_loop()
     if here is not None and here.native is not thread.lost_loop:
-        raise LoopThreadError(helper, f"await {helper.removesuffix('_sync')}({name_of(func)}, ...)")
-    call: Call[Any] = Call(work, answer)
+        raise LoopThreadError(helper, instead)
+    answer: SyncAnswer[T] = SyncAnswer()
+    call = Call(work, answer)
     worker = thread.worker
     if worker is not None:
         worker.enter(call)
         try:
-            (submit or worker.way_back().submit)(call, copy_context())
-            while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
-                if call.loop is not None and call.loop.is_gone():
-                    answer.fail(LoopEndedError("the event loop of this worker thread has ended"))
+            if worker.way_back().calls_back_in_the_task:
+                _call_in_waiting_task(work, name, submit, answer)
+            else:
+                if offer is not None:
+                    offer(answer)
+                _call_and_wait(call, submit or worker.way_back().submit)
         finally:
             worker.leave()
     elif submit is not None or not _call_from_others_worker(call):
-        (submit or _background()._submit)(call, copy_context())
-        try:
-            answer.done.acquire()
-        except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
-            call.cancel()
-            answer.done.acquire()
-            raise
+        if offer is not None:
+            offer(answer)
+        _call_and_wait(call, submit or _background()._submit)
     return answer.read()
+
+
+def _call_and_wait(call: Call[Any], submit: Submit) -> None:
+    """Submit *call* and wait for its answer."""
+    answer: SyncAnswer[Any] = call.answer  # type: ignore[assignment]  # `call_from_sync` has made it
+    try:
+        submit(call, copy_context())
+        while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
+            if call.loop is not None and call.loop.is_gone():
+                answer.write(None, LoopEndedError("the event loop of this call has ended"))
+    except LoopEndedError:
+        raise
+    except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
+        # It may have come before the call was submitted, and after the answer was given: wait for nothing then.
+        if call.cancel() and not answer.stands:
+            answer.done.acquire()
+        raise
+
+
+def _call_in_waiting_task(
+    work: Callable[[], Awaitable[T]], name: str, submit: Submit | None, answer: Answer[T]
+) -> None:
+    """Have the task that waits for this worker run *work*, or wait for it where *submit* puts it."""
+
+    async def run_elsewhere() -> T:
+        assert submit is not None, "the caller asks for it"
+        return await call_in(submit, work, name, current_loop(), pass_on=True)
+
+    call = Call(work if submit is None else run_elsewhere, answer)
+    try:
+        from_thread.run(call.run, _cancelled_by_others)
+    except RunFinishedError:
+        raise LoopEndedError("the event loop of this worker thread has ended") from None
 
 
 def _call_from_others_worker(call: Call[Any]) -> bool:
@@ -158,7 +193,7 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
         except RuntimeError:  # not a worker of this library, or its loop has ended
             assert not entered, "what the call raises is in its answer"
         except CancelledError:  # the loop ended before the call could start
-            call.answer.fail(LoopEndedError("the event loop of this worker thread has ended"))
+            call.answer.write(None, LoopEndedError("the event loop of this worker thread has ended"))
             return True
         else:
             return True
@@ -197,11 +232,12 @@ class EventLoopThread:
         self._backend = backend
         self._options = backend_options
         self._name = name or f"unfazed-eventloop-{next(self._numbers)}"
-        self._thread: threading.Thread | None = None
+        self._main_claim = threading.Lock()  # taken by the thread that runs the loop; never released
+        self._thread: threading.Thread | None = None  # that thread
         self._loop: Loop | None = None  # from the start of the loop on
         self._stop_event: Event | None = None
         self._drained: Event | None = None  # while the loop is ending
-        self._started = threading.Event()
+        self._started = threading.Event()  # or could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
         self._calls: set[Call[Any]] = set()  # those that have not ended
         self._closed: str | None = None  # why no calls are taken any more
@@ -233,15 +269,23 @@ class EventLoopThread:
         """
         if self._thread is not None:
             raise LoopStateError(f"{self!r} can be started only once; make a new one")
-        options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-        # A daemon, and so are the worker threads that it starts: the interpreter does not wait for them at exit.
-        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True, **options)
-        if _exiting:
-            raise LoopEndedError("the interpreter is exiting")
-        try:
-            self._thread.start()
-        except RuntimeError as exc:  # threads can't be started any more
-            raise LoopEndedError("the interpreter is exiting") from exc
+        self._ensure_started()
+
+    def _ensure_started(self) -> None:
+        """Start the thread unless that has been done, and wait for its loop to run.
+
+        A signal handler may interrupt this anywhere, and come here itself; other threads come at the same time.
+        Should two threads be started so, the second one ends at once.
+        """
+        if self._thread is None:
+            options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+            # A daemon, as its worker threads are then too: the interpreter does not wait for them at exit.
+            starting = threading.Thread(target=self._main, name=self._name, daemon=True, **options)
+            try:
+                starting.start()
+            except RuntimeError as exc:  # threads can't be started any more
+                self._closed = "the interpreter is exiting"
+                raise LoopEndedError(self._closed) from exc
         self._started.wait()
         if self._loop is None:
             if not threading.main_thread().is_alive():  # what it needs can't be imported or started any more
@@ -251,15 +295,19 @@ class EventLoopThread:
     def stop(self, timeout: float | None = None) -> None:
         """Cancel what runs in the loop, wait for its cleanup, and end the thread. `with` does it.
 
+        Whoever waits for what is cancelled so gets a `LoopEndedError`.
+
         Args:
             timeout: How many seconds to wait for the end; `None` waits for as long as it takes.
 
         Raises:
-            LoopStateError: If it is called in the loop's own thread.
+            LoopStateError: If it is called in the loop's own thread, or in one of its workers, for which it waits.
         """
-        self._ask_to_stop("this event loop thread has been stopped")
-        if self._thread is threading.current_thread():
+        worker = thread.worker
+        in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
+        if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
+        self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -278,8 +326,9 @@ class EventLoopThread:
 
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
-        answer: SyncAnswer[T] = SyncAnswer()
-        return call_from_sync(_work(func, args, kwargs, "run_sync"), answer, func, "run_sync", self._submit)
+        work = _work(func, args, kwargs, "run_sync")
+        name = name_of(func)
+        return call_from_sync(work, name, "run_sync", f"await loop.run({name}, ...)", self._submit)
 
     def _submit(self, call: Call[Any], context: Context) -> None:
         """Have the loop run *call*."""
@@ -288,6 +337,8 @@ class EventLoopThread:
                 raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
             raise LoopEndedError(self._closed)
         # Either the call is in the set when the loop ends, and `_main` fails it; or the loop has ended, and says so.
+        # The call knows its loop before that, so that it can be given up where Ctrl-C comes in between.
+        call.loop = self._loop
         call.on_end = self._forget
         self._calls.add(call)
         try:
@@ -304,6 +355,9 @@ class EventLoopThread:
 
     def _main(self) -> None:
         """Run the loop, in its thread."""
+        if not self._main_claim.acquire(blocking=False):
+            return
+        self._thread = threading.current_thread()
         _running.add(self)
         try:
             anyio.run(self._serve, backend=self._backend, backend_options=self._options)
@@ -314,17 +368,18 @@ class EventLoopThread:
             _running.discard(self)
             self._started.set()
             for call in tuple(self._calls):
-                call.answer.fail(LoopEndedError(self._closed))
+                call.answer.write(None, LoopEndedError(self._closed))
 
     async def _serve(self) -> None:
         self._stop_event = Event()
         loop = self._loop = current_loop()
         self._started.set()
-        await self._stop_event.wait()
+        if self._closed is None:
+            await self._stop_event.wait()
         while self._calls:
             self._drained = Event()
             for call in tuple(self._calls):
-                call.cancel()
+                call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
             await self._drained.wait()
         await loop.end_other_tasks()
 
@@ -335,7 +390,7 @@ class EventLoopThread:
                 self._loop.post(self._stop_event.set)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # reentrant: a signal handler may make a call of its own while one is being made
 _background_thread: EventLoopThread | None = None
 _settings: tuple[str, dict[str, Any] | None] | None = None
 _running: set[EventLoopThread] = set()
@@ -358,7 +413,7 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
     global _settings
     _require_backend(backend, "configure_background_eventloop(backend=...)")
     with _lock:
-        if _background_thread is not None and _background_thread.is_running():
+        if _background_thread is not None and _background_thread._closed is None:
             raise LoopStateError(
                 "the background event loop is running already; call configure_background_eventloop() before the "
                 "first call that needs it, at the start of the program"
@@ -369,29 +424,27 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
 def _background() -> EventLoopThread:
     """Return the background event loop, and start it where it does not run: at first use, or if it broke."""
     global _background_thread
-    running = _background_thread
-    if running is not None and running.is_running():
-        return running
-    with _lock:
-        running = _background_thread
-        if running is not None and running.is_running():
-            return running
-        if _exiting:
-            raise LoopEndedError("the interpreter is exiting, and the background event loop has ended")
-        backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
-        _require_backend(backend, "the environment variable UNFAZED_BACKEND")
-        starting = EventLoopThread(backend, options, "unfazed-eventloop")
-        starting.start()
-        _background_thread = starting
-        return starting
+    current = _background_thread
+    if current is None or not current.is_running():
+        with _lock:
+            current = _background_thread
+            if current is None or current._closed is not None:
+                if _exiting:
+                    raise LoopEndedError("the interpreter is exiting, and the background event loop has ended")
+                backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
+                _require_backend(backend, "the environment variable UNFAZED_BACKEND")
+                # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there.
+                current = _background_thread = EventLoopThread(backend, options, "unfazed-eventloop")
+        current._ensure_started()
+    return current
 
 
 async def _background_from_async() -> EventLoopThread:
     """Do the same without holding up the current loop while the thread starts."""
-    running = _background_thread
-    if running is not None and running.is_running():
-        return running
-    return await to_thread.run_sync(_background)
+    current = _background_thread
+    if current is not None and current.is_running():
+        return current
+    return await to_thread.run_sync(_background, limiter=NO_LIMIT)
 
 
 def _require_backend(backend: str, where: str) -> None:
@@ -414,7 +467,7 @@ def _work(
             name = name_of(func)
             instead = helper.replace("eventloop", "threadpool") if "eventloop" in helper else "run_in_threadpool"
             raise WrongFunctionError(
-                f"{helper}() runs async functions, and {name}() gave {result!r}, which cannot be awaited: "
+                f"{helper}() runs async functions, and {name}() gave {short_repr(result)}, which cannot be awaited: "
                 f"write `{instead}({name}, ...)` instead"
             )
         return await result
@@ -480,8 +533,8 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
     Example:
         `page = run_in_eventloop_sync(fetch, "https://example.org", timeout=5)`
     """
-    answer: SyncAnswer[T] = SyncAnswer()
-    return call_from_sync(_work(func, args, kwargs, "run_in_eventloop_sync"), answer, func, "run_in_eventloop_sync")
+    work = _work(func, args, kwargs, "run_in_eventloop_sync")
+    return call_from_sync(work, name_of(func), "run_in_eventloop_sync", f"await {name_of(func)}(...)")
 
 
 def _end_all_loops() -> None:
@@ -499,7 +552,7 @@ def _end_all_loops() -> None:
 def _start_afresh() -> None:
     """After a fork: the loops' threads have not come along, and the lock may have been taken by one of them."""
     global _lock, _background_thread
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _background_thread = None
     for loop_thread in tuple(_running):
         loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"

@@ -9,7 +9,6 @@ Every wait in async code goes through `hold_slot`, `outlast` or `call_in`; each 
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
@@ -31,26 +30,24 @@ T = TypeVar("T")
 class Answer(Generic[T]):
     """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
 
-    __slots__ = ("_claim", "_error", "_value", "announce")
+    __slots__ = ("_claim", "_error", "_value", "announce", "stands")
 
     def __init__(self, announce: Callable[[], object]) -> None:
         self._claim = Lock()  # a flag that is tested and set in one step; never released
         self._value: Any = None  # a T where there is no error
         self._error: BaseException | None = None
         self.announce = announce
+        self.stands = False
 
-    def claim(self) -> bool:
-        """Return whether the caller is the first, and so has to write the answer."""
-        return self._claim.acquire(blocking=False)
-
-    def write(self, value: T | None, error: BaseException | None) -> None:
+    def write(self, value: T | None, error: BaseException | None) -> bool:
+        """Write the answer, unless somebody was first."""
+        if not self._claim.acquire(blocking=False):
+            return False
         self._value = value
         self._error = error
+        self.stands = True
         self.announce()
-
-    def fail(self, error: BaseException) -> None:
-        if self.claim():
-            self.write(None, error)
+        return True
 
     def read(self) -> T:
         """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
@@ -72,15 +69,17 @@ def without_our_frame(exc: BaseException) -> BaseException:
 class Call(Generic[T]):
     """An async function that one thread has another thread's loop run, in a task of its own."""
 
-    __slots__ = ("_abort", "_cancelled", "_work", "answer", "loop", "on_end")
+    __slots__ = ("_abort", "_cancelled", "_reason", "_work", "accepted", "answer", "loop", "on_end")
 
     def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
         self._work = work
         self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
         self._cancelled = False
+        self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
+        self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
         self.answer = answer
-        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the task has ended
-        self.loop: Loop | None = None  # from the submission on
+        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
+        self.loop: Loop | None = None  # where it is submitted, or about to be
 
     async def run(self, abort: Callable[[], object]) -> None:
         """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
@@ -90,29 +89,47 @@ class Call(Generic[T]):
         try:
             value = await self._work()
         except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
-            self.answer.fail(without_our_frame(exc))
+            error = without_our_frame(exc)
+            if self._reason is not None and isinstance(exc, get_cancelled_exc_class()):
+                self._reason.__cause__ = error
+                error = self._reason
+            self.answer.write(None, error)
+            del error
         else:
-            if self.answer.claim():
-                self.answer.write(value, None)
+            self.answer.write(value, None)
         finally:
             self._abort = None
             if self.on_end is not None:
                 self.on_end(self)
 
-    def cancel(self) -> None:
-        """Cancel the task, now or when it starts, from any thread. Only the first time counts."""
-        if self._cancelled:
-            return
-        # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run` sees
-        # that it is cancelled.
-        self._cancelled = True
-        if self.loop is not None:
-            with suppress(LoopEndedError):  # and so has the task
-                self.loop.post(self._cancel)
+    def cancel(self, reason: LoopEndedError | None = None) -> bool:
+        """Cancel the task, now or when it starts, from any thread. Only the first time counts.
+
+        Return whether there will be an answer: not where the call was never submitted, or its loop is gone.
+        """
+        if not self._cancelled:
+            # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run`
+            # sees that it is cancelled.
+            self._reason = reason
+            self._cancelled = True
+        if self.loop is None:
+            return False
+        try:
+            self.loop.post(self._cancel)
+        except LoopEndedError:
+            return False
+        return True
 
     def _cancel(self) -> None:
+        """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
         if self._abort is not None:
-            self._abort()
+            abort, self._abort = self._abort, None
+            abort()
+        elif not self.accepted:
+            self.accepted = True
+            self.answer.write(None, self._reason)
+            if self.on_end is not None:
+                self.on_end(self)
 
 
 class SyncAnswer(Answer[T]):
@@ -135,8 +152,11 @@ class Loop(Protocol):
         ...
 
     @property
-    def keeps_cancelling(self) -> bool:
-        """Whether each wait of a cancelled task is cancelled (trio), or only the one that it is in (asyncio)."""
+    def calls_back_in_the_task(self) -> bool:
+        """Whether a worker's calls are run by the very task that waits for the worker, and cancelled with it (trio).
+
+        There anyio's shield holds. Not on asyncio, whose own cancellation goes through it: we see to both there.
+        """
         ...
 
     def post(self, func: Callable[..., object], *args: object) -> None:
@@ -157,7 +177,7 @@ class AsyncioLoop:
     """A running asyncio loop, uvloop's included."""
 
     __slots__ = ("native",)
-    keeps_cancelling = False
+    calls_back_in_the_task = False
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
@@ -175,6 +195,9 @@ class AsyncioLoop:
         self.post(self._start, call, context=context)
 
     def _start(self, call: Call[Any]) -> None:
+        if call.accepted:
+            return
+        call.accepted = True
         # A context that comes from a trio program says so; anyio would believe it.
         sniffio = sys.modules.get("sniffio")
         if sniffio is not None:  # pragma: no branch  it comes with trio
@@ -202,7 +225,7 @@ class TrioLoop:
     """A running trio loop."""
 
     __slots__ = ("native",)
-    keeps_cancelling = True
+    calls_back_in_the_task = True
 
     def __init__(self, native: trio.lowlevel.TrioToken) -> None:
         self.native = native
@@ -222,10 +245,13 @@ class TrioLoop:
     def _start(self, call: Call[Any], context: Context) -> None:
         import trio
 
+        if call.accepted:
+            return
+        call.accepted = True
         try:
             trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
-            call.answer.fail(LoopEndedError("the event loop of this call has ended"))
+            call.answer.write(None, LoopEndedError("the event loop of this call has ended"))
 
     async def _run(self, call: Call[Any]) -> None:
         with CancelScope() as scope:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from anyio import BrokenWorkerProcess, to_process
 
 from . import _slots, _worker
-from ._checks import name_of, require_sync
+from ._checks import async_function_error, name_of, require_sync
 from ._errors import NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError
 from ._eventloop import call_from_sync
-from ._loops import NO_LIMIT, SyncAnswer, call_in, current_loop, hold_slot
+from ._loops import NO_LIMIT, call_in, current_loop, hold_slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +36,23 @@ def _pack(func: Callable[..., object], args: tuple[object, ...], kwargs: dict[st
         try:
             pickle.dumps(func, pickle.HIGHEST_PROTOCOL)
         except Exception:
-            problem = (
-                f"{helper}() cannot send {name} to a worker process, which finds functions by module and name "
-                f"({exc}): write it as `def` at the top level of a module; a lambda or a local function can run in "
-                f"a thread, with `{helper.replace('process', 'thread')}({name}, ...)`"
-            )
+            problem = f"{helper}() cannot send {name} to a worker process ({exc}): "
+            if "<" in getattr(_innermost(func), "__qualname__", ""):  # <lambda>, <locals>
+                problem += (
+                    "there, functions are found by module and name; write it as `def` at the top level of a module"
+                )
+            else:
+                problem += "what it belongs to cannot be pickled; send a plain function, and what it needs as arguments"
+            problem += f", or run it in a thread, with `{helper.replace('process', 'thread')}({name}, ...)`"
         else:
             problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
         raise NotSendableError(problem) from exc
+
+
+def _innermost(func: object) -> object:
+    while isinstance(func, partial):
+        func = func.func
+    return func
 
 
 class _Unpickler(pickle.Unpickler):
@@ -53,16 +62,24 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class("__main__" if module == "__mp_main__" else module, name)
 
 
-def _unpack(outcome: bytes, name: str) -> Any:
+def _unpack(outcome: bytes, func: object, helper: str) -> Any:
     """Return the value that a worker sent, or raise the error."""
+    name = name_of(func)
     try:
         kind, about, text = _Unpickler(io.BytesIO(outcome)).load()
     except Exception as exc:
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
     if kind == _worker.VALUE:
         return about
+    if kind == _worker.COROUTINE:
+        raise async_function_error(func, helper)
     if kind == _worker.UNSENDABLE_VALUE:
         about = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}")
+    elif kind == _worker.UNREADABLE_REQUEST:
+        about = NotSendableError(
+            f"{name}() or its arguments cannot be found in the worker process, {about}: what is sent must be at the "
+            f"top level of a module that can be imported, or of a script, above its `if __name__ == '__main__':`"
+        )
     elif kind == _worker.UNREADABLE_ERROR:
         about = RemoteError(about)
     about.__cause__ = RemoteTraceback(text)
@@ -131,8 +148,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
     request = _pack(func, args, kwargs, "run_in_processpool")
-    name = name_of(func)
-    result: T = _unpack(await _send(request, name), name)
+    result: T = _unpack(await _send(request, name_of(func)), func, "run_in_processpool")
     return result
 
 
@@ -166,6 +182,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     """
     request = _pack(func, args, kwargs, "run_in_processpool_sync")
     name = name_of(func)
-    answer: SyncAnswer[bytes] = SyncAnswer()
-    result: T = _unpack(call_from_sync(partial(_send, request, name), answer, func, "run_in_processpool_sync"), name)
+    instead = f"await run_in_processpool({name}, ...)"
+    outcome = call_from_sync(partial(_send, request, name), name, "run_in_processpool_sync", instead)
+    result: T = _unpack(outcome, func, "run_in_processpool_sync")
     return result

@@ -10,11 +10,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from anyio import Event, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _slots
-from ._checks import async_function_error, close_coroutine, require_sync
+from ._checks import async_function_error, close_coroutine, name_of, require_sync
 from ._eventloop import Worker, call_from_sync, thread
-from ._loops import NO_LIMIT, Answer, SyncAnswer, current_loop, hold_slot, outlast, set_from_anywhere, without_our_frame
+from ._loops import NO_LIMIT, Answer, current_loop, hold_slot, outlast, set_from_anywhere, without_our_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,18 +27,10 @@ T = TypeVar("T")
 class Job(Worker, Generic[T]):
     """One call in a worker thread. *helper* is the name to use in error messages."""
 
-    __slots__ = ("_args", "_ended", "_func", "_helper", "_kwargs", "_settled", "_started", "answer")
+    __slots__ = ("_args", "_ended", "_func", "_helper", "_kwargs", "_settled", "_started", "_waiting", "outcome")
 
-    def __init__(
-        self,
-        answer: Answer[T],
-        helper: str,
-        func: Callable[..., T],
-        args: tuple[object, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, helper: str, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.answer = answer
         self._helper = helper
         self._func = func
         self._args = args
@@ -45,9 +38,17 @@ class Job(Worker, Generic[T]):
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
         self._settled = Lock()  # taken by the worker when it ends, or by the loop so that what it comes to is dropped
         self._ended: Event | None = None  # set where the loop waits for the worker after all
+        self._waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
+        self.outcome: Answer[T] = Answer(_nobody_listens)
 
-    async def run(self) -> None:
-        """Run the call, from the loop whose worker thread is to do it, and return when its answer stands.
+    def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
+        """Have the worker hand the outcome to a sync caller, ahead of the loop."""
+        self._waiting = waiting
+
+    async def run(self) -> Answer[T]:
+        """Run the call, from the loop whose worker thread is to do it, and return its outcome.
+
+        Only its reader may raise what the function raised: Python lets no `StopIteration` out of async code.
 
         Cancelled before the worker has started, it never starts. Cancelled later, the async calls that the worker
         waits for are cancelled as well, and the worker is waited for: it wakes us when it has ended, as there is
@@ -56,7 +57,11 @@ class Job(Worker, Generic[T]):
         loop = self.loop = current_loop()
         slot = self.slot = await hold_slot(loop, to_thread.current_default_thread_limiter())
         try:
-            await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
+            if loop.calls_back_in_the_task:
+                await to_thread.run_sync(self._work, limiter=NO_LIMIT)
+                await checkpoint_if_cancelled()
+            else:
+                await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
         except BaseException:
             if not self._started.acquire(blocking=False):
                 self._ended = Event()  # before the lock: a worker that comes second sets it
@@ -66,6 +71,7 @@ class Job(Worker, Generic[T]):
             raise
         finally:
             _slots.release(slot)
+        return self.outcome
 
     def _work(self) -> None:
         """Run the call, in the worker thread."""
@@ -83,14 +89,15 @@ class Job(Worker, Generic[T]):
         except BaseException as exc:
             error = without_our_frame(exc)
         thread.worker = None
-        if isinstance(self.answer, SyncAnswer):
+        if self._waiting is not None:
             _slots.release(self.slot)  # before its caller goes on; otherwise the loop does it, which costs it less
-        if self._settled.acquire(blocking=False):
-            if self.answer.claim():
-                self.answer.write(value, error)
-        else:
+        if not self._settled.acquire(blocking=False):
             assert self._ended is not None, "the loop took the lock to wait for us"
             set_from_anywhere(self.way_back(), self._ended)
+        else:
+            self.outcome.write(value, error)
+            if self._waiting is not None:
+                self._waiting.write(self.outcome, None)
         del value, error  # the traceback of the error leads to the function's frame, and that one back to this
 
 
@@ -118,7 +125,7 @@ async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
         BaseException: Whatever *func* raised, with its traceback; Python turns `StopIteration` into a
             `RuntimeError` where it leaves async code.
 
@@ -126,9 +133,8 @@ async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         `text = await run_in_threadpool(path.read_text, encoding="utf-8")`
     """
     require_sync(func, "run_in_threadpool")
-    job: Job[T] = Job(Answer(_nobody_listens), "run_in_threadpool", func, args, kwargs)
-    await job.run()
-    return job.answer.read()
+    outcome = await Job("run_in_threadpool", func, args, kwargs).run()
+    return outcome.read()
 
 
 def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -149,13 +155,14 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
         BaseException: Whatever *func* raised, with its traceback.
 
     Example:
         `text = run_in_threadpool_sync(path.read_text, encoding="utf-8")`
     """
     require_sync(func, "run_in_threadpool_sync")
-    answer: SyncAnswer[T] = SyncAnswer()
-    job = Job(answer, "run_in_threadpool_sync", func, args, kwargs)
-    return call_from_sync(job.run, answer, func, "run_in_threadpool_sync")
+    job = Job("run_in_threadpool_sync", func, args, kwargs)
+    name = name_of(func)
+    instead = f"await run_in_threadpool({name}, ...)"
+    return call_from_sync(job.run, name, "run_in_threadpool_sync", instead, offer=job.answer_directly).read()
