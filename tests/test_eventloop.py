@@ -613,7 +613,7 @@ def test_a_worker_calls_another_loop_and_is_cancelled_with_its_task(
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run_in_threadpool, other.run_sync, sleep)
+            tasks.start_soon(lambda: run_in_threadpool(lambda: other.run_sync(sleep)))
             while not sleeping.is_set():
                 await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
@@ -622,3 +622,134 @@ def test_a_worker_calls_another_loop_and_is_cancelled_with_its_task(
         assert anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1]) is None
         assert seen == ["cleanup"]
         assert other.run_sync(echo, 1) == ((1,), {})
+
+
+def test_a_loop_stopped_while_it_starts_ends(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    loop = EventLoopThread(*anyio_backend)
+    loop._ask_to_stop("stopped before it ran")
+
+    loop.start()
+    loop.stop()
+
+    assert loop._thread is not None
+    assert not loop._thread.is_alive()
+
+
+def test_a_call_that_comes_in_while_the_loop_ends_is_cancelled(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1: a call finds the loop open. 2: the loop is told to stop, and cancels all calls. 3: the call is submitted."""
+    running = threading.Event()
+    seen: list[str] = []
+
+    async def first() -> None:
+        running.set()
+        with anyio.CancelScope(shield=True):
+            while len(seen) < 1:
+                await anyio.sleep(0.001)
+
+    def call(func: Any) -> None:
+        try:
+            loop.run_sync(func)
+        except LoopEndedError as exc:
+            seen.append(str(exc))
+
+    with EventLoopThread(*anyio_backend) as loop:
+        assert loop._loop is not None
+        original = type(loop._loop).submit
+        threads = [threading.Thread(target=call, args=(first,))]
+        threads[0].start()
+        assert running.wait(GRACE_SECONDS)
+
+        def submit_late(self: Any, late: Any, context: Any) -> None:
+            loop._ask_to_stop("this event loop thread has been stopped")
+            original(self, late, context)
+
+        monkeypatch.setattr(type(loop._loop), "submit", submit_late)
+        threads.append(threading.Thread(target=call, args=(anyio.sleep_forever,)))
+        threads[1].start()
+        threads[1].join(GRACE_SECONDS)
+    threads[0].join(GRACE_SECONDS)
+
+    assert seen[0].startswith("this event loop thread has been stopped")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+def test_a_task_factory_that_fails_fails_the_call(anyio_backend: Any) -> None:
+    async def break_it() -> None:
+        def refuse(*args: object, **kwargs: object) -> Any:
+            raise ValueError("no tasks today")
+
+        asyncio.get_running_loop().set_task_factory(refuse)
+
+    with EventLoopThread(anyio_backend) as loop:
+        loop.run_sync(break_it)
+        with pytest.raises(ValueError, match="no tasks today"):
+            loop.run_sync(echo)
+        assert loop._loop is not None
+        loop._loop.post(lambda: asyncio.get_running_loop().set_task_factory(None))
+        assert loop.run_sync(echo, 1) == ((1,), {})
+
+
+@pytest.mark.anyio
+async def test_a_worker_of_others_calls_another_loop_and_is_cancelled_with_its_task(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    sleeping = threading.Event()
+
+    async def sleep() -> None:
+        sleeping.set()
+        await anyio.sleep_forever()
+
+    with EventLoopThread(*anyio_backend) as other:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, lambda: other.run_sync(sleep))
+            while not sleeping.is_set():
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_on_the_background_loop_itself_it_is_a_task_in_a_context_of_its_own(background: Any) -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    async def change() -> None:
+        variable.set("changed")
+
+    async def outer() -> str:
+        await run_in_eventloop(change)
+        return variable.get()
+
+    assert await run_in_eventloop(outer) == "unset"
+
+
+def test_the_cleanup_of_a_loop_that_ends_may_still_use_it(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    running = threading.Event()
+    seen: list[Any] = []
+
+    async def work() -> None:
+        try:
+            running.set()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                seen.append(await loop.run(echo, 1))
+
+    with EventLoopThread(*anyio_backend) as loop:
+        thread = threading.Thread(target=captured, args=(lambda: loop.run_sync(work),))
+        thread.start()
+        assert running.wait(GRACE_SECONDS)
+    thread.join(GRACE_SECONDS)
+
+    assert seen == [((1,), {})]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [pytest.param("trio", marks=trio_only)])
+async def test_a_worker_whose_trio_program_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*args: object) -> None:
+        raise anyio.RunFinishedError
+
+    monkeypatch.setattr("unfazed.concurrency._eventloop.from_thread.run", ended)
+    with pytest.raises(LoopEndedError):
+        await run_in_threadpool(run_in_eventloop_sync, echo)

@@ -462,3 +462,54 @@ def test_a_slot_that_was_given_back_while_its_thread_waits_stays_so() -> None:
     _slots.lend(slot)
 
     assert (slot.limit.occupied, slot.limit.running) == (0, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("to_worker", ["ours", "anyio's"])
+async def test_an_actor_that_begins_its_next_step_for_ever_does_not_remember_all_of_them(to_worker: str) -> None:
+    done = anyio.Event()
+    depth = []
+
+    async def begin(step: int) -> None:
+        async def next_step() -> None:
+            await OUTERMOST[to_worker](work, step + 1)
+
+        tasks.start_soon(next_step)
+
+    def work(step: int) -> None:
+        if step < 100:
+            run_in_eventloop_sync(begin, step)
+        else:
+            slot, length = _slots.current_slot.get(), 0
+            while slot is not None:
+                slot, length = slot.parent, length + 1
+            depth.append(length)
+            run_in_eventloop_sync(finish)
+
+    async def finish() -> None:
+        done.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(OUTERMOST[to_worker], work, 0)
+        await done.wait()
+
+    assert depth[0] <= 5
+
+
+def test_what_the_garbage_collector_gives_back_in_the_midst_of_a_grant_is_not_lost() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    first = _slots.acquire(limiter, lambda: True)
+    collected = _slots.acquire(limiter, lambda: False)
+    limit = first.limit
+
+    class Grant(_slots.Limit):
+        __slots__ = ()
+
+        def grant(self, slot: _slots.Slot, lender: _slots.Slot | None = None) -> None:
+            _slots.release(collected)  # as if it were collected just here
+            super().grant(slot, lender)
+
+    limit.__class__ = Grant
+    _slots.release(first)
+
+    assert (limit.occupied, limit.running) == (0, 0)

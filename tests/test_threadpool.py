@@ -24,6 +24,7 @@ from unfazed.concurrency import (
     WrongFunctionError,
     _eventloop,
     _loops,
+    _slots,
     run_in_eventloop_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
@@ -523,3 +524,77 @@ async def test_what_the_thread_waits_for_through_anyio_is_cancelled_as_well() ->
         tasks.cancel_scope.cancel()
 
     assert seen[0].startswith("Cancelled")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_second_cancellation_is_not_hidden_by_a_scope_that_ends_the_first() -> None:
+    """1: a scope cancels the call. 2: the task itself is cancelled. 3: the scope ends, and the task must not go on."""
+    blocking = Blocking()
+    first_is_there = asyncio.Event()
+
+    async def work() -> None:
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_soon(first_is_there.set)
+            scopes.append(scope)
+            await run_in_threadpool(blocking)
+        pytest.fail("the second cancellation is lost")
+
+    scopes: list[anyio.CancelScope] = []
+    task = asyncio.create_task(work())
+    await blocking.wait_until_started()
+    scopes[0].cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    blocking.may_end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_that_comes_with_the_end_of_a_nested_call_reaches_the_next() -> None:
+    async def cancel_the_task() -> None:
+        task.cancel()
+
+    def work() -> None:
+        run_in_eventloop_sync(cancel_the_task)
+        run_in_eventloop_sync(anyio.sleep_forever)
+
+    for _ in range(20):
+        task = asyncio.create_task(run_in_threadpool(work))
+        await asyncio.wait([task], timeout=GRACE_SECONDS)
+        assert task.cancelled()
+
+
+@pytest.mark.anyio
+async def test_calls_cancelled_before_their_thread_begins_leave_no_threads_behind() -> None:
+    before = threading.active_count()
+
+    for yields in range(100):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run_in_threadpool, int)
+            for _ in range(yields % 5):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+
+    assert threading.active_count() < before + 30
+
+
+def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_one() -> None:
+    worker = _eventloop.Worker()
+    limiter = anyio.CapacityLimiter(1)
+    worker.slot = _slots.acquire(limiter, lambda: True)
+    outer, inner = (_loops.Call(async_function, _loops.Answer[None](int)) for _ in range(2))
+
+    before_outer = worker.enter(outer)
+    before_inner = worker.enter(inner)
+    worker.leave(inner, before_inner)
+
+    assert worker.call is outer
+    worker.leave(outer, before_outer)
+    assert worker.call is None
+    _slots.release(worker.slot)

@@ -59,32 +59,36 @@ class Worker:
         self.slot: _slots.Slot | None = None
         self.call: Call[Any] | None = None  # the one that the thread waits for
         self._cancelled = False
-        self._told = False  # whether a call of this thread has been cancelled for it
+        self._told = False  # whether the thread has seen the cancellation, in a call that it waited for
 
     def cancel(self) -> None:
         """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task."""
         self._cancelled = True
-        if self.call is not None:
-            self._told = True
-            self.call.cancel()
+        call = self.call  # once: the thread may leave it meanwhile
+        if call is not None:
+            call.cancel()
 
     def way_back(self) -> Loop:
         assert self.loop is not None, "set before the worker starts"
         return self.loop
 
-    def enter(self, call: Call[Any]) -> None:
-        """Lend the slot, for the thread is going to wait for *call*."""
+    def enter(self, call: Call[Any]) -> Call[Any] | None:
+        """Lend the slot, for the thread is going to wait for *call*. Return the one that it waits for already.
+
+        There is one where the garbage collector, or a signal handler, makes a call in the midst of another.
+        """
         assert self.slot is not None, "set before the worker starts"
-        self.call = call
+        outer, self.call = self.call, call
         _slots.lend(self.slot)
         if self._cancelled and not self._told:
-            self._told = True
             call.cancel()
+        return outer
 
-    def leave(self) -> None:
+    def leave(self, call: Call[Any], outer: Call[Any] | None) -> None:
         assert self.slot is not None, "set before the worker starts"
         _slots.take_back(self.slot)
-        self.call = None
+        self.call = outer
+        self._told = self._told or call.aborted  # a cancellation that came after the end of the call is still to come
 
 
 class _Thread(threading.local):
@@ -116,17 +120,17 @@ def call_from_sync(
     call = Call(work, answer)
     worker = thread.worker
     if worker is not None:
-        worker.enter(call)
+        outer = worker.enter(call)
         try:
             if worker.way_back().calls_back_in_the_task:
-                _call_in_waiting_task(work, name, submit, answer)
+                _call_in_waiting_task(call if submit is None else Call(_elsewhere(submit, work, name), answer))
             else:
                 if offer is not None:
                     offer(answer)
                 _call_and_wait(call, submit or worker.way_back().submit)
         finally:
-            worker.leave()
-    elif submit is not None or not _call_from_others_worker(call):
+            worker.leave(call, outer)
+    elif not _call_from_others_worker(call if submit is None else Call(_elsewhere(submit, work, name), answer)):
         if offer is not None:
             offer(answer)
         _call_and_wait(call, submit or _background()._submit)
@@ -150,16 +154,17 @@ def _call_and_wait(call: Call[Any], submit: Submit) -> None:
         raise
 
 
-def _call_in_waiting_task(
-    work: Callable[[], Awaitable[T]], name: str, submit: Submit | None, answer: Answer[T]
-) -> None:
-    """Have the task that waits for this worker run *work*, or wait for it where *submit* puts it."""
+def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], name: str) -> Callable[[], Awaitable[T]]:
+    """Return what waits for *work* in the current loop, and is cancelled with it, while *submit* runs it elsewhere."""
 
     async def run_elsewhere() -> T:
-        assert submit is not None, "the caller asks for it"
         return await call_in(submit, work, name, current_loop(), pass_on=True)
 
-    call = Call(work if submit is None else run_elsewhere, answer)
+    return run_elsewhere
+
+
+def _call_in_waiting_task(call: Call[Any]) -> None:
+    """Have the task that waits for this worker run *call*."""
     try:
         from_thread.run(call.run, _cancelled_by_others)
     except RunFinishedError:
@@ -277,6 +282,8 @@ class EventLoopThread:
         A signal handler may interrupt this anywhere, and come here itself; other threads come at the same time.
         Should two threads be started so, the second one ends at once.
         """
+        if _exiting:
+            raise LoopEndedError("the interpreter is exiting")
         if self._thread is None:
             options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
             # A daemon, as its worker threads are then too: the interpreter does not wait for them at exit.
@@ -317,8 +324,8 @@ class EventLoopThread:
         `run_in_eventloop` documents the arguments, the cancellation and the errors.
         """
         work = _work(func, args, kwargs, "run")
-        if self._thread is threading.current_thread():
-            return await work()
+        if self._closed is not None and self._thread is threading.current_thread():
+            return await work()  # in the cleanup of what the end of the loop has cancelled
         return await call_in(self._submit, work, name_of(func), current_loop(), pass_on=True)
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -346,6 +353,8 @@ class EventLoopThread:
         except LoopEndedError:
             self._calls.discard(call)
             raise
+        if self._closed is not None:  # meanwhile: the loop, which waits for the last call, may not know of this one
+            call.cancel(LoopEndedError(self._closed))
 
     def _forget(self, call: Call[Any]) -> None:
         """Note that *call* has ended, in the loop's thread."""
@@ -367,7 +376,7 @@ class EventLoopThread:
             self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
             _running.discard(self)
             self._started.set()
-            for call in tuple(self._calls):
+            for call in self._calls.copy():  # at once: other threads add to it
                 call.answer.write(None, LoopEndedError(self._closed))
 
     async def _serve(self) -> None:
@@ -378,7 +387,7 @@ class EventLoopThread:
             await self._stop_event.wait()
         while self._calls:
             self._drained = Event()
-            for call in tuple(self._calls):
+            for call in self._calls.copy():  # at once: other threads add to it
                 call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
             await self._drained.wait()
         await loop.end_other_tasks()
@@ -540,7 +549,8 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
 def _end_all_loops() -> None:
     """At exit: end all loops, within `EXIT_SECONDS`."""
     global _exiting
-    _exiting = True
+    with _lock:
+        _exiting = True
     deadline = time.monotonic() + EXIT_SECONDS
     ending = tuple(_running)
     for loop_thread in ending:

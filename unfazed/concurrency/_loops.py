@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from contextvars import Context, copy_context
-from threading import Lock
+from threading import Lock, main_thread
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class
@@ -69,13 +69,14 @@ def without_our_frame(exc: BaseException) -> BaseException:
 class Call(Generic[T]):
     """An async function that one thread has another thread's loop run, in a task of its own."""
 
-    __slots__ = ("_abort", "_cancelled", "_reason", "_work", "accepted", "answer", "loop", "on_end")
+    __slots__ = ("_abort", "_cancelled", "_reason", "_work", "aborted", "accepted", "answer", "loop", "on_end")
 
     def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
         self._work = work
         self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
         self._cancelled = False
         self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
+        self.aborted = False  # whether its task was cancelled while it ran
         self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
         self.answer = answer
         self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
@@ -85,7 +86,7 @@ class Call(Generic[T]):
         """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
         self._abort = abort
         if self._cancelled:
-            abort()
+            self._cancel()
         try:
             value = await self._work()
         except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
@@ -124,12 +125,17 @@ class Call(Generic[T]):
         """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
         if self._abort is not None:
             abort, self._abort = self._abort, None
+            self.aborted = True
             abort()
         elif not self.accepted:
             self.accepted = True
-            self.answer.write(None, self._reason)
-            if self.on_end is not None:
-                self.on_end(self)
+            self.fail(self._reason)
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the call, whose task could not even be started; in the loop's thread."""
+        self.answer.write(None, error)
+        if self.on_end is not None:
+            self.on_end(self)
 
 
 class SyncAnswer(Answer[T]):
@@ -203,14 +209,20 @@ class AsyncioLoop:
         if sniffio is not None:  # pragma: no branch  it comes with trio
             sniffio.current_async_library_cvar.set("asyncio")
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
-        self.native.create_task(self._run(call))
+        running = self._run(call)
+        try:
+            self.native.create_task(running)
+        except BaseException as exc:  # of a task factory of the user's
+            running.close()
+            call.fail(exc)
 
     async def _run(self, call: Call[Any]) -> None:
         task = sys.modules["asyncio"].current_task()
         await call.run(task.cancel)
 
     def is_gone(self) -> bool:
-        return self.native.is_closed()
+        # A loop that stands still may be run again, but for the last hour of the interpreter.
+        return self.native.is_closed() or not (self.native.is_running() or main_thread().is_alive())
 
     async def end_other_tasks(self) -> None:
         asyncio = sys.modules["asyncio"]
@@ -251,7 +263,7 @@ class TrioLoop:
         try:
             trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
-            call.answer.write(None, LoopEndedError("the event loop of this call has ended"))
+            call.fail(LoopEndedError("the event loop of this call has ended"))
 
     async def _run(self, call: Call[Any]) -> None:
         with CancelScope() as scope:
@@ -342,15 +354,21 @@ async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
     return slot
 
 
-async def outlast(event: Event) -> None:
-    """Wait for *event*, whatever cancels us: asyncio's own cancellation goes straight through a shield."""
+async def outlast(event: Event, cancellation: BaseException) -> BaseException:
+    """Wait for *event*, whatever else cancels us: asyncio's own cancellation goes straight through a shield.
+
+    Return what to raise then, outside of any `except`: of several cancellations the last, without its context. That of
+    a scope, which the scope takes for its own and ends, must not hide one that is meant for the whole task.
+    """
     cancelled = get_cancelled_exc_class()
     with CancelScope(shield=True):
         while not event.is_set():
             try:
                 await event.wait()
-            except cancelled:
-                continue
+            except cancelled as exc:
+                cancellation = exc
+                cancellation.__context__ = None
+    return cancellation
 
 
 async def call_in(
@@ -370,13 +388,18 @@ async def call_in(
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
     submit(call, copy_context())
+    cancellation: BaseException | None = None
     try:
         await event.wait()
-    except BaseException:
+    except BaseException as exc:
+        cancellation = exc
+    if cancellation is not None:
         if pass_on:
             call.cancel()
-        await outlast(event)
-        raise
+        try:
+            raise await outlast(event, cancellation)
+        finally:
+            del cancellation
     try:
         return answer.read()
     except cancelled_classes() as exc:

@@ -42,13 +42,26 @@ current_slot: ContextVar[Slot | None] = ContextVar("unfazed_current_slot", defau
 class Slot:
     """One call's permission to run, from the moment that it is asked for."""
 
-    __slots__ = ("ancestors", "borrower", "extra", "heirs", "held", "lender", "limit", "parent", "waits", "wake")
+    __slots__ = (
+        "ancestors",
+        "borrower",
+        "extra",
+        "given_up",
+        "heirs",
+        "held",
+        "lender",
+        "limit",
+        "parent",
+        "waits",
+        "wake",
+    )
 
     def __init__(self, limit: Limit, parent: Slot | None, wake: Callable[[], bool]) -> None:
         self.limit = limit
         self.parent = parent  # the nearest call that this one was made on behalf of, whatever its limiter
         self.wake = wake
         self.held = False  # granted, and not given back yet
+        self.given_up = False  # nobody wants it any more
         self.extra = False  # let in by rule 3 though it is not nested
         self.waits = 0  # how many of our calls this slot's thread is waiting in
         self.lender: Slot | None = None  # whose slot this is; None: its own
@@ -122,11 +135,14 @@ class Limit:
         """Take *slot* out of the queue, let it run, and return it for its caller to be woken without the lock."""
         self.dequeue(slot)
         self.grant(slot, lender)
+        if slot.given_up:  # in between, by the garbage collector on this very thread
+            self.take_away(slot)
         return slot
 
     def take_away(self, slot: Slot) -> None:
         """End *slot*, without giving it to the next one yet."""
         slot.held = False
+        slot.living_parent()
         if not slot.waits:
             self.running -= 1
         if slot.extra:
@@ -193,6 +209,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
         limit = _limits.get(limiter) or _open_accounts(limiter)
         slot = Slot(limit, parent, wake)
         if parent is not None:
+            parent.living_parent()  # so that a call that begins the next one for ever does not remember them all
             for ancestor in slot.same_limit_ancestors():
                 if ancestor.waits and ancestor.borrower is None:
                     limit.grant(slot, ancestor)
@@ -257,6 +274,9 @@ def adopt(limiter: CapacityLimiter) -> Slot:
     with _lock:
         limit = _limits.get(limiter) or _open_accounts(limiter)
         slot = Slot(limit, current_slot.get(), bool)  # nobody is woken
+        parent = slot.living_parent()
+        if parent is not None:
+            parent.living_parent()
         limit.grant(slot)
     lend(slot)
     return slot
@@ -271,6 +291,7 @@ def _give_back(slot: Slot) -> list[Slot]:
     """End *slot*. Return those who get one now."""
     limit = slot.limit
     with _lock:
+        slot.given_up = True
         lender = slot.lender
         if slot.held:
             limit.take_away(slot)
@@ -319,6 +340,7 @@ def _start_afresh() -> None:
     _limits = weakref.WeakKeyDictionary()
     _watched.clear()
     _watcher = None
+    current_slot.set(None)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none

@@ -61,17 +61,28 @@ class Job(Worker, Generic[T]):
                 await to_thread.run_sync(self._work, limiter=NO_LIMIT)
                 await checkpoint_if_cancelled()
             else:
-                await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
-        except BaseException:
-            if not self._started.acquire(blocking=False):
-                self._ended = Event()  # before the lock: a worker that comes second sets it
-                if self._settled.acquire(blocking=False):
-                    self.cancel()
-                    await outlast(self._ended)
-            raise
+                await self._run_whatever_cancels_us()
         finally:
             _slots.release(slot)
         return self.outcome
+
+    async def _run_whatever_cancels_us(self) -> None:
+        """Do on asyncio what anyio's shield does on trio."""
+        try:
+            await to_thread.run_sync(self._work, abandon_on_cancel=True, limiter=NO_LIMIT)
+            return
+        except BaseException as exc:
+            if self._started.acquire(blocking=False):
+                raise
+            cancellation = exc
+        self._ended = Event()  # before the lock: a worker that comes second sets it
+        try:
+            if self._settled.acquire(blocking=False):
+                self.cancel()
+                cancellation = await outlast(self._ended, cancellation)
+            raise cancellation
+        finally:
+            del cancellation
 
     def _work(self) -> None:
         """Run the call, in the worker thread."""
