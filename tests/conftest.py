@@ -139,6 +139,7 @@ def end_background_eventloop() -> None:
     if running is not None:
         running.stop(GRACE_SECONDS)
     _eventloop._background_thread = None
+    _eventloop._successors.clear()
     _eventloop._settings = None
 
 

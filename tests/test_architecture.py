@@ -24,6 +24,7 @@ FLOORS = {
     "_checks": 1,
     "_loops": 1,
     "_eventloop": 2,
+    "_executor": 3,
     "_processpool": 3,
     "_threadpool": 3,
     "__init__": 4,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from contextvars import copy_context
 from typing import Any
 
@@ -107,3 +109,12 @@ async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest
 
     assert second.held
     _slots.release(second)
+
+
+@pytest.mark.parametrize("module", ["asyncio.events", "trio.lowlevel"])
+def test_a_library_that_another_thread_is_importing_runs_no_loop_here(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+
+    assert _loops.running_loop() is None

@@ -146,17 +146,25 @@ def test_the_worker_is_used_again(background: Any) -> None:
 
 @pytest.mark.anyio
 async def test_no_more_than_the_limit_run_at_once(tmp_path: Path) -> None:
+    """Two overlap; a third does not begin before one of them has ended."""
     anyio.to_process.current_default_process_limiter().total_tokens = 2
-    pids: set[int] = set()
-
-    async def call() -> None:
-        pids.add(await run_in_processpool(os.getpid))
+    started = [tmp_path / f"started {number}" for number in range(3)]
+    may_end = [tmp_path / f"may end {number}" for number in range(3)]
+    may_end[2].touch()
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(6):
-            tasks.start_soon(call)
+        for number in range(2):
+            tasks.start_soon(run_in_processpool, functions.touch_then_wait_for, started[number], may_end[number])
+        await wait_for(started[0])
+        await wait_for(started[1])
+        tasks.start_soon(run_in_processpool, functions.touch_then_wait_for, started[2], may_end[2])
+        await anyio.sleep(0.05)  # long enough to begin, if it could
+        third_began_early = started[2].exists()
+        may_end[0].touch()
+        await wait_for(started[2])
+        may_end[1].touch()
 
-    assert len(pids) <= 2
+    assert not third_began_early
 
 
 async def wait_for(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import signal
@@ -80,6 +81,8 @@ def test_what_turns_out_to_be_async_is_said_to_be() -> None:
 def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "_settled_in", False)
     watching: list[int] = []
+    at_exit: list[object] = []
+    monkeypatch.setattr(atexit, "register", lambda *args: at_exit.append(args))
     monkeypatch.setattr(_worker, "_end_with", watching.append)
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -92,11 +95,13 @@ def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.001)
 
     assert watching == [os.getppid()]
+    assert at_exit == [(time.sleep, _worker.LAST_SECONDS)]
 
 
 def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "_settled_in", False)
     monkeypatch.setattr(_worker, "_end_with", lambda parent: None)
+    monkeypatch.setattr(atexit, "register", lambda *args: None)
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=_worker.run, args=(pickle.dumps((functions.echo, (), {})),))
     thread.start()

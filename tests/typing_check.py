@@ -6,6 +6,7 @@ that are not needed.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from typing_extensions import assert_type
@@ -15,6 +16,8 @@ from unfazed.concurrency import (
     EventLoopThread,
     run_in_eventloop,
     run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
     run_in_processpool,
     run_in_processpool_sync,
     run_in_threadpool,
@@ -42,6 +45,7 @@ async def from_async_code() -> None:
     assert_type(await run_in_processpool(read, "a", encoding="b"), bytes)
     assert_type(await run_in_eventloop(fetch, "a", timeout=2), list[int])
     assert_type(await run_in_eventloop(returns_awaitable, "a"), str)
+    assert_type(await run_in_executor(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
     assert_type(await concurrecy.run_in_threadpool(read, "a"), bytes)
     with EventLoopThread("trio", {"restrict_keyboard_interrupt_to_checkpoints": True}, name="loop") as loop:
         assert_type(await loop.run(fetch, "a"), list[int])
@@ -57,6 +61,7 @@ def from_sync_code() -> None:
     assert_type(run_in_threadpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_processpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_eventloop_sync(fetch, "a", timeout=2), list[int])
+    assert_type(run_in_executor_sync(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
 
     run_in_threadpool_sync(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run_in_processpool_sync(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -3,6 +3,7 @@
     floor 4   this file          the public names
     floor 3   _threadpool.py     a call in a worker thread
               _processpool.py    a call in a worker process
+              _executor.py       a call in any executor
     floor 2   _eventloop.py      a call in an event loop; the background loop; how sync code finds a loop
     floor 1   _loops.py          running loops as other threads see them; all that differs by library; all waits
               _checks.py         what may be called where
@@ -15,6 +16,7 @@ A file imports from lower floors only.
 
 from ._errors import (
     CallCancelledError,
+    ExecutorError,
     LoopEndedError,
     LoopStartError,
     LoopStateError,
@@ -27,12 +29,14 @@ from ._errors import (
     WrongFunctionError,
 )
 from ._eventloop import EventLoopThread, configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
+from ._executor import run_in_executor, run_in_executor_sync
 from ._processpool import run_in_processpool, run_in_processpool_sync
 from ._threadpool import run_in_threadpool, run_in_threadpool_sync
 
 __all__ = (
     "CallCancelledError",
     "EventLoopThread",
+    "ExecutorError",
     "LoopEndedError",
     "LoopStartError",
     "LoopStateError",
@@ -46,6 +50,8 @@ __all__ = (
     "configure_background_eventloop",
     "run_in_eventloop",
     "run_in_eventloop_sync",
+    "run_in_executor",
+    "run_in_executor_sync",
     "run_in_processpool",
     "run_in_processpool_sync",
     "run_in_threadpool",

@@ -120,6 +120,23 @@ class WorkerProcessError(UnfazedError, RuntimeError):
         return f"the worker process for {self.name}() {self.reason}; the next call gets a new one"
 
 
+class ExecutorError(UnfazedError, RuntimeError):
+    """Raised when an executor does not accept a call, breaks, or cancels it.
+
+    Args:
+        name: The name of the function that was to run.
+        reason: What happened to the call.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the call of {self.name}() {self.reason}"
+
+
 class RemoteError(UnfazedError, RuntimeError):
     """Raised in place of an exception of a worker process that cannot be pickled; its text is the original's.
 

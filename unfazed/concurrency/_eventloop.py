@@ -401,6 +401,7 @@ class EventLoopThread:
 
 _lock = threading.RLock()  # reentrant: a signal handler may make a call of its own while one is being made
 _background_thread: EventLoopThread | None = None
+_successors: dict[EventLoopThread | None, EventLoopThread] = {}  # by the one that has ended; None: the first
 _settings: tuple[str, dict[str, Any] | None] | None = None
 _running: set[EventLoopThread] = set()
 _exiting = False
@@ -442,8 +443,10 @@ def _background() -> EventLoopThread:
                     raise LoopEndedError("the interpreter is exiting, and the background event loop has ended")
                 backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
                 _require_backend(backend, "the environment variable UNFAZED_BACKEND")
-                # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there.
-                current = _background_thread = EventLoopThread(backend, options, "unfazed-eventloop")
+                # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there. And a
+                # signal handler may have come here meanwhile, on this very thread: in one step, the first one counts.
+                starting = EventLoopThread(backend, options, "unfazed-eventloop")
+                current = _background_thread = _successors.setdefault(current, starting)
         current._ensure_started()
     return current
 
@@ -564,6 +567,7 @@ def _start_afresh() -> None:
     global _lock, _background_thread
     _lock = threading.RLock()
     _background_thread = None
+    _successors.clear()
     for loop_thread in tuple(_running):
         loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"
     _running.clear()

@@ -279,13 +279,13 @@ class TrioLoop:
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
     lowlevel: Any = sys.modules.get("trio.lowlevel")
-    in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while trio is being imported elsewhere
+    in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while another thread is importing trio
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
-    asyncio = sys.modules.get("asyncio.events")
-    if asyncio is not None:
+    get_running_loop = getattr(sys.modules.get("asyncio.events"), "get_running_loop", None)
+    if get_running_loop is not None:
         try:
-            return AsyncioLoop(asyncio.get_running_loop())
+            return AsyncioLoop(get_running_loop())
         except RuntimeError:  # none runs
             pass
     return None

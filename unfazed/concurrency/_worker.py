@@ -6,6 +6,7 @@ does, the worker is as good as before.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import traceback
 from types import CoroutineType
 
 ORPHAN_CHECK_SECONDS = 1.0  # how often a worker looks whether its parent is still there
+LAST_SECONDS = 0.5  # how long a worker whose pipe was closed stays, which is longer than to kill it takes
 
 # An outcome is one of these, with what it is about and the text of a traceback.
 VALUE = "value"
@@ -50,7 +52,11 @@ _settled_in = False
 
 
 def _settle_in() -> None:
-    """Once in each worker: see to it that Ctrl-C does not interrupt it, and that it ends with its parent."""
+    """Once in each worker: see to it that Ctrl-C does not interrupt it, and that it ends with its parent.
+
+    At the end of its loop, anyio closes a worker's pipe and kills it. Where the worker is gone in between, asyncio
+    complains of somebody else having read its exit status.
+    """
     global _settled_in
     if _settled_in:
         return
@@ -58,6 +64,7 @@ def _settle_in() -> None:
     if threading.current_thread() is threading.main_thread():
         # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
         signal.signal(signal.SIGINT, _ignore)
+    atexit.register(time.sleep, LAST_SECONDS)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
 
 

@@ -1,0 +1,165 @@
+"""A call in any `concurrent.futures.Executor`, from async and from sync code.
+
+The door to everything else: a thread of one's own, another process pool, a cluster. The executor decides where the
+function runs and how many run at once, so there are no slots here; a worker that waits lends its own all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextvars import copy_context
+from functools import partial
+from reprlib import repr as short_repr
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from anyio import Event
+
+from ._checks import async_function_error, close_coroutine, name_of, require_sync
+from ._errors import ExecutorError, WrongFunctionError
+from ._eventloop import call_from_sync
+from ._loops import Answer, current_loop, outlast, set_from_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _require_executor(executor: object, helper: str) -> None:
+    if not isinstance(executor, Executor):
+        raise WrongFunctionError(
+            f"{helper}() expected a concurrent.futures.Executor and then a function, got {short_repr(executor)}: "
+            f"write `{helper}(executor, func, ...)`"
+        )
+
+
+def _runs_in_our_threads(executor: Executor) -> bool:
+    """Return whether a context can go along: not to other processes or interpreters."""
+    loaded: Any = sys.modules.get("concurrent.futures.thread")
+    return (
+        loaded is not None
+        and isinstance(executor, loaded.ThreadPoolExecutor)
+        and "Interpreter" not in type(executor).__name__
+    )
+
+
+async def _submit_and_wait(
+    executor: Executor, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]
+) -> Answer[T]:
+    """Submit a call to *executor* and wait for its outcome, which only its reader raises.
+
+    Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has started, it
+    never starts; later, we wait for its end as for a thread.
+    """
+    name = name_of(func)
+    call = partial(func, *args, **kwargs)
+    loop, event = current_loop(), Event()
+    try:
+        future: Future[T] = (
+            executor.submit(copy_context().run, call) if _runs_in_our_threads(executor) else (executor.submit(call))
+        )
+    except RuntimeError as exc:  # it was shut down, or is broken
+        raise ExecutorError(name, f"was not accepted by its {type(executor).__name__}: {exc}") from exc
+    future.add_done_callback(lambda _: set_from_anywhere(loop, event))
+    cancellation: BaseException | None = None
+    try:
+        await event.wait()
+    except BaseException as exc:
+        cancellation = exc
+    if cancellation is not None:
+        try:
+            if not future.cancel():
+                cancellation = await outlast(event, cancellation)
+            raise cancellation
+        finally:
+            del cancellation
+    return _outcome(future, name)
+
+
+def _outcome(future: Future[T], name: str) -> Answer[T]:
+    """Return what came of a future that is done."""
+    outcome: Answer[T] = Answer(int)  # nobody listens any more
+    try:
+        error = future.exception()
+    except CancelledError as exc:
+        error = ExecutorError(name, "was cancelled by its executor, not by its caller")
+        error.__cause__ = exc
+    if isinstance(error, BrokenExecutor):
+        broken, error = error, ExecutorError(name, f"was lost, as its executor broke: {error}")
+        error.__cause__ = broken
+    outcome.write(None if error is not None else future.result(), error)
+    return outcome
+
+
+def _read(outcome: Answer[T], func: object, helper: str) -> T:
+    value = outcome.read()
+    if close_coroutine(value):
+        raise async_function_error(func, helper)
+    return value
+
+
+async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in any executor and await its result.
+
+    The same as `loop.run_in_executor`, but on trio as well, with keyword arguments, and with cancellation that waits.
+    In a `ThreadPoolExecutor` the function runs in a copy of the caller's context; other executors may be elsewhere,
+    where no context can go. What the executor needs of the function and its arguments (that they can be pickled, for
+    most of those in other processes) is documented there.
+
+    Args:
+        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Before the executor has started the function, it never starts. Later, this call waits for its end, drops
+        what it returned or raised, and raises the cancellation; so it does on asyncio's own `task.cancel()`.
+
+    Returns:
+        What *func* returned.
+
+    Raises:
+        WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
+        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, or cancels it.
+        BaseException: Whatever *func* raised.
+
+    Example:
+        `rows = await run_in_executor(one_thread, connection.execute, "select 1")`
+    """
+    _require_executor(executor, "run_in_executor")
+    require_sync(func, "run_in_executor")
+    return _read(await _submit_and_wait(executor, func, args, kwargs), func, "run_in_executor")
+
+
+def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in any executor and wait for its result: `run_in_executor` for sync code.
+
+    Args:
+        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
+        one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting. In a worker
+        thread it is cancelled with the task that waits for the thread.
+
+    Returns:
+        What *func* returned.
+
+    Raises:
+        LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
+        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, or cancels it.
+        BaseException: Whatever *func* raised.
+
+    Example:
+        `rows = run_in_executor_sync(one_thread, connection.execute, "select 1")`
+    """
+    helper = "run_in_executor_sync"
+    _require_executor(executor, helper)
+    require_sync(func, helper)
+    name = name_of(func)
+    submit = partial(_submit_and_wait, executor, func, args, kwargs)
+    return _read(call_from_sync(submit, name, helper, f"await run_in_executor(executor, {name}, ...)"), func, helper)
