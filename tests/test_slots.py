@@ -93,6 +93,14 @@ async def test_a_chain_fifty_deep_completes_with_a_limit_of_one(outermost: str) 
     assert await OUTERMOST[outermost](chain, 50) == 50
 
 
+@pytest.mark.anyio
+async def test_depth_is_bounded_by_memory_alone() -> None:
+    """No stack grows with it, neither a thread's nor a task's."""
+    set_limit(1)
+
+    assert await run_in_threadpool(chain, 300) == 300
+
+
 def test_a_chain_from_plain_sync_code_completes_with_a_limit_of_one(background: Any) -> None:
     run_in_eventloop_sync(set_limit_async, 1)
 

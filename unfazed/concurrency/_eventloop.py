@@ -123,23 +123,23 @@ def call_from_sync(
         outer = worker.enter(call)
         try:
             if worker.way_back().calls_back_in_the_task:
-                _call_in_waiting_task(call if submit is None else Call(_elsewhere(submit, work, name), answer))
+                # Only to wait: what ran there would pile up on the one task, level by level.
+                _call_in_waiting_task(Call(_elsewhere(submit or worker.way_back().submit, work, name), answer))
             else:
                 if offer is not None:
                     offer(answer)
-                _call_and_wait(call, submit or worker.way_back().submit)
+                _call_and_wait(call, answer, submit or worker.way_back().submit)
         finally:
             worker.leave(call, outer)
     elif not _call_from_others_worker(call if submit is None else Call(_elsewhere(submit, work, name), answer)):
         if offer is not None:
             offer(answer)
-        _call_and_wait(call, submit or _background()._submit)
+        _call_and_wait(call, answer, submit or _background()._submit)
     return answer.read()
 
 
-def _call_and_wait(call: Call[Any], submit: Submit) -> None:
-    """Submit *call* and wait for its answer."""
-    answer: SyncAnswer[Any] = call.answer  # type: ignore[assignment]  # `call_from_sync` has made it
+def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None:
+    """Submit *call* and wait for its *answer*."""
     try:
         submit(call, copy_context())
         while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
