@@ -25,6 +25,7 @@ from unfazed.concurrency import (
     LoopThreadError,
     WrongFunctionError,
     _eventloop,
+    _synccalls,
     configure_background_eventloop,
     run_in_eventloop,
     run_in_eventloop_sync,
@@ -209,7 +210,7 @@ async def test_a_call_to_the_loop_of_a_worker_that_ended_first_gets_an_error(mon
     def cancelled(*args: object) -> None:
         raise CancelledError
 
-    monkeypatch.setattr("unfazed.concurrency._eventloop.from_thread.run", cancelled)
+    monkeypatch.setattr("unfazed.concurrency._synccalls.from_thread.run", cancelled)
     with pytest.raises(LoopEndedError):
         await anyio.to_thread.run_sync(run_in_eventloop_sync, echo)
 
@@ -540,7 +541,7 @@ def test_stop_returns_after_its_timeout(anyio_backend: tuple[str, dict[str, Any]
 def test_a_worker_waits_as_long_as_its_loop_is_there(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_eventloop, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
     backend, options = anyio_backend
 
     async def main() -> Any:
@@ -750,6 +751,6 @@ async def test_a_worker_whose_trio_program_has_ended_is_told_so(monkeypatch: pyt
     def ended(*args: object) -> None:
         raise anyio.RunFinishedError
 
-    monkeypatch.setattr("unfazed.concurrency._eventloop.from_thread.run", ended)
+    monkeypatch.setattr("unfazed.concurrency._synccalls.from_thread.run", ended)
     with pytest.raises(LoopEndedError):
         await run_in_threadpool(run_in_eventloop_sync, echo)

@@ -21,7 +21,7 @@ HANG_SECONDS = 30  # nothing here takes a tenth of it
 PRELUDE = """
 import anyio, asyncio, atexit, os, signal, sys, threading, time
 from unfazed.concurrency import *
-from unfazed.concurrency import _eventloop
+from unfazed.concurrency import _eventloop, _loops, _loopthread
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is deaf to it
 if {options!r}:
     configure_background_eventloop(backend={backend!r}, backend_options={options!r})
@@ -156,7 +156,7 @@ FORKS = {
     "from a coroutine": """
         async def main():
             in_child(lambda: say(call_all()))
-            say(call_all() if not _eventloop.running_loop() else "all")
+            say(call_all() if not _loops.running_loop() else "all")
         run(main)
         say(call_all())
     """,
@@ -305,7 +305,7 @@ def test_at_exit_a_running_coroutine_is_cancelled_and_cleans_up(program: Any) ->
 def test_at_exit_a_blocked_worker_is_waited_for_only_so_long(program: Any) -> None:
     started = time.monotonic()
     code, out, err = program("""
-        _eventloop.EXIT_SECONDS = 0.2
+        _loopthread.EXIT_SECONDS = 0.2
         started = threading.Event()
         def block():
             started.set()
@@ -358,9 +358,9 @@ def test_after_that_a_call_gets_a_clear_error(program: Any) -> None:
                 EventLoopThread().start()
             except LoopEndedError as exc:
                 say(exc)
-        atexit.unregister(_eventloop._end_all_loops)
+        atexit.unregister(_loopthread._end_all_loops)
         atexit.register(handler)
-        atexit.register(_eventloop._end_all_loops)  # as if the handler had been there first
+        atexit.register(_loopthread._end_all_loops)  # as if the handler had been there first
         run_in_threadpool_sync(int)
     """).run()
 
@@ -425,7 +425,7 @@ def test_a_second_ctrl_c_stops_waiting(program: Any) -> None:
                 with anyio.CancelScope(shield=True):
                     say("cleaning")
                     await anyio.sleep(1000)
-        _eventloop.EXIT_SECONDS = 0.1
+        _loopthread.EXIT_SECONDS = 0.1
         try:
             run_in_eventloop_sync(work)
         except KeyboardInterrupt:
@@ -463,7 +463,7 @@ def test_a_second_ctrl_c_leaves_the_thread_behind(program: Any) -> None:
                 time.sleep(0.001)
             say("still here")
             time.sleep(1000)
-        _eventloop.EXIT_SECONDS = 0.1
+        _loopthread.EXIT_SECONDS = 0.1
         try:
             run_in_threadpool_sync(work)
         except KeyboardInterrupt:
@@ -600,7 +600,7 @@ def test_a_signal_handler_may_make_calls_of_its_own(program: Any, microseconds: 
 
 def test_a_worker_process_that_is_busy_ends_with_its_parent(program: Any, tmp_path: Path) -> None:
     code, out, err = program("""
-        _eventloop.EXIT_SECONDS = 0.1
+        _loopthread.EXIT_SECONDS = 0.1
         call_all()
         say(run_in_processpool_sync(os.getpid))
         threading.Thread(target=run_in_processpool_sync, args=(time.sleep, 1000), daemon=True).start()
@@ -630,9 +630,9 @@ def test_at_exit_a_thread_that_waits_gets_a_clear_error(program: Any) -> None:
         said = threading.Event()
         threading.Thread(target=call, daemon=True).start()
         started.wait()
-        atexit.unregister(_eventloop._end_all_loops)
+        atexit.unregister(_loopthread._end_all_loops)
         atexit.register(said.wait)
-        atexit.register(_eventloop._end_all_loops)
+        atexit.register(_loopthread._end_all_loops)
     """).run()
 
     assert (code, err) == (0, "")

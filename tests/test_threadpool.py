@@ -25,6 +25,7 @@ from unfazed.concurrency import (
     _eventloop,
     _loops,
     _slots,
+    _synccalls,
     run_in_eventloop_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
@@ -456,7 +457,7 @@ def test_threads_that_cannot_be_started_give_an_error_and_the_slot_back(
 
 def test_a_worker_whose_loop_dropped_the_call_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that is closed forgets what was posted to it just before."""
-    monkeypatch.setattr(_eventloop, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(_loops.AsyncioLoop, "_start", lambda self, call: None)
     monkeypatch.setattr(_loops.AsyncioLoop, "is_gone", lambda self: True)
 
@@ -585,7 +586,7 @@ async def test_calls_cancelled_before_their_thread_begins_leave_no_threads_behin
 
 
 def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_one() -> None:
-    worker = _eventloop.Worker()
+    worker = _synccalls.Worker()
     limiter = anyio.CapacityLimiter(1)
     worker.slot = _slots.acquire(limiter, lambda: True)
     outer, inner = (_loops.Call(async_function, _loops.Answer[None](int)) for _ in range(2))

@@ -17,8 +17,9 @@ from anyio import Event
 
 from ._checks import async_function_error, close_coroutine, name_of, require_sync
 from ._errors import ExecutorError, WrongFunctionError
-from ._eventloop import call_from_sync
+from ._eventloop import submit_to_background
 from ._loops import Answer, current_loop, outlast, set_from_anywhere
+from ._synccalls import call_from_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,4 +163,5 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     require_sync(func, helper)
     name = name_of(func)
     submit = partial(_submit_and_wait, executor, func, args, kwargs)
-    return _read(call_from_sync(submit, name, helper, f"await run_in_executor(executor, {name}, ...)"), func, helper)
+    instead = f"await run_in_executor(executor, {name}, ...)"
+    return _read(call_from_sync(submit, name, helper, instead, submit_to_background), func, helper)

@@ -1,7 +1,7 @@
 """Running event loops as other threads see them, calls on their way into one, and how async code waits.
 
 All that differs between asyncio and trio is in `AsyncioLoop` and `TrioLoop`; neither library is imported before
-one of its loops runs. No thread starts here, and no loop: `_eventloop.py` does that.
+one of its loops runs. No thread starts here, and no loop: `_loopthread.py` does that.
 
 Every wait in async code goes through `hold_slot`, `outlast` or `call_in`; each says who wakes it.
 """

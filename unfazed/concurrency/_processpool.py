@@ -16,8 +16,9 @@ from anyio import BrokenWorkerProcess, to_process
 from . import _slots, _worker
 from ._checks import async_function_error, name_of, require_sync
 from ._errors import NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError
-from ._eventloop import call_from_sync
+from ._eventloop import submit_to_background
 from ._loops import NO_LIMIT, call_in, current_loop, hold_slot
+from ._synccalls import call_from_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +184,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     request = _pack(func, args, kwargs, "run_in_processpool_sync")
     name = name_of(func)
     instead = f"await run_in_processpool({name}, ...)"
-    outcome = call_from_sync(partial(_send, request, name), name, "run_in_processpool_sync", instead)
-    result: T = _unpack(outcome, func, "run_in_processpool_sync")
+    helper = "run_in_processpool_sync"
+    outcome = call_from_sync(partial(_send, request, name), name, helper, instead, submit_to_background)
+    result: T = _unpack(outcome, func, helper)
     return result

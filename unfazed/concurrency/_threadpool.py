@@ -14,8 +14,9 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _slots
 from ._checks import async_function_error, close_coroutine, name_of, require_sync
-from ._eventloop import Worker, call_from_sync, thread
+from ._eventloop import submit_to_background
 from ._loops import NO_LIMIT, Answer, current_loop, hold_slot, outlast, set_from_anywhere, without_our_frame
+from ._synccalls import Worker, call_from_sync, thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,4 +177,5 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
     job = Job("run_in_threadpool_sync", func, args, kwargs)
     name = name_of(func)
     instead = f"await run_in_threadpool({name}, ...)"
-    return call_from_sync(job.run, name, "run_in_threadpool_sync", instead, offer=job.answer_directly).read()
+    helper = "run_in_threadpool_sync"
+    return call_from_sync(job.run, name, helper, instead, submit_to_background, offer=job.answer_directly).read()

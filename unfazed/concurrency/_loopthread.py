@@ -1,0 +1,288 @@
+"""Event loops in threads of their own: how they start, take calls, and end.
+
+At exit, after the ordinary threads have ended and before the daemon threads are stopped, all of them end. In a forked
+child they are gone, and say so.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from inspect import isawaitable
+from reprlib import repr as short_repr
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
+
+import anyio
+from anyio import Event
+
+from ._checks import is_async, name_of, require_callable
+from ._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
+from ._loops import Call, call_in, current_loop
+from ._synccalls import call_from_sync, thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from ._loops import Loop
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BACKENDS: Final = ("asyncio", "trio")
+EXIT_SECONDS = 3.0  # at exit, how long all loops together may take to end; arbitrary, as short as cleanup allows
+
+
+@final
+class EventLoopThread:
+    """An event loop in a thread of its own, for as long as a `with` block lasts.
+
+    The background event loop is one of these. All methods can be called from any thread. In a forked child the
+    loop is gone, and says so.
+
+    Args:
+        backend: "asyncio" or "trio".
+        backend_options: What `anyio.run` takes under this name, such as `{"use_uvloop": True}`.
+        name: The name of the thread; `None` gives it one with a number.
+
+    Raises:
+        LoopStateError: If there is no such backend.
+
+    Example:
+        `with EventLoopThread("trio") as loop: loop.run_sync(fetch, url)`
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None, name: str | None = None
+    ) -> None:
+        require_backend(backend, "EventLoopThread(backend=...)")
+        self._backend = backend
+        self._options = backend_options
+        self._name = name or f"unfazed-eventloop-{next(self._numbers)}"
+        self._main_claim = threading.Lock()  # taken by the thread that runs the loop; never released
+        self._thread: threading.Thread | None = None  # that thread
+        self._loop: Loop | None = None  # from the start of the loop on
+        self._stop_event: Event | None = None
+        self._drained: Event | None = None  # while the loop is ending
+        self._started = threading.Event()  # or could not start
+        self._error: BaseException | None = None  # why the loop ended or could not start
+        self._calls: set[Call[Any]] = set()  # those that have not ended
+        self._closed: str | None = None  # why no calls are taken any more
+
+    def __enter__(self) -> EventLoopThread:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running() else "ended" if self._started.is_set() else "not started"
+        return f"<EventLoopThread {self._name!r} on {self._backend}, {state}>"
+
+    def is_running(self) -> bool:
+        """Return whether the loop takes calls."""
+        return self._loop is not None and self._closed is None
+
+    def start(self) -> None:
+        """Start the thread and wait for its loop to run. `with` does it.
+
+        Raises:
+            LoopStateError: If it has been started before.
+            LoopStartError: If the backend is not installed, or refuses its options.
+            LoopEndedError: If the interpreter is exiting.
+        """
+        if self._thread is not None:
+            raise LoopStateError(f"{self!r} can be started only once; make a new one")
+        self._ensure_started()
+
+    def _ensure_started(self) -> None:
+        """Start the thread unless that has been done, and wait for its loop to run.
+
+        A signal handler may interrupt this anywhere, and come here itself; other threads come at the same time.
+        Should two threads be started so, the second one ends at once.
+        """
+        if _exiting:
+            raise LoopEndedError("the interpreter is exiting")
+        if self._thread is None:
+            options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+            # A daemon, as its worker threads are then too: the interpreter does not wait for them at exit.
+            starting = threading.Thread(target=self._main, name=self._name, daemon=True, **options)
+            try:
+                starting.start()
+            except RuntimeError as exc:  # threads can't be started any more
+                self._closed = "the interpreter is exiting"
+                raise LoopEndedError(self._closed) from exc
+        self._started.wait()
+        if self._loop is None:
+            if not threading.main_thread().is_alive():  # what it needs can't be imported or started any more
+                raise LoopEndedError("the interpreter is exiting") from self._error
+            raise LoopStartError(self._backend, str(self._error)) from self._error
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Cancel what runs in the loop, wait for its cleanup, and end the thread. `with` does it.
+
+        Whoever waits for what is cancelled so gets a `LoopEndedError`.
+
+        Args:
+            timeout: How many seconds to wait for the end; `None` waits for as long as it takes.
+
+        Raises:
+            LoopStateError: If it is called in the loop's own thread, or in one of its workers, for which it waits.
+        """
+        worker = thread.worker
+        in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
+        if in_worker or self._thread is threading.current_thread():
+            raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
+        self._ask_to_stop("this event loop thread has been stopped")
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    async def run(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function in this loop and await its result from the current one.
+
+        `run_in_eventloop` documents the arguments, the cancellation and the errors.
+        """
+        work = async_work(func, args, kwargs, "run")
+        if self._closed is not None and self._thread is threading.current_thread():
+            return await work()  # in the cleanup of what the end of the loop has cancelled
+        return await call_in(self._submit, work, name_of(func), current_loop(), pass_on=True)
+
+    def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function in this loop and wait for its result.
+
+        `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
+        """
+        work = async_work(func, args, kwargs, "run_sync")
+        name = name_of(func)
+        return call_from_sync(work, name, "run_sync", f"await loop.run({name}, ...)", self._submit, always=True)
+
+    def _submit(self, call: Call[Any], context: Context) -> None:
+        """Have the loop run *call*."""
+        if self._loop is None or self._closed is not None:
+            if self._closed is None:
+                raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
+            raise LoopEndedError(self._closed)
+        # Either the call is in the set when the loop ends, and `_main` fails it; or the loop has ended, and says so.
+        # The call knows its loop before that, so that it can be given up where Ctrl-C comes in between.
+        call.loop = self._loop
+        call.on_end = self._forget
+        self._calls.add(call)
+        try:
+            self._loop.submit(call, context)
+        except LoopEndedError:
+            self._calls.discard(call)
+            raise
+        if self._closed is not None:  # meanwhile: the loop, which waits for the last call, may not know of this one
+            call.cancel(LoopEndedError(self._closed))
+
+    def _forget(self, call: Call[Any]) -> None:
+        """Note that *call* has ended, in the loop's thread."""
+        self._calls.discard(call)
+        if self._drained is not None and not self._calls:
+            self._drained.set()
+
+    def _main(self) -> None:
+        """Run the loop, in its thread."""
+        if not self._main_claim.acquire(blocking=False):
+            return
+        self._thread = threading.current_thread()
+        _running.add(self)
+        if _exiting:  # either we see this, or `_end_all_loops` sees us
+            self._closed = "the interpreter is exiting"
+        try:
+            anyio.run(self._serve, backend=self._backend, backend_options=self._options)
+        except BaseException as exc:  # a task that raised SystemExit, say; those who wait for answers are told below
+            self._error = exc
+        finally:
+            self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
+            _running.discard(self)
+            self._started.set()
+            for call in self._calls.copy():  # at once: other threads add to it
+                call.answer.write(None, LoopEndedError(self._closed))
+
+    async def _serve(self) -> None:
+        self._stop_event = Event()
+        loop = self._loop = current_loop()
+        self._started.set()
+        if self._closed is None:
+            await self._stop_event.wait()
+        while self._calls:
+            self._drained = Event()
+            for call in self._calls.copy():  # at once: other threads add to it
+                call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
+            await self._drained.wait()
+        await loop.end_other_tasks()
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        if self._loop is not None and self._stop_event is not None:
+            with suppress(LoopEndedError):
+                self._loop.post(self._stop_event.set)
+
+
+_running: set[EventLoopThread] = set()
+_exiting = False
+
+
+def require_backend(backend: str, where: str) -> None:
+    if backend not in BACKENDS:
+        raise LoopStateError(f"{where} must be one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
+
+
+def async_work(
+    func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any], helper: str
+) -> Callable[[], Awaitable[T]]:
+    """Return what to run in the loop for a call of *func*."""
+    require_callable(func, helper)
+    call = partial(func, *args, **kwargs)
+    if is_async(func):
+        return call
+
+    async def call_and_await() -> T:
+        result = call()
+        if not isawaitable(result):
+            name = name_of(func)
+            instead = helper.replace("eventloop", "threadpool") if "eventloop" in helper else "run_in_threadpool"
+            raise WrongFunctionError(
+                f"{helper}() runs async functions, and {name}() gave {short_repr(result)}, which cannot be awaited: "
+                f"write `{instead}({name}, ...)` instead"
+            )
+        return await result
+
+    return call_and_await
+
+
+def _end_all_loops() -> None:
+    """At exit: end all loops, within `EXIT_SECONDS`."""
+    global _exiting
+    _exiting = True
+    deadline = time.monotonic() + EXIT_SECONDS
+    ending = tuple(_running)
+    for loop_thread in ending:
+        loop_thread._ask_to_stop("the interpreter is exiting, and the event loop has ended")
+    for loop_thread in ending:
+        loop_thread.stop(max(0.0, deadline - time.monotonic()))
+
+
+def _start_afresh() -> None:
+    """After a fork: the loops' threads have not come along."""
+    for loop_thread in tuple(_running):
+        loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"
+    _running.clear()
+
+
+atexit.register(_end_all_loops)
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_start_afresh)

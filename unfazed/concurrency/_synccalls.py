@@ -1,0 +1,214 @@
+"""Calls from sync code into a loop: how a thread finds its loop, and how it waits.
+
+    a worker thread that we started        the loop that awaits it          `Worker`
+    a worker thread that others started    the loop that awaits it          `_call_from_others_worker`
+    any other thread                       where the caller says: the background event loop, for most
+    a thread whose own loop is running     `LoopThreadError`
+
+No thread starts here, and no loop. A forked child forgets what the thread that forked knew of loops.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import CancelledError
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from anyio import RunFinishedError, from_thread, to_thread
+
+from . import _slots
+from ._errors import LoopEndedError, LoopThreadError
+from ._loops import Answer, Call, SyncAnswer, call_in, current_loop, running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from ._loops import Loop
+
+    Submit = Callable[[Call[Any], Context], None]
+
+T = TypeVar("T")
+
+GONE_CHECK_SECONDS = 1.0  # how often a thread looks whether the loop that is to answer it is still there
+
+
+class Worker:
+    """What a worker thread of ours goes by: its loop, its slot, and the call that it waits for."""
+
+    __slots__ = ("_cancelled", "_told", "call", "loop", "slot")
+
+    def __init__(self) -> None:
+        self.loop: Loop | None = None
+        self.slot: _slots.Slot | None = None
+        self.call: Call[Any] | None = None  # the one that the thread waits for
+        self._cancelled = False
+        self._told = False  # whether the thread has seen the cancellation, in a call that it waited for
+
+    def cancel(self) -> None:
+        """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task."""
+        self._cancelled = True
+        call = self.call  # once: the thread may leave it meanwhile
+        if call is not None:
+            call.cancel()
+
+    def way_back(self) -> Loop:
+        assert self.loop is not None, "set before the worker starts"
+        return self.loop
+
+    def submit(self, call: Call[Any], context: Context) -> None:
+        """Have the worker's own loop run *call*."""
+        self.way_back().submit(call, context)
+
+    def enter(self, call: Call[Any]) -> Call[Any] | None:
+        """Lend the slot, for the thread is going to wait for *call*. Return the one that it waits for already.
+
+        There is one where the garbage collector, or a signal handler, makes a call in the midst of another.
+        """
+        assert self.slot is not None, "set before the worker starts"
+        outer, self.call = self.call, call
+        _slots.lend(self.slot)
+        if self._cancelled and not self._told:
+            call.cancel()
+        return outer
+
+    def leave(self, call: Call[Any], outer: Call[Any] | None) -> None:
+        assert self.slot is not None, "set before the worker starts"
+        _slots.take_back(self.slot)
+        self.call = outer
+        self._told = self._told or call.aborted  # a cancellation that came after the end of the call is still to come
+
+
+class _Thread(threading.local):
+    worker: Worker | None = None  # while the thread runs a call of ours
+    forked = False  # whether this thread has come through a fork: what it knew of loops is no longer true
+    lost_loop: object = None  # the native loop that was running in it then
+
+
+thread = _Thread()
+
+
+def call_from_sync(
+    work: Callable[[], Awaitable[T]],
+    name: str,
+    helper: str,
+    instead: str,
+    submit: Submit,
+    *,
+    always: bool = False,
+    offer: Callable[[Answer[T]], None] | None = None,
+) -> T:
+    """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
+
+    *submit* is asked where the thread belongs to no loop, or *always*.
+    Where that is possible, the answer is offered to whoever may write it before *work* has ended. *instead* is what
+    to write where this is refused. Who wakes us: whoever writes the answer; the end of the loop, which does too.
+    """
+    here = running_loop()
+    if here is not None and here.native is not thread.lost_loop:
+        raise LoopThreadError(helper, instead)
+    answer: SyncAnswer[T] = SyncAnswer()
+    call = Call(work, answer)
+    worker = thread.worker
+    if worker is not None:
+        outer = worker.enter(call)
+        try:
+            if worker.way_back().calls_back_in_the_task:
+                # Only to wait: what ran there would pile up on the one task, level by level.
+                _call_in_waiting_task(Call(_elsewhere(submit if always else worker.submit, work, name), answer))
+            else:
+                if offer is not None:
+                    offer(answer)
+                _call_and_wait(call, answer, submit if always else worker.submit)
+        finally:
+            worker.leave(call, outer)
+    elif not _call_from_others_worker(Call(_elsewhere(submit, work, name), answer) if always else call):
+        if offer is not None:
+            offer(answer)
+        _call_and_wait(call, answer, submit)
+    return answer.read()
+
+
+def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None:
+    """Submit *call* and wait for its *answer*."""
+    try:
+        submit(call, copy_context())
+        while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
+            if call.loop is not None and call.loop.is_gone():
+                answer.write(None, LoopEndedError("the event loop of this call has ended"))
+    except LoopEndedError:
+        raise
+    except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
+        # It may have come before the call was submitted, and after the answer was given: wait for nothing then.
+        if call.cancel() and not answer.stands:
+            answer.done.acquire()
+        raise
+
+
+def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], name: str) -> Callable[[], Awaitable[T]]:
+    """Return what waits for *work* in the current loop, and is cancelled with it, while *submit* runs it elsewhere."""
+
+    async def run_elsewhere() -> T:
+        return await call_in(submit, work, name, current_loop(), pass_on=True)
+
+    return run_elsewhere
+
+
+def _call_in_waiting_task(call: Call[Any]) -> None:
+    """Have the task that waits for this worker run *call*."""
+    try:
+        from_thread.run(call.run, _cancelled_by_others)
+    except RunFinishedError:
+        raise LoopEndedError("the event loop of this worker thread has ended") from None
+
+
+def _call_from_others_worker(call: Call[Any]) -> bool:
+    """Run *call* in the loop whose worker this is, though we did not start it. Return whether there is one."""
+    if thread.forked or threading.current_thread() is threading.main_thread():
+        return False
+    entered = False
+
+    async def enter() -> None:
+        nonlocal entered
+        entered = True
+        slot = _slots.adopt(to_thread.current_default_thread_limiter())
+        _slots.current_slot.set(slot)
+        try:
+            await call.run(_cancelled_by_others)
+        finally:
+            _slots.release(slot)
+
+    ways: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [from_thread.run]
+    if "trio" in sys.modules:
+        import trio
+
+        ways.append(trio.from_thread.run)
+    for run in ways:
+        try:
+            run(enter)
+        except RuntimeError:  # not a worker of this library, or its loop has ended
+            assert not entered, "what the call raises is in its answer"
+        except CancelledError:  # the loop ended before the call could start
+            call.answer.write(None, LoopEndedError("the event loop of this worker thread has ended"))
+            return True
+        else:
+            return True
+    return False
+
+
+def _cancelled_by_others() -> None:
+    """Stand in for the way to cancel a task, where anyio or trio does it with the task that waits for the thread."""
+
+
+def _start_afresh() -> None:
+    """After a fork: the loops' threads have not come along."""
+    thread.worker = None
+    thread.forked = True
+    loop = running_loop()
+    thread.lost_loop = loop and loop.native
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_start_afresh)
