@@ -523,8 +523,14 @@ def test_ctrl_c_on_a_terminal_does_not_disturb_idle_workers(program: Any) -> Non
     assert (code, out, err) == (0, "raised\n0\n1\n2\n", "")
 
 
-def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_not_hang(program: Any) -> None:
+def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_not_hang(
+    program: Any, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
     """Wherever a signal handler raises, the call ends, and the next one works."""
+    if anyio_backend[0] == "trio":
+        # `TrioToken.run_sync_soon` takes a lock in a `with` block, in Python: a handler that raises between its taking
+        # and the block leaves it taken by the main thread for good, and nobody gets into that loop any more.
+        pytest.skip("trio itself does not survive a signal handler that raises just anywhere")
     code, out, err = program(
         """
         class Now(Exception):

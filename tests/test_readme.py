@@ -29,7 +29,15 @@ def test_an_example_prints_what_it_says(source: str, output: str, tmp_path: Path
         [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=50, check=False
     )
 
-    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+    # asyncio's, at the end of a loop of the example's own: anyio ends its workers twice, and the second time may read
+    # the exit status before asyncio does. Our own loops end them first.
+    complaints = re.sub(
+        r"(child process pid \d+ exit status already read: |Unknown child process pid \d+,)"
+        r" will report returncode 255\n",
+        "",
+        done.stderr,
+    )
+    assert (done.stdout, complaints, done.returncode) == (output, "", 0)
 
 
 def test_every_example_says_what_it_prints() -> None:
