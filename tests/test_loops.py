@@ -12,7 +12,7 @@ import anyio
 import pytest
 from conftest import GRACE_SECONDS
 
-from unfazed.concurrency import LoopEndedError, _loops, _slots
+from unfazed.concurrency import EventLoopThread, LoopEndedError, _loops, _loopthread, _slots
 
 
 def ended_loop(backend: tuple[str, dict[str, Any]]) -> _loops.Loop:
@@ -118,3 +118,56 @@ def test_a_library_that_another_thread_is_importing_runs_no_loop_here(
     monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
 
     assert _loops.running_loop() is None
+
+
+def test_a_call_that_was_given_up_before_it_was_submitted_never_runs(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    """1: Ctrl-C comes while a call is being submitted. 2: it is given up. 3: should it arrive after all, it is late."""
+
+    async def never() -> None:
+        pytest.fail("must not run")
+
+    async def nothing() -> None:
+        pass
+
+    with EventLoopThread(*anyio_backend) as loop_thread:
+        loop = loop_thread._loop
+        assert loop is not None
+        answer = _loops.SyncAnswer[None]()
+        call = _loops.Call(never, answer)
+        call.loop = loop
+        call.on_end = loop_thread._forget
+        loop_thread._calls.add(call)
+
+        assert call.cancel()
+        assert answer.done.acquire(timeout=GRACE_SECONDS)
+        loop.submit(call, copy_context())
+        loop_thread.run_sync(nothing)
+
+        assert not loop_thread._calls
+
+
+def test_of_two_threads_for_one_loop_the_second_ends_at_once(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    with EventLoopThread(*anyio_backend) as loop_thread:
+        first = loop_thread._thread
+        loop_thread._main()
+
+        assert loop_thread._thread is first
+        assert loop_thread.is_running()
+
+
+def test_a_loop_that_starts_while_the_interpreter_exits_ends_at_once(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_loopthread, "_exiting", True)
+    loop_thread = EventLoopThread(*anyio_backend)
+    with pytest.raises(LoopEndedError, match="the interpreter is exiting"):
+        loop_thread.start()
+
+    thread = threading.Thread(target=loop_thread._main)
+    thread.start()
+    thread.join(GRACE_SECONDS)
+
+    assert not thread.is_alive()
+    assert not loop_thread.is_running()
