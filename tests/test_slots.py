@@ -521,3 +521,19 @@ def test_what_the_garbage_collector_gives_back_in_the_midst_of_a_grant_is_not_lo
     _slots.release(first)
 
     assert (limit.occupied, limit.running) == (0, 0)
+
+
+def test_a_worker_of_others_that_was_started_on_behalf_of_a_call_has_it_for_a_parent() -> None:
+    limiter, other = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
+    ended, holder = (_slots.acquire(each, lambda: True) for each in (other, limiter))
+    holder.parent = ended
+    _slots.release(ended)
+    token = _slots.current_slot.set(holder)
+    adopted = _slots.adopt(limiter)
+    _slots.current_slot.reset(token)
+
+    assert adopted.parent is holder
+    assert holder.parent is None
+    assert adopted.limit.occupied == 2  # nobody asked us before it ran
+    for slot in (adopted, holder):
+        _slots.release(slot)
