@@ -756,3 +756,30 @@ async def test_a_worker_whose_trio_program_has_ended_is_told_so(monkeypatch: pyt
     monkeypatch.setattr("unfazed.concurrency._synccalls.from_thread.run", ended)
     with pytest.raises(LoopEndedError):
         await run_in_threadpool(run_in_eventloop_sync, echo)
+
+
+def test_ctrl_c_during_the_very_first_call_leaves_one_loop(background: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: the thread is started. 2: Ctrl-C comes while the call waits for its loop. 3: the next call finds it."""
+    original = EventLoopThread._ensure_started
+
+    def interrupted(self: EventLoopThread) -> None:
+        original(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLoopThread, "_ensure_started", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_eventloop_sync(echo)
+
+    assert run_in_eventloop_sync(echo, 1) == ((1,), {})
+    assert [thread.name for thread in threading.enumerate()].count("unfazed-eventloop") == 1
+
+
+def test_a_signal_handler_may_make_a_call_in_the_midst_of_the_first_one(background: Any) -> None:
+    """In the thread that holds the lock, and has not yet made known which loop it starts."""
+    with _eventloop._lock:
+        assert run_in_eventloop_sync(echo, 1) == ((1,), {})
+        first = _eventloop._background_thread
+    late = EventLoopThread()
+
+    assert _eventloop._successors.setdefault(None, late) is first

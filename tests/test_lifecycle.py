@@ -561,49 +561,6 @@ def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_
     assert (code, out, err) == (0, "200\nall\n", "")
 
 
-@pytest.mark.parametrize("microseconds", [100, 300, 1000, 3000, 10000])
-def test_ctrl_c_during_the_very_first_call_leaves_one_loop(program: Any, microseconds: int) -> None:
-    code, out, err = program(
-        f"""
-        class Now(Exception):
-            pass
-        def raise_now(*args):
-            raise Now
-        signal.signal(signal.SIGALRM, raise_now)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, {microseconds} / 1e6)
-            run_in_eventloop_sync(aid)
-            time.sleep(1)
-        except Now:
-            pass
-        say(call_all())
-        say(sum(thread.name == "unfazed-eventloop" for thread in threading.enumerate()))
-    """,
-        interrupted_anywhere=True,
-    ).run()
-
-    assert (code, out) == (0, "all\n1\n")
-    # Python itself, where a handler raises inside of Thread.start: its new thread ends before it has begun
-    assert err == "" or "in _bootstrap" in err
-
-
-@pytest.mark.parametrize("microseconds", [100, 300, 1000, 3000, 10000])
-def test_a_signal_handler_may_make_calls_of_its_own(program: Any, microseconds: int) -> None:
-    code, out, err = program(
-        f"""
-        signal.signal(signal.SIGALRM, lambda *args: say(call_all()))
-        signal.setitimer(signal.ITIMER_REAL, {microseconds} / 1e6)
-        for _ in range(50):
-            run_in_eventloop_sync(aid)
-        time.sleep(0.1)
-        say(sum(thread.name == "unfazed-eventloop" for thread in threading.enumerate()))
-    """,
-        interrupted_anywhere=True,
-    ).run()
-
-    assert (code, out, err) == (0, "all\n1\n", "")
-
-
 def test_a_worker_process_that_is_busy_ends_with_its_parent(program: Any, tmp_path: Path) -> None:
     code, out, err = program("""
         _loopthread.EXIT_SECONDS = 0.1
