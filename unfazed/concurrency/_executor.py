@@ -18,7 +18,7 @@ from anyio import Event
 from ._checks import async_function_error, close_coroutine, name_of, require_sync
 from ._errors import ExecutorError, WrongFunctionError
 from ._eventloop import submit_to_background
-from ._loops import Answer, current_loop, outlast, set_from_anywhere
+from ._loops import Answer, current_loop, set_from_anywhere, wait_for_end
 from ._synccalls import call_from_sync
 
 if TYPE_CHECKING:
@@ -64,18 +64,7 @@ async def _submit_and_wait(
     except RuntimeError as exc:  # it was shut down, or is broken
         raise ExecutorError(name, f"was not accepted by its {type(executor).__name__}: {exc}") from exc
     future.add_done_callback(lambda _: set_from_anywhere(loop, event))
-    cancellation: BaseException | None = None
-    try:
-        await event.wait()
-    except BaseException as exc:
-        cancellation = exc
-    if cancellation is not None:
-        try:
-            if not future.cancel():
-                cancellation = await outlast(event, cancellation)
-            raise cancellation
-        finally:
-            del cancellation
+    await wait_for_end(event, future.cancel)
     return _outcome(future, name)
 
 

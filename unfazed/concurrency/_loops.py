@@ -3,7 +3,7 @@
 All that differs between asyncio and trio is in `AsyncioLoop` and `TrioLoop`; neither library is imported before
 one of its loops runs. No thread starts here, and no loop: `_loopthread.py` does that.
 
-Every wait in async code goes through `hold_slot`, `outlast` or `call_in`; each says who wakes it.
+Every wait in async code goes through `hold_slot`, `wait_for_end`, `outlast` or `call_in`; each says who wakes it.
 """
 
 from __future__ import annotations
@@ -371,6 +371,20 @@ async def outlast(event: Event, cancellation: BaseException) -> BaseException:
     return cancellation
 
 
+async def wait_for_end(event: Event, on_cancel: Callable[[], object]) -> None:
+    """Wait for *event*. Cancelled meanwhile, do *on_cancel*, wait for it all the same, and raise the cancellation."""
+    try:
+        await event.wait()
+        return
+    except BaseException as exc:
+        cancellation = exc
+    on_cancel()
+    try:
+        raise await outlast(event, cancellation)
+    finally:
+        del cancellation
+
+
 async def call_in(
     submit: Callable[[Call[T], Context], None],
     work: Callable[[], Awaitable[T]],
@@ -388,18 +402,7 @@ async def call_in(
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
     submit(call, copy_context())
-    cancellation: BaseException | None = None
-    try:
-        await event.wait()
-    except BaseException as exc:
-        cancellation = exc
-    if cancellation is not None:
-        if pass_on:
-            call.cancel()
-        try:
-            raise await outlast(event, cancellation)
-        finally:
-            del cancellation
+    await wait_for_end(event, lambda: pass_on and call.cancel())
     try:
         return answer.read()
     except cancelled_classes() as exc:
