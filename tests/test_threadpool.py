@@ -22,6 +22,7 @@ from conftest import GRACE_SECONDS, Caller, wait_until
 from unfazed.concurrency import (
     LoopEndedError,
     WrongFunctionError,
+    _calls,
     _eventloop,
     _loops,
     _slots,
@@ -144,7 +145,7 @@ class AsyncCallable:
 def test_async_functions_are_refused_with_the_right_call(caller: Caller, func: Callable[[], object]) -> None:
     instead = "`run_in_eventloop_sync" if caller.kind != "async" else "`await "
     if func is async_generator:
-        instead = "`async for"
+        instead = "for ... in "
 
     with pytest.raises(WrongFunctionError, match=instead):
         caller("threadpool", func)
@@ -448,7 +449,7 @@ def test_threads_that_cannot_be_started_give_an_error_and_the_slot_back(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unfazed.concurrency._threadpool.to_thread.run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._jobs.to_thread.run_sync", no_more_threads)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             run_in_threadpool_sync(echo)
 
@@ -477,7 +478,7 @@ async def test_a_worker_that_comes_after_the_cancellation_does_not_start(monkeyp
         late.append(work)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr("unfazed.concurrency._threadpool.to_thread.run_sync", cancelled_before_the_start)
+    monkeypatch.setattr("unfazed.concurrency._jobs.to_thread.run_sync", cancelled_before_the_start)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run_in_threadpool, pytest.fail)
         while not late:
@@ -589,7 +590,7 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
     worker = _synccalls.Worker()
     limiter = anyio.CapacityLimiter(1)
     worker.slot = _slots.acquire(limiter, lambda: True)
-    outer, inner = (_loops.Call(async_function, _loops.Answer[None](int)) for _ in range(2))
+    outer, inner = (_calls.Call(async_function, _calls.Answer[None](int)) for _ in range(2))
 
     before_outer = worker.enter(outer)
     before_inner = worker.enter(inner)

@@ -1,24 +1,37 @@
 """Write a call once, say where it runs, and make it from async code or from sync code, on asyncio or on trio.
 
-    floor 6   this file          the public names
-    floor 5   _threadpool.py     a call in a worker thread
-              _processpool.py    a call in a worker process
-              _executor.py       a call in any executor
-    floor 4   _eventloop.py      a call in an event loop; the background event loop
-    floor 3   _loopthread.py     event loops in threads of their own
-    floor 2   _synccalls.py      how sync code finds a loop, and waits for it
-    floor 1   _loops.py          running loops as other threads see them; all that differs by library; all async waits
-              _checks.py         what may be called where
-    floor 0   _slots.py          who may run, who lends while it waits
-              _worker.py         what runs inside a worker process
-              _errors.py         every exception class, with its text
+    floor 9   this file             the public names
+    floor 8   _dual.py              a function and where it runs, once and for all
+              _iteration.py         iterators across the border
+              _contextmanagers.py   context managers across the border
+    floor 7   _threadpool.py        a call in a worker thread
+              _processpool.py       a call in a worker process
+              _executor.py          a call in any executor
+              _lanes.py             one thread, or one task, for several calls
+    floor 6   _eventloop.py         a call in an event loop; the background event loop
+              _jobs.py              what becomes of one call in a worker thread
+    floor 5   _loopthread.py        event loops in threads of their own
+    floor 4   _synccalls.py         how sync code finds a loop, and waits for it
+    floor 3   _waits.py             how async code waits, whatever cancels it
+    floor 2   _loops.py             running loops as other threads see them; all that differs by library
+              _contexts.py          who is in which of the contexts that users share
+    floor 1   _calls.py             calls on their way into a loop
+              _checks.py            what may be called where, with which options
+    floor 0   _slots.py             who may run, who lends while it waits
+              _worker.py            what runs inside a worker process
+              _references.py        how decorated functions are sent to one
+              _errors.py            every exception class, with its text
 
 A file imports from lower floors only.
 """
 
+from ._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
+from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool
 from ._errors import (
     CallCancelledError,
+    CallTimeoutError,
     ExecutorError,
+    InUseError,
     LoopEndedError,
     LoopStartError,
     LoopStateError,
@@ -29,17 +42,24 @@ from ._errors import (
     UnfazedError,
     WorkerProcessError,
     WrongFunctionError,
+    WrongOptionError,
 )
 from ._eventloop import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
 from ._executor import run_in_executor, run_in_executor_sync
+from ._iteration import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
+from ._jobs import count_abandoned_threads
 from ._loopthread import EventLoopThread
 from ._processpool import run_in_processpool, run_in_processpool_sync
 from ._threadpool import run_in_threadpool, run_in_threadpool_sync
 
 __all__ = (
     "CallCancelledError",
+    "CallTimeoutError",
+    "DualCallable",
+    "DualMethod",
     "EventLoopThread",
     "ExecutorError",
+    "InUseError",
     "LoopEndedError",
     "LoopStartError",
     "LoopStateError",
@@ -47,10 +67,21 @@ __all__ = (
     "NotSendableError",
     "RemoteError",
     "RemoteTraceback",
+    "ThreadpoolIterator",
     "UnfazedError",
     "WorkerProcessError",
     "WrongFunctionError",
+    "WrongOptionError",
     "configure_background_eventloop",
+    "contextmanager_in_eventloop_sync",
+    "contextmanager_in_threadpool",
+    "count_abandoned_threads",
+    "in_eventloop",
+    "in_executor",
+    "in_processpool",
+    "in_threadpool",
+    "iterate_in_eventloop_sync",
+    "iterate_in_threadpool",
     "run_in_eventloop",
     "run_in_eventloop_sync",
     "run_in_executor",

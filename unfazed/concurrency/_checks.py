@@ -1,17 +1,26 @@
-"""What may be called where: the checks that every helper makes before anything starts."""
+"""What may be called where, with which options: the checks that every helper makes before anything starts."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from contextvars import Context
 from reprlib import repr as short_repr
 from types import CoroutineType, FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._errors import WrongFunctionError
+from anyio import CapacityLimiter
+
+from ._errors import WrongFunctionError, WrongOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class Dual:
+    """What dual callables are known by: a coroutine function with a `.sync` twin. `_dual.py` makes them."""
+
+    __wrapped__: Any
 
 
 def name_of(func: object) -> str:
@@ -68,12 +77,71 @@ def require_sync(func: Callable[..., object], helper: str) -> None:
         raise async_function_error(func, helper)
 
 
+def require_async(func: Callable[..., object], helper: str) -> None:
+    """Refuse what does not run in an event loop, as far as can be told beforehand."""
+    require_callable(func, helper)
+    if inspect.isasyncgenfunction(inspect.unwrap(func)):
+        name = name_of(func)
+        raise WrongFunctionError(
+            f"{helper}() runs async functions, and {name}() is an async generator: iterate over it, with "
+            f"`async for ... in {name}(...)`, or from sync code `for ... in iterate_in_eventloop_sync({name}(...))`"
+        )
+
+
 def async_function_error(func: object, helper: str) -> WrongFunctionError:
     name = name_of(func)
+    sync = helper.endswith("sync")
     if inspect.isasyncgenfunction(inspect.unwrap(func) if callable(func) else func):
+        loop = f"for ... in iterate_in_eventloop_sync({name}(...))" if sync else f"async for ... in {name}(...)"
         return WrongFunctionError(
-            f"{helper}() runs sync functions, and {name}() is an async generator: "
-            f"iterate over it in async code, with `async for ... in {name}(...)`"
+            f"{helper}() runs sync functions, and {name}() is an async generator: iterate over it, with `{loop}`"
         )
-    instead = f"run_in_eventloop_sync({name}, ...)" if helper.endswith("_sync") else f"await {name}(...)"
+    twin = f"{name}.sync(...)" if isinstance(func, Dual) else f"run_in_eventloop_sync({name}, ...)"
+    instead = twin if sync else f"await {name}(...)"
     return WrongFunctionError(f"{helper}() runs sync functions, and {name}() is async: write `{instead}` instead")
+
+
+def require_limiter(limiter: object, helper: str) -> None:
+    if limiter is not None and not isinstance(limiter, CapacityLimiter):
+        raise WrongOptionError(
+            f"{helper}(limiter=...) must be an anyio.CapacityLimiter, not {short_repr(limiter)}: "
+            f"write `limiter=anyio.CapacityLimiter(10)`"
+        )
+
+
+def require_timeout(timeout: object, helper: str) -> None:
+    if timeout is None or (isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0):
+        return
+    raise WrongOptionError(
+        f"{helper}(timeout=...) must be a number of seconds, 0 or more, or None for no limit, not {short_repr(timeout)}"
+    )
+
+
+def require_context(context: object, helper: str) -> None:
+    if context is not None and not isinstance(context, Context):
+        raise WrongOptionError(
+            f"{helper}(context=...) must be a contextvars.Context, not {short_repr(context)}: "
+            f"write `context=contextvars.copy_context()`"
+        )
+
+
+def require_count(value: object, name: str, helper: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WrongOptionError(f"{helper}({name}=...) must be a whole number, 0 or more, not {short_repr(value)}")
+
+
+def require_flag(value: object, name: str, helper: str) -> None:
+    if not isinstance(value, bool):
+        raise WrongOptionError(f"{helper}({name}=...) must be True or False, not {short_repr(value)}")
+
+
+def wrong_source(source: object, helper: str, expected: str, instead: str, other_way: str) -> WrongFunctionError:
+    """Return the error for what cannot be iterated over, or entered, in the way that *helper* does it."""
+    problem = f"{helper}() expected {expected}, got {short_repr(source)}"
+    if close_coroutine(source):
+        problem += f": write `await {name_of(source)}(...)` first"
+    elif hasattr(type(source), other_way):
+        problem += f": write `{instead}` without {helper}()"
+    elif callable(source):
+        problem += f": write `{helper}({name_of(source)}(...))`"
+    return WrongFunctionError(problem)

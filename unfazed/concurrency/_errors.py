@@ -87,6 +87,39 @@ class CallCancelledError(UnfazedError, RuntimeError):
         return f"{self.name}() was cancelled on the event loop where it ran, not by its caller"
 
 
+class CallTimeoutError(UnfazedError, TimeoutError):
+    """Raised when a call with a `timeout` has taken too long.
+
+    Args:
+        name: The name of the function.
+        seconds: The timeout.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"{self.name}() has not ended within {self.seconds} seconds"
+
+
+class InUseError(UnfazedError, RuntimeError):
+    """Raised when what takes one call at a time gets a second: a context, an iterator, a context manager.
+
+    Args:
+        problem: What is in use, and what to do instead.
+    """
+
+
+class WrongOptionError(UnfazedError, TypeError, ValueError):
+    """Raised when an option of a wrapper is not what it should be.
+
+    Args:
+        problem: What was expected, what came, and what to write instead.
+    """
+
+
 class WrongFunctionError(UnfazedError, TypeError):
     """Raised when what is to be called does not fit the place where it is to run.
 

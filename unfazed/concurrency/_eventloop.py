@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from ._checks import name_of
+from ._checks import name_of, require_async, require_context, require_timeout
+from ._contexts import Claim
 from ._errors import LoopStateError
-from ._loops import NO_LIMIT
+from ._loops import current_loop
 from ._loopthread import EventLoopThread, async_work, require_backend
 from ._synccalls import call_from_sync
+from ._waits import NO_LIMIT, Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from ._loops import Call
+    from ._calls import Call
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,6 +151,58 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
     work = async_work(func, args, kwargs, "run_in_eventloop_sync")
     name = name_of(func)
     return call_from_sync(work, name, "run_in_eventloop_sync", f"await {name}(...)", submit_to_background)
+
+
+class EventloopPlace(NamedTuple):
+    """Where `in_eventloop` runs a function, and how."""
+
+    timeout: float | None = None
+    context: Context | None = None
+
+    def check(self) -> None:
+        """Refuse wrong options."""
+        require_timeout(self.timeout, "in_eventloop")
+        require_context(self.context, "in_eventloop")
+
+    def require(self, func: Callable[..., object]) -> None:
+        """Refuse what cannot run here."""
+        require_async(func, "in_eventloop")
+
+    async def run(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
+        """Run a call for async code."""
+        return await self._work(func, args, kwargs)()
+
+    def run_sync(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
+        """Run a call for sync code."""
+        name = name_of(func)
+        work = self._work(func, args, kwargs)
+        return call_from_sync(work, name, f"{name}.sync", f"await {name}(...)", submit_to_background)
+
+    def _work(
+        self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], Awaitable[T]]:
+        """Return what to run in the loop for one call, whose time begins now."""
+        work = async_work(func, args, kwargs, "in_eventloop")
+        if self.context is not None:
+            work = partial(_run_in_context, self.context, name_of(func), work)
+        if self.timeout is not None:
+            work = partial(_run_in_time, Timeout(self.timeout, name_of(func)), work)
+        return work
+
+
+async def _run_in_context(context: Context, name: str, work: Callable[[], Awaitable[T]]) -> T:
+    claim = Claim(context, name)
+    try:
+        return await claim.run_async(work, current_loop().mark_context)
+    finally:
+        claim.release()
+
+
+async def _run_in_time(timeout: Timeout, work: Callable[[], Awaitable[T]]) -> T:
+    left = timeout.left()
+    if not left:
+        raise timeout.error()
+    return await current_loop().run_within(left, work, timeout.error)
 
 
 def _start_afresh() -> None:

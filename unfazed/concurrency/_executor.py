@@ -11,18 +11,23 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextvars import copy_context
 from functools import partial
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from anyio import Event
 
-from ._checks import async_function_error, close_coroutine, name_of, require_sync
+from ._calls import Answer
+from ._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
 from ._errors import ExecutorError, WrongFunctionError
 from ._eventloop import submit_to_background
-from ._loops import Answer, current_loop, set_from_anywhere, wait_for_end
+from ._loops import current_loop
+from ._references import to_send
 from ._synccalls import call_from_sync
+from ._waits import Timeout, set_from_anywhere, wait_for_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from anyio import CancelScope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,26 +51,57 @@ def _runs_in_our_threads(executor: Executor) -> bool:
     )
 
 
-async def _submit_and_wait(
-    executor: Executor, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]
-) -> Answer[T]:
-    """Submit a call to *executor* and wait for its outcome, which only its reader raises.
+class _Call(Generic[T]):
+    """One call in an executor."""
 
-    Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has started, it
-    never starts; later, we wait for its end as for a thread.
+    def __init__(
+        self,
+        executor: Executor,
+        func: Callable[..., T],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+        seconds: float | None = None,
+    ) -> None:
+        self._executor = executor
+        self._func = func
+        self._args = args
+        self._kwargs = kwargs
+        self._timeout = None if seconds is None else Timeout(seconds, name_of(func))
+
+    def run(self) -> Awaitable[Answer[T]]:
+        """Submit the call and wait for its outcome, which only its reader raises.
+
+        Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has
+        started, it never starts; later, we wait for its end as for a thread, but not beyond the timeout.
+        """
+        return self._run(None) if self._timeout is None else self._timeout.bound(self._run)
+
+    async def _run(self, timer: CancelScope | None) -> Answer[T]:
+        executor, loop, event = self._executor, current_loop(), Event()
+        try:
+            if _runs_in_our_threads(executor):
+                call = partial(self._func, *self._args, **self._kwargs)
+                future: Future[T] = executor.submit(copy_context().run, call)
+            else:
+                future = executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
+        except RuntimeError as exc:  # it was shut down, or is broken
+            reason = f"was not accepted by its {type(executor).__name__}: {exc}"
+            raise ExecutorError(name_of(self._func), reason) from exc
+        future.add_done_callback(lambda _: set_from_anywhere(loop, event))
+        await wait_for_end(event, future.cancel, timer)
+        return _outcome(future, name_of(self._func))
+
+
+_SENDING_BY_NAME = ("concurrent.futures.process", "concurrent.futures.interpreter")
+
+
+def _to_send(executor: Executor, func: Callable[P, T]) -> Callable[P, T]:
+    """Return what to submit in order to send *func*.
+
+    Those that send what is in a script by value, and not by name, find nothing there by the name.
     """
-    name = name_of(func)
-    call = partial(func, *args, **kwargs)
-    loop, event = current_loop(), Event()
-    try:
-        future: Future[T] = (
-            executor.submit(copy_context().run, call) if _runs_in_our_threads(executor) else (executor.submit(call))
-        )
-    except RuntimeError as exc:  # it was shut down, or is broken
-        raise ExecutorError(name, f"was not accepted by its {type(executor).__name__}: {exc}") from exc
-    future.add_done_callback(lambda _: set_from_anywhere(loop, event))
-    await wait_for_end(event, future.cancel)
-    return _outcome(future, name)
+    by_name = any(kind.__module__ in _SENDING_BY_NAME for kind in type(executor).__mro__)
+    return func if getattr(func, "__module__", None) == "__main__" and not by_name else to_send(func)
 
 
 def _outcome(future: Future[T], name: str) -> Answer[T]:
@@ -119,7 +155,7 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     """
     _require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    return _read(await _submit_and_wait(executor, func, args, kwargs), func, "run_in_executor")
+    return _read(await _Call(executor, func, args, kwargs).run(), func, "run_in_executor")
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -151,6 +187,34 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     _require_executor(executor, helper)
     require_sync(func, helper)
     name = name_of(func)
-    submit = partial(_submit_and_wait, executor, func, args, kwargs)
-    instead = f"await run_in_executor(executor, {name}, ...)"
-    return _read(call_from_sync(submit, name, helper, instead, submit_to_background), func, helper)
+    call = _Call(executor, func, args, kwargs)
+    return _wait_for(call, func, helper, helper, f"await run_in_executor(executor, {name}, ...)")
+
+
+def _wait_for(call: _Call[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
+    return _read(call_from_sync(call.run, name_of(func), twin, instead, submit_to_background), func, helper)
+
+
+class ExecutorPlace(NamedTuple):
+    """Where `in_executor` runs a function, and how."""
+
+    executor: Executor
+    timeout: float | None = None
+
+    def check(self) -> None:
+        """Refuse wrong options."""
+        _require_executor(self.executor, "in_executor")
+        require_timeout(self.timeout, "in_executor")
+
+    def require(self, func: Callable[..., object]) -> None:
+        """Refuse what cannot run here."""
+        require_sync(func, "in_executor")
+
+    async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
+        """Run a call for async code."""
+        return _read(await _Call(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
+
+    def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
+        """Run a call for sync code."""
+        call, name = _Call(self.executor, func, args, kwargs, self.timeout), name_of(func)
+        return _wait_for(call, func, "in_executor", f"{name}.sync", f"await {name}(...)")

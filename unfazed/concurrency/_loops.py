@@ -1,182 +1,29 @@
-"""Running event loops as other threads see them, calls on their way into one, and how async code waits.
+"""Running event loops as other threads see them: all that differs between asyncio and trio.
 
-All that differs between asyncio and trio is in `AsyncioLoop` and `TrioLoop`; neither library is imported before
-one of its loops runs. No thread starts here, and no loop: `_loopthread.py` does that.
-
-Every wait in async code goes through `hold_slot`, `wait_for_end`, `outlast` or `call_in`; each says who wakes it.
+Neither library is imported before one of its loops runs. No thread starts here, and no loop: `_loopthread.py` does
+that.
 """
 
 from __future__ import annotations
 
 import sys
-from contextvars import Context, copy_context
-from threading import Lock, main_thread
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
+from threading import main_thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class
+from anyio import CancelScope, move_on_after
 
-from . import _slots
-from ._errors import CallCancelledError, LoopEndedError
+from ._errors import LoopEndedError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
     import trio
 
+    from ._calls import Call, Loop
+
 T = TypeVar("T")
-
-
-class Answer(Generic[T]):
-    """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
-
-    __slots__ = ("_claim", "_error", "_value", "announce", "stands")
-
-    def __init__(self, announce: Callable[[], object]) -> None:
-        self._claim = Lock()  # a flag that is tested and set in one step; never released
-        self._value: Any = None  # a T where there is no error
-        self._error: BaseException | None = None
-        self.announce = announce
-        self.stands = False
-
-    def write(self, value: T | None, error: BaseException | None) -> bool:
-        """Write the answer, unless somebody was first."""
-        if not self._claim.acquire(blocking=False):
-            return False
-        self._value = value
-        self._error = error
-        self.stands = True
-        self.announce()
-        return True
-
-    def read(self) -> T:
-        """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
-        error, self._error = self._error, None
-        if error is None:
-            value: T = self._value
-            return value
-        try:
-            raise error
-        finally:
-            del error, self
-
-
-def without_our_frame(exc: BaseException) -> BaseException:
-    """Take the frame that caught *exc* off its traceback: it tells the user nothing, and refers back to *exc*."""
-    return exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
-
-
-class Call(Generic[T]):
-    """An async function that one thread has another thread's loop run, in a task of its own."""
-
-    __slots__ = ("_abort", "_cancelled", "_reason", "_work", "aborted", "accepted", "answer", "loop", "on_end")
-
-    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
-        self._work = work
-        self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
-        self._cancelled = False
-        self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
-        self.aborted = False  # whether its task was cancelled while it ran
-        self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
-        self.answer = answer
-        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
-        self.loop: Loop | None = None  # where it is submitted, or about to be
-
-    async def run(self, abort: Callable[[], object]) -> None:
-        """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
-        self._abort = abort
-        if self._cancelled:
-            self._cancel()
-        try:
-            value = await self._work()
-        except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
-            error = without_our_frame(exc)
-            if self._reason is not None and isinstance(exc, get_cancelled_exc_class()):
-                self._reason.__cause__ = error
-                error = self._reason
-            self.answer.write(None, error)
-            del error
-        else:
-            self.answer.write(value, None)
-        finally:
-            self._abort = None
-            if self.on_end is not None:
-                self.on_end(self)
-
-    def cancel(self, reason: LoopEndedError | None = None) -> bool:
-        """Cancel the task, now or when it starts, from any thread. Only the first time counts.
-
-        Return whether there will be an answer: not where the call was never submitted, or its loop is gone.
-        """
-        if not self._cancelled:
-            # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run`
-            # sees that it is cancelled.
-            self._reason = reason
-            self._cancelled = True
-        if self.loop is None:
-            return False
-        try:
-            self.loop.post(self._cancel)
-        except LoopEndedError:
-            return False
-        return True
-
-    def _cancel(self) -> None:
-        """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
-        if self._abort is not None:
-            abort, self._abort = self._abort, None
-            self.aborted = True
-            abort()
-        elif not self.accepted:
-            self.accepted = True
-            self.fail(self._reason)
-
-    def fail(self, error: BaseException | None) -> None:
-        """End the call, whose task could not even be started; in the loop's thread."""
-        self.answer.write(None, error)
-        if self.on_end is not None:
-            self.on_end(self)
-
-
-class SyncAnswer(Answer[T]):
-    """An answer that a thread waits for, by taking *done*."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done = Lock()
-        self.done.acquire()
-        super().__init__(self.done.release)
-
-
-class Loop(Protocol):
-    """A running event loop, to be used from any thread. All of it raises `LoopEndedError` once the loop is gone."""
-
-    @property
-    def native(self) -> object:
-        """What the library itself knows the loop by."""
-        ...
-
-    @property
-    def calls_back_in_the_task(self) -> bool:
-        """Whether a worker's calls are run by the very task that waits for the worker, and cancelled with it (trio).
-
-        There anyio's shield holds. Not on asyncio, whose own cancellation goes through it: we see to both there.
-        """
-        ...
-
-    def post(self, func: Callable[..., object], *args: object) -> None:
-        """Have the loop call *func* soon. Returns at once."""
-
-    def submit(self, call: Call[Any], context: Context) -> None:
-        """Have the loop run *call* in a task of its own, in a copy of *context* or in itself. Returns at once."""
-
-    def is_gone(self) -> bool:
-        """Return whether what was posted may have been dropped."""
-        ...
-
-    async def end_other_tasks(self) -> None:
-        """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
 
 
 class AsyncioLoop:
@@ -184,6 +31,7 @@ class AsyncioLoop:
 
     __slots__ = ("native",)
     calls_back_in_the_task = False
+    cancels_once = True
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
@@ -204,10 +52,7 @@ class AsyncioLoop:
         if call.accepted:
             return
         call.accepted = True
-        # A context that comes from a trio program says so; anyio would believe it.
-        sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:  # pragma: no branch  it comes with trio
-            sniffio.current_async_library_cvar.set("asyncio")
+        self.mark_context()
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         running = self._run(call)
         try:
@@ -217,12 +62,43 @@ class AsyncioLoop:
             call.fail(exc)
 
     async def _run(self, call: Call[Any]) -> None:
-        task = sys.modules["asyncio"].current_task()
-        await call.run(task.cancel)
+        await call.run(_current_task().cancel)
 
     def is_gone(self) -> bool:
         # A loop that stands still may be run again, but for the last hour of the interpreter.
         return self.native.is_closed() or not (self.native.is_running() or main_thread().is_alive())
+
+    def mark_context(self) -> None:
+        _mark_context("asyncio")
+
+    def forget_cancellation(self) -> None:
+        uncancel = getattr(_current_task(), "uncancel", None)  # since Python 3.11
+        if uncancel is not None:
+            uncancel()
+
+    async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
+        # Not a cancel scope, which would go on to cancel the cleanup as well.
+        task = _current_task()
+        cancellations = _cancellations_of(task)
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            if _cancellations_of(task) == cancellations:  # else it is in its cleanup already
+                expired = True
+                task.cancel()
+
+        timer = self.native.call_later(seconds, expire)
+        try:
+            return await work()
+        except sys.modules["asyncio"].CancelledError as exc:
+            if expired and _cancellations_of(task) <= cancellations + 1:  # else somebody else has cancelled us as well
+                raise late() from exc
+            raise
+        finally:
+            timer.cancel()
+            if expired:
+                self.forget_cancellation()
 
     async def end_other_tasks(self) -> None:
         asyncio = sys.modules["asyncio"]
@@ -238,6 +114,7 @@ class TrioLoop:
 
     __slots__ = ("native",)
     calls_back_in_the_task = True
+    cancels_once = False
 
     def __init__(self, native: trio.lowlevel.TrioToken) -> None:
         self.native = native
@@ -270,10 +147,42 @@ class TrioLoop:
             await call.run(scope.cancel)
 
     def is_gone(self) -> bool:
-        return False  # trio drops nothing that it has accepted
+        try:
+            self.post(int)
+        except LoopEndedError:
+            return True
+        return False
+
+    def mark_context(self) -> None:
+        _mark_context("trio")
+
+    def forget_cancellation(self) -> None:
+        pass  # a scope that has been cancelled stays so
+
+    async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
+        with move_on_after(seconds):
+            return await work()
+        raise late()
 
     async def end_other_tasks(self) -> None:
         pass  # trio does it
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task: asyncio.Task[Any] = sys.modules["asyncio"].current_task()
+    return task
+
+
+def _cancellations_of(task: asyncio.Task[Any]) -> int:
+    """Return how many cancellations *task* has not seen to yet, as far as this Python knows."""
+    cancelling = getattr(task, "cancelling", None)  # since Python 3.11
+    return cancelling() if cancelling is not None else 0
+
+
+def _mark_context(library: str) -> None:
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:  # pragma: no branch  it comes with trio
+        sniffio.current_async_library_cvar.set(library)
 
 
 def running_loop() -> Loop | None:
@@ -296,124 +205,3 @@ def current_loop() -> Loop:
     loop = running_loop()
     assert loop is not None, "async code runs in a loop"
     return loop
-
-
-def set_from_anywhere(loop: Loop, event: Event) -> bool:
-    """Set *event* from any thread. Return whether its *loop* is there to see it."""
-    try:
-        here = running_loop()
-        if here is not None and here.native is loop.native:
-            event.set()
-        else:
-            loop.post(event.set)
-    except LoopEndedError:
-        return False
-    return True
-
-
-@final
-class NoLimit(CapacityLimiter):
-    """What anyio is given to count with: nothing. We count, and what is not done takes no time."""
-
-    def __new__(cls) -> NoLimit:
-        return object.__new__(cls)
-
-    async def __aenter__(self) -> None: ...
-
-    async def __aexit__(self, *exc_info: object) -> None: ...
-
-    async def acquire_on_behalf_of(self, borrower: object) -> None: ...  # trio's way
-
-    def release_on_behalf_of(self, borrower: object) -> None: ...
-
-
-NO_LIMIT = NoLimit()
-
-
-async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
-    """Take a slot of *limiter* in the current *loop*, queueing for it if need be.
-
-    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it
-    leaves the queue and gives back what it was granted.
-    """
-    event: Event | None = None
-
-    def wake() -> bool:
-        # Either we come first, and the slot is seen to be held below; or the event is there to be set.
-        return event is None or set_from_anywhere(loop, event)
-
-    slot = _slots.acquire(limiter, wake)
-    if not slot.held:
-        event = Event()
-        try:
-            if not slot.held:
-                await event.wait()
-        except BaseException:
-            _slots.release(slot)
-            raise
-    return slot
-
-
-async def outlast(event: Event, cancellation: BaseException) -> BaseException:
-    """Wait for *event*, whatever else cancels us: asyncio's own cancellation goes straight through a shield.
-
-    Return what to raise then, outside of any `except`: of several cancellations the last, without its context. That of
-    a scope, which the scope takes for its own and ends, must not hide one that is meant for the whole task.
-    """
-    cancelled = get_cancelled_exc_class()
-    with CancelScope(shield=True):
-        while not event.is_set():
-            try:
-                await event.wait()
-            except cancelled as exc:
-                cancellation = exc
-                cancellation.__context__ = None
-    return cancellation
-
-
-async def wait_for_end(event: Event, on_cancel: Callable[[], object]) -> None:
-    """Wait for *event*. Cancelled meanwhile, do *on_cancel*, wait for it all the same, and raise the cancellation."""
-    try:
-        await event.wait()
-        return
-    except BaseException as exc:
-        cancellation = exc
-    on_cancel()
-    try:
-        raise await outlast(event, cancellation)
-    finally:
-        del cancellation
-
-
-async def call_in(
-    submit: Callable[[Call[T], Context], None],
-    work: Callable[[], Awaitable[T]],
-    name: str,
-    here: Loop,
-    *,
-    pass_on: bool,
-) -> T:
-    """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
-
-    Where the caller is cancelled, the task is too if *pass_on* is true, and the caller's cancellation is raised
-    when the task has ended. Who wakes us: whoever writes the answer, the task or the end of its loop.
-    """
-    event = Event()
-    answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
-    call = Call(work, answer)
-    submit(call, copy_context())
-    await wait_for_end(event, lambda: pass_on and call.cancel())
-    try:
-        return answer.read()
-    except cancelled_classes() as exc:
-        raise CallCancelledError(name) from exc
-
-
-def cancelled_classes() -> tuple[type[BaseException], ...]:
-    """Return the cancellation classes of the libraries that are loaded."""
-    found: list[type[BaseException]] = []
-    for name, attribute in (("asyncio", "CancelledError"), ("trio", "Cancelled")):
-        module = sys.modules.get(name)
-        if module is not None:
-            found.append(getattr(module, attribute))
-    return tuple(found)

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
 import anyio
 from anyio import Event
 
-from ._checks import is_async, name_of, require_callable
+from ._checks import is_async, name_of, require_async
 from ._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
-from ._loops import Call, call_in, current_loop
+from ._loops import current_loop
 from ._synccalls import call_from_sync, thread
+from ._waits import call_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from ._loops import Loop
+    from ._calls import Call, Loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -157,7 +158,7 @@ class EventLoopThread:
         work = async_work(func, args, kwargs, "run")
         if self._closed is not None and self._thread is threading.current_thread():
             return await work()  # in the cleanup of what the end of the loop has cancelled
-        return await call_in(self._submit, work, name_of(func), current_loop(), pass_on=True)
+        return await call_in(self._submit, work, name_of(func), current_loop())
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and wait for its result.
@@ -236,6 +237,15 @@ _running: set[EventLoopThread] = set()
 _exiting = False
 
 
+def submit_here(call: Call[Any], context: Context) -> None:
+    """Have the loop that runs in this thread run *call*, and end it with the other calls if it is one of ours."""
+    for loop_thread in tuple(_running):
+        if loop_thread._thread is threading.current_thread() and loop_thread._closed is None:
+            loop_thread._submit(call, context)
+            return
+    current_loop().submit(call, context)
+
+
 def require_backend(backend: str, where: str) -> None:
     if backend not in BACKENDS:
         raise LoopStateError(f"{where} must be one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
@@ -245,7 +255,7 @@ def async_work(
     func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any], helper: str
 ) -> Callable[[], Awaitable[T]]:
     """Return what to run in the loop for a call of *func*."""
-    require_callable(func, helper)
+    require_async(func, helper)
     call = partial(func, *args, **kwargs)
     if is_async(func):
         return call

@@ -9,33 +9,56 @@ from __future__ import annotations
 import io
 import pickle
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
-from anyio import BrokenWorkerProcess, to_process
+from anyio import BrokenWorkerProcess, CancelScope, to_process
 
 from . import _slots, _worker
-from ._checks import async_function_error, name_of, require_sync
+from ._checks import (
+    Dual,
+    async_function_error,
+    name_of,
+    require_flag,
+    require_limiter,
+    require_sync,
+    require_timeout,
+)
 from ._errors import NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError
 from ._eventloop import submit_to_background
-from ._loops import NO_LIMIT, call_in, current_loop, hold_slot
+from ._loops import current_loop
+from ._references import to_send
 from ._synccalls import call_from_sync
+from ._waits import NO_LIMIT, Timeout, call_in, hold_slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from anyio import CapacityLimiter
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class ProcessOptions(NamedTuple):
+    """What `in_processpool` takes; it says what each one means."""
+
+    limiter: CapacityLimiter | None = None
+    kill_on_cancel: bool = False
+    timeout: float | None = None
+
+
+NO_OPTIONS: Final = ProcessOptions()
+
+
 def _pack(func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str) -> bytes:
     """Pickle a call, or say what cannot be pickled and what to write instead."""
-    require_sync(func, helper)
+    sent = to_send(func)
     try:
-        return pickle.dumps((func, args, kwargs), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((sent, args, kwargs), pickle.HIGHEST_PROTOCOL)
     except Exception as exc:
         name = name_of(func)
         try:
-            pickle.dumps(func, pickle.HIGHEST_PROTOCOL)
+            pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
         except Exception:
             problem = f"{helper}() cannot send {name} to a worker process ({exc}): "
             if "<" in getattr(_innermost(func), "__qualname__", ""):  # <lambda>, <locals>
@@ -90,33 +113,89 @@ def _unpack(outcome: bytes, func: object, helper: str) -> Any:
         del about
 
 
-async def _send(request: bytes, name: str) -> bytes:
-    """Send a pickled call to a worker and return its pickled outcome.
+class _Call:
+    """One call in a worker process."""
 
-    anyio ends the worker where asyncio cancels the task that waits for it, and leaves one behind that is starting
-    then. So a task of its own does that, which nobody cancels, and we wait for it.
-    """
-    loop = current_loop()
-    slot = await hold_slot(loop, to_process.current_default_process_limiter())
-    try:
-        return await call_in(
-            loop.submit,
-            lambda: to_process.run_sync(_worker.run, request, limiter=NO_LIMIT),
-            name,
-            loop,
-            pass_on=False,
-        )
-    except BrokenWorkerProcess as exc:
-        if "initialization" in str(exc):
-            reason = (
-                "could not start: a script that uses worker processes needs its own calls behind "
-                "`if __name__ == '__main__':`, for each worker imports it"
+    def __init__(
+        self,
+        helper: str,
+        func: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+        options: ProcessOptions = NO_OPTIONS,
+    ) -> None:
+        self._helper = helper
+        self._func = func
+        self._name = name_of(func)
+        self._options = options
+        self._timeout = None if options.timeout is None else Timeout(options.timeout, self._name)
+        self._request = _pack(func, args, kwargs, helper)
+
+    async def run(self) -> bytes:
+        """Send the call to a worker and return its pickled outcome.
+
+        anyio ends the worker where asyncio cancels the task that waits for it, and leaves one behind that is starting
+        then. So a task of its own does that, which nobody cancels, and we wait for it: not beyond the timeout, nor
+        at all where that is the option; then the worker is killed.
+        """
+        try:
+            if self._timeout is None:
+                return await self._run(None)
+            return await self._timeout.bound(self._run)
+        except BrokenWorkerProcess as exc:
+            if "initialization" in str(exc):
+                reason = (
+                    "could not start: a script that uses worker processes needs its own calls behind "
+                    "`if __name__ == '__main__':`, for each worker imports it"
+                )
+            else:
+                reason = "ended before it answered"
+            raise WorkerProcessError(self._name, reason) from exc
+
+    async def _run(self, timer: CancelScope | None) -> bytes:
+        loop = current_loop()
+        limiter, kill_on_cancel, _ = self._options
+        slot = await hold_slot(loop, limiter or to_process.current_default_process_limiter())
+        life = CancelScope()  # around the call, once its worker has started: cancelled to kill that
+        send = self._send if timer is None and not kill_on_cancel else partial(self._send_or_kill, life)
+
+        def cancel(_: object) -> None:
+            if kill_on_cancel:
+                life.cancel()
+
+        try:
+            return await call_in(
+                loop.submit, send, self._name, loop, on_cancel=cancel, timer=timer, on_timeout=life.cancel
             )
-        else:
-            reason = "ended before it answered"
-        raise WorkerProcessError(name, reason) from exc
-    finally:
-        _slots.release(slot)
+        finally:
+            _slots.release(slot)
+
+    async def _send(self) -> bytes:
+        return await to_process.run_sync(_worker.run, self._request, limiter=NO_LIMIT)
+
+    async def _send_or_kill(self, life: CancelScope) -> bytes:
+        """Do the same, so that it can be killed from the moment that a worker has started.
+
+        Cancelled while it starts one, anyio would leave it behind. Where one has answered, it goes on with that one.
+        """
+        await to_process.run_sync(int, limiter=NO_LIMIT)
+        with life:
+            return await to_process.run_sync(_worker.run, self._request, cancellable=True, limiter=NO_LIMIT)
+        return b""  # nobody reads it: who has had it killed raises
+
+    def read(self, outcome: bytes) -> Any:
+        return _unpack(outcome, self._func, self._helper)
+
+    def wait_for(self, helper: str, instead: str) -> Any:
+        """Run the call for sync code, and return its value."""
+        return self.read(call_from_sync(self.run, self._name, helper, instead, submit_to_background))
+
+
+def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
+    """Return the function to be sent, or refuse *func*. A dual callable stands for what it wraps."""
+    wrapped: Callable[P, T] = func.__wrapped__ if isinstance(func, Dual) else func
+    require_sync(wrapped, helper)
+    return wrapped
 
 
 async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -148,8 +227,8 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
     Example:
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
-    request = _pack(func, args, kwargs, "run_in_processpool")
-    result: T = _unpack(await _send(request, name_of(func)), func, "run_in_processpool")
+    call = _Call("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs)
+    result: T = call.read(await call.run())
     return result
 
 
@@ -181,10 +260,33 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     Example:
         `digest = run_in_processpool_sync(hash_file, path, algorithm="sha256")`
     """
-    request = _pack(func, args, kwargs, "run_in_processpool_sync")
-    name = name_of(func)
-    instead = f"await run_in_processpool({name}, ...)"
     helper = "run_in_processpool_sync"
-    outcome = call_from_sync(partial(_send, request, name), name, helper, instead, submit_to_background)
-    result: T = _unpack(outcome, func, helper)
+    call = _Call(helper, _require(func, helper), args, kwargs)
+    result: T = call.wait_for(helper, f"await run_in_processpool({name_of(func)}, ...)")
     return result
+
+
+class ProcessPlace(ProcessOptions):
+    """Where `in_processpool` runs a function, and how."""
+
+    __slots__ = ()
+
+    def check(self) -> None:
+        """Refuse wrong options."""
+        require_limiter(self.limiter, "in_processpool")
+        require_flag(self.kill_on_cancel, "kill_on_cancel", "in_processpool")
+        require_timeout(self.timeout, "in_processpool")
+
+    def require(self, func: Callable[..., object]) -> None:
+        """Refuse what cannot run here."""
+        require_sync(func, "in_processpool")
+
+    async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call for async code."""
+        call = _Call("in_processpool", func, args, kwargs, self)
+        return call.read(await call.run())
+
+    def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call for sync code."""
+        name = name_of(func)
+        return _Call("in_processpool", func, args, kwargs, self).wait_for(f"{name}.sync", f"await {name}(...)")

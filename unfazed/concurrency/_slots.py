@@ -266,18 +266,24 @@ def take_back(slot: Slot) -> None:
                 limit.occupied += 1
 
 
-def adopt(limiter: CapacityLimiter) -> Slot:
-    """Count a worker that others started as holding a slot of *limiter*, which it lends from the start.
-
-    Nobody asked us before it ran, so it may be one more than the limit.
-    """
+def acquire_now(limiter: CapacityLimiter) -> Slot:
+    """Take a slot of *limiter* without waiting for it, though it may be one more than the limit."""
     with _lock:
         limit = _limits.get(limiter) or _open_accounts(limiter)
         slot = Slot(limit, current_slot.get(), bool)  # nobody is woken
         parent = slot.living_parent()
         if parent is not None:
-            parent.living_parent()
+            parent.living_parent()  # as in `acquire`
         limit.grant(slot)
+    return slot
+
+
+def adopt(limiter: CapacityLimiter) -> Slot:
+    """Count a worker that others started as holding a slot of *limiter*, which it lends from the start.
+
+    Nobody asked us before it ran, so it may be one more than the limit.
+    """
+    slot = acquire_now(limiter)
     lend(slot)
     return slot
 

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio import RunFinishedError, from_thread, to_thread
 
 from . import _slots
+from ._calls import Answer, Call, SyncAnswer
 from ._errors import LoopEndedError, LoopThreadError
-from ._loops import Answer, Call, SyncAnswer, call_in, current_loop, running_loop
+from ._loops import current_loop, running_loop
+from ._waits import call_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from ._loops import Loop
+    from ._calls import Loop
 
     Submit = Callable[[Call[Any], Context], None]
 
@@ -38,17 +40,21 @@ GONE_CHECK_SECONDS = 1.0  # how often a thread looks whether the loop that is to
 class Worker:
     """What a worker thread of ours goes by: its loop, its slot, and the call that it waits for."""
 
-    __slots__ = ("_cancelled", "_told", "call", "loop", "slot")
+    __slots__ = ("_cancelled", "_told", "call", "called_back_in_the_task", "loop", "slot")
 
     def __init__(self) -> None:
         self.loop: Loop | None = None
         self.slot: _slots.Slot | None = None
+        self.called_back_in_the_task = False  # whether its calls are run by the task that waits for it (trio)
         self.call: Call[Any] | None = None  # the one that the thread waits for
         self._cancelled = False
         self._told = False  # whether the thread has seen the cancellation, in a call that it waited for
 
     def cancel(self) -> None:
-        """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task."""
+        """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task.
+
+        On trio, which cancels every wait, what comes after that as well.
+        """
         self._cancelled = True
         call = self.call  # once: the thread may leave it meanwhile
         if call is not None:
@@ -78,7 +84,8 @@ class Worker:
         assert self.slot is not None, "set before the worker starts"
         _slots.take_back(self.slot)
         self.call = outer
-        self._told = self._told or call.aborted  # a cancellation that came after the end of the call is still to come
+        if call.aborted and self.way_back().cancels_once:
+            self._told = True  # a cancellation that came after the end of the call is still to come
 
 
 class _Thread(threading.local):
@@ -115,7 +122,7 @@ def call_from_sync(
     if worker is not None:
         outer = worker.enter(call)
         try:
-            if worker.way_back().calls_back_in_the_task:
+            if worker.called_back_in_the_task:
                 # Only to wait: what ran there would pile up on the one task, level by level.
                 _call_in_waiting_task(Call(_elsewhere(submit if always else worker.submit, work, name), answer))
             else:
@@ -151,7 +158,7 @@ def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], name: str) -> C
     """Return what waits for *work* in the current loop, and is cancelled with it, while *submit* runs it elsewhere."""
 
     async def run_elsewhere() -> T:
-        return await call_in(submit, work, name, current_loop(), pass_on=True)
+        return await call_in(submit, work, name, current_loop())
 
     return run_elsewhere
 

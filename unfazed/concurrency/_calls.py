@@ -1,0 +1,200 @@
+"""Calls on their way into a loop, and what they come to. Knows neither asyncio nor trio, but what it needs of them."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from anyio import get_cancelled_exc_class
+
+from ._errors import LoopEndedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+T = TypeVar("T")
+
+
+class Loop(Protocol):
+    """A running event loop, to be used from any thread.
+
+    `post` and `submit` raise `LoopEndedError` once the loop is gone.
+    """
+
+    @property
+    def native(self) -> object:
+        """What the library itself knows the loop by."""
+        ...
+
+    @property
+    def calls_back_in_the_task(self) -> bool:
+        """Whether a worker's calls are run by the very task that waits for the worker, and cancelled with it (trio).
+
+        There anyio's shield holds. Not on asyncio, whose own cancellation goes through it: we see to both there.
+        """
+        ...
+
+    @property
+    def cancels_once(self) -> bool:
+        """Whether a cancellation ends one wait (asyncio), or every wait from then on (trio)."""
+        ...
+
+    def post(self, func: Callable[..., object], *args: object) -> None:
+        """Have the loop call *func* soon. Returns at once."""
+
+    def submit(self, call: Call[Any], context: Context) -> None:
+        """Have the loop run *call* in a task of its own, in a copy of *context* or in itself. Returns at once."""
+
+    def is_gone(self) -> bool:
+        """Return whether what was posted may have been dropped."""
+        ...
+
+    def mark_context(self) -> None:
+        """Say in the current context, which may come from a program on another library, which one runs here."""
+
+    def forget_cancellation(self) -> None:
+        """Say that the current task has seen to a cancellation, from which it goes on."""
+
+    async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
+        """Run *work* in the current task, cancelled after *seconds*; then wait for its cleanup and raise *late*."""
+        ...
+
+    async def end_other_tasks(self) -> None:
+        """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
+
+
+class Answer(Generic[T]):
+    """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
+
+    __slots__ = ("_claim", "_error", "_value", "announce", "stands")
+
+    def __init__(self, announce: Callable[[], object]) -> None:
+        self._claim = Lock()  # a flag that is tested and set in one step; never released
+        self._value: Any = None  # a T where there is no error
+        self._error: BaseException | None = None
+        self.announce = announce
+        self.stands = False
+
+    def write(self, value: T | None, error: BaseException | None) -> bool:
+        """Write the answer, unless somebody was first."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        self._value = value
+        self._error = error
+        self.stands = True
+        self.announce()
+        return True
+
+    def read(self) -> T:
+        """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
+        error, self._error = self._error, None
+        if error is None:
+            value: T = self._value
+            return value
+        try:
+            raise error
+        finally:
+            del error, self
+
+
+def without_our_frame(exc: BaseException) -> BaseException:
+    """Take the frame that caught *exc* off its traceback: it tells the user nothing, and refers back to *exc*."""
+    return exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+
+
+class Call(Generic[T]):
+    """An async function that one thread has another thread's loop run, in a task of its own."""
+
+    __slots__ = (
+        "_abort",
+        "_cancelled",
+        "_reason",
+        "_work",
+        "aborted",
+        "accepted",
+        "answer",
+        "cancelled_by_others",
+        "loop",
+        "on_end",
+    )
+
+    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
+        self._work = work
+        self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
+        self._cancelled = False
+        self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
+        self.aborted = False  # whether its task was cancelled while it ran
+        self.cancelled_by_others = False  # and not by us
+        self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
+        self.answer = answer
+        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
+        self.loop: Loop | None = None  # where it is submitted, or about to be
+
+    async def run(self, abort: Callable[[], object]) -> None:
+        """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
+        self._abort = abort
+        if self._cancelled:
+            self._cancel()
+        try:
+            value = await self._work()
+        except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
+            error = without_our_frame(exc)
+            if isinstance(exc, get_cancelled_exc_class()):
+                self.cancelled_by_others = not self.aborted
+                if self._reason is not None:
+                    self._reason.__cause__ = error
+                    error = self._reason
+            self.answer.write(None, error)
+            del error
+        else:
+            self.answer.write(value, None)
+        finally:
+            self._abort = None
+            if self.on_end is not None:
+                self.on_end(self)
+
+    def cancel(self, reason: LoopEndedError | None = None) -> bool:
+        """Cancel the task, now or when it starts, from any thread. Only the first time counts.
+
+        Return whether there will be an answer: not where the call was never submitted, or its loop is gone.
+        """
+        if not self._cancelled:
+            # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run`
+            # sees that it is cancelled.
+            self._reason = reason
+            self._cancelled = True
+        if self.loop is None:
+            return False
+        try:
+            self.loop.post(self._cancel)
+        except LoopEndedError:
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
+        if self._abort is not None:
+            abort, self._abort = self._abort, None
+            self.aborted = True
+            abort()
+        elif not self.accepted:
+            self.accepted = True
+            self.fail(self._reason)
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the call, whose task could not even be started; in the loop's thread."""
+        self.answer.write(None, error)
+        if self.on_end is not None:
+            self.on_end(self)
+
+
+class SyncAnswer(Answer[T]):
+    """An answer that a thread waits for, by taking *done*."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = Lock()
+        self.done.acquire()
+        super().__init__(self.done.release)

@@ -1,0 +1,205 @@
+"""Context managers across the border: a blocking one for async code, an async one for sync code.
+
+Each has a lane of its own while it is entered, and so is left in the thread, or task, and context of its entry.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from ._checks import name_of, wrong_source
+from ._errors import InUseError, LoopEndedError
+from ._eventloop import submit_to_background
+from ._lanes import TaskLane, ThreadLane
+from ._synccalls import call_from_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
+
+T = TypeVar("T")
+
+
+def _info_of(exc: BaseException) -> _ExcInfo:
+    return type(exc), exc, exc.__traceback__
+
+
+def _abandoned() -> _ExcInfo:
+    """Return what to leave a context manager with where the end of its loop does that, and not its user."""
+    return _info_of(LoopEndedError("the event loop of this context manager has ended"))
+
+
+def _require_new(lane: object, helper: str) -> None:
+    if lane is not None:
+        raise InUseError(f"this context manager has been entered already: make another one, with {helper}()")
+
+
+@final
+class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
+    """A sync context manager, entered and left in one thread."""
+
+    def __init__(self, manager: AbstractContextManager[T, bool | None]) -> None:
+        self._manager = manager
+        self._lane: ThreadLane[bool | None] | None = None
+        self._entered = False
+        self._exc_info: _ExcInfo | None = None  # what to leave it with
+
+    async def __aenter__(self) -> T:
+        _require_new(self._lane, "contextmanager_in_threadpool")
+        self._lane = lane = ThreadLane("contextmanager_in_threadpool", self._exit)
+        try:
+            return await lane.run(self._enter)
+        except BaseException as exc:
+            await self._leave(lane, _info_of(exc))  # it may have been entered all the same
+            raise
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._lane is not None, "it has been entered"
+        return await self._leave(self._lane, (exc_type, exc, traceback))
+
+    async def _leave(self, lane: ThreadLane[bool | None], exc_info: _ExcInfo) -> bool | None:
+        self._exc_info = exc_info
+        lane.leave()
+        try:
+            return await lane.left()
+        finally:
+            self._lane = self._exc_info = None
+            del exc_info
+
+    def _enter(self) -> T:
+        value = self._manager.__enter__()
+        self._entered = True
+        return value
+
+    def _exit(self) -> bool | None:
+        if not self._entered:
+            return None
+        self._entered = False
+        return self._manager.__exit__(*self._exc_info or _abandoned())
+
+
+def contextmanager_in_threadpool(
+    manager: AbstractContextManager[T, bool | None], /
+) -> AbstractAsyncContextManager[T, bool | None]:
+    """Use a sync context manager that blocks from async code.
+
+    It is entered and left in the same worker thread and in the same context, a copy of the caller's. Entering it takes
+    a slot of anyio's default thread limiter, while it is entered it holds none, and leaving it never waits for one.
+
+    Args:
+        manager: A sync context manager. It can be entered as often as that one can, but not twice at once.
+
+    Cancellation:
+        Entering is cancelled as `run_in_threadpool` is, and what has been entered by then is left again, with the
+        cancellation. Leaving is waited for, whatever cancels the wait; then the cancellation is raised, unless
+        leaving raised something else.
+
+    Returns:
+        An async context manager. Exceptions are passed in, and can be suppressed.
+
+    Raises:
+        WrongFunctionError: If *manager* is none.
+        InUseError: On entering, if it has been entered already.
+        BaseException: Whatever entering or leaving raised.
+
+    Example:
+        `async with contextmanager_in_threadpool(open(path)) as file: ...`
+    """
+    kind: Any = type(manager)
+    if not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
+        raise wrong_source(manager, "contextmanager_in_threadpool", "a context manager", "async with", "__aenter__")
+    return _InThread(manager)
+
+
+@final
+class _InTask(AbstractContextManager[T, "bool | None"]):
+    """An async context manager, entered and left in one task."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T, bool | None]) -> None:
+        self._manager = manager
+        self._lane: TaskLane | None = None
+        self._entered = False
+
+    def __enter__(self) -> T:
+        _require_new(self._lane, "contextmanager_in_eventloop_sync")
+        lane = TaskLane(self._exit)
+        self._call(lane.start, submit_to_background)
+        try:
+            value: T = self._call(self._enter, lane.take)
+        except BaseException as exc:
+            with suppress(LoopEndedError):  # it has been left then
+                self._leave(lane, _info_of(exc))  # it may have been entered all the same
+            raise
+        self._lane = lane
+        return value
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._lane is not None, "it has been entered"
+        try:
+            return self._leave(self._lane, (exc_type, exc, traceback))
+        finally:
+            self._lane = None
+
+    def _leave(self, lane: TaskLane, exc_info: _ExcInfo) -> bool | None:
+        suppress_it: bool | None = self._call(partial(lane.finish, partial(self._exit, exc_info)), lane.take)
+        return suppress_it
+
+    def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:
+        name, helper, instead = name_of(self._manager), "contextmanager_in_eventloop_sync", "async with ..."
+        return call_from_sync(work, name, helper, instead, submit, always=submit is not submit_to_background)
+
+    async def _enter(self) -> T:
+        value = await self._manager.__aenter__()
+        self._entered = True
+        return value
+
+    async def _exit(self, exc_info: _ExcInfo | None = None) -> bool | None:
+        if not self._entered:
+            return None
+        self._entered = False
+        return await self._manager.__aexit__(*exc_info or _abandoned())
+
+
+def contextmanager_in_eventloop_sync(
+    manager: AbstractAsyncContextManager[T, bool | None], /
+) -> AbstractContextManager[T, bool | None]:
+    """Use an async context manager from sync code.
+
+    It is entered and left in the same task and in the same context, a copy of the caller's, so it may hold a cancel
+    scope or a task group: in the loop of the worker thread that enters it, elsewhere on the background event loop.
+
+    Args:
+        manager: An async context manager. It can be entered as often as that one can, but not twice at once.
+
+    Cancellation:
+        Entering and leaving are cancelled as `run_in_eventloop_sync` is: in a worker thread with the task that is
+        waiting for the thread, elsewhere by Ctrl-C. What has been entered by then is left again. Leaving always
+        begins, and its cleanup is waited for. At the end of the loop it is left with a `LoopEndedError`.
+
+    Returns:
+        A context manager. Exceptions are passed in, and can be suppressed.
+
+    Raises:
+        WrongFunctionError: If *manager* is none.
+        InUseError: On entering, if it has been entered already.
+        LoopThreadError: If an event loop is running in this thread, which it would block.
+        LoopStartError: On entering, if the background event loop cannot start.
+        LoopEndedError: If the event loop has ended, at exit for one.
+        BaseException: Whatever entering or leaving raised.
+
+    Example:
+        `with contextmanager_in_eventloop_sync(connect(url)) as connection: ...`
+    """
+    kind: Any = type(manager)
+    if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+        helper = "contextmanager_in_eventloop_sync"
+        raise wrong_source(manager, helper, "an async context manager", "with", "__enter__")
+    return _InTask(manager)

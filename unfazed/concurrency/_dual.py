@@ -1,0 +1,409 @@
+"""Dual callables: a function and where it runs, once and for all, to be called from async code and from sync code.
+
+What a *place* is, the modules of the helpers say: each knows how to run a function there, with its options.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
+
+from ._checks import Dual, name_of
+from ._eventloop import EventloopPlace
+from ._executor import ExecutorPlace
+from ._processpool import ProcessPlace
+from ._references import found_by_name, owner_of
+from ._threadpool import ThreadPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor
+    from contextvars import Context
+    from types import CodeType
+    from typing import Concatenate
+
+    from anyio import CapacityLimiter
+    from typing_extensions import Self, TypedDict, Unpack
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
+Owner = TypeVar("Owner")
+
+
+class _Place(Protocol):
+    """Where a function runs, and how."""
+
+    def check(self) -> None: ...
+
+    def require(self, func: Callable[..., Any]) -> None: ...
+
+    async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
+
+
+class _Twin(Generic[P, T]):
+    """The `.sync` of a dual callable."""
+
+    def __init__(self, dual: DualCallable[P, T]) -> None:
+        self.__dict__.update(dual.__dict__)
+        self._dual = dual
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._dual._place.run_sync(self._dual._func, args, kwargs)
+        return result
+
+    def __repr__(self) -> str:
+        return f"{self._dual!r}.sync"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._dual, "sync")
+
+
+@final
+class DualCallable(Dual, Generic[P, T]):
+    """A function that knows where it runs, and can be called from async code and from sync code.
+
+    Made by `in_threadpool`, `in_processpool`, `in_executor` and `in_eventloop`. It is a coroutine function, with the
+    name, the docstring and the signature of the function that it wraps, which is its `__wrapped__`. As an attribute of
+    a class it binds as that does. It can be pickled where what it wraps can, and shared by threads and forks.
+
+    Example:
+        `await read(path)` in async code, `read.sync(path)` in sync code
+    """
+
+    __slots__ = ("_func", "_place")  # not in the `__dict__`, which takes what the function has in its own
+
+    def __init__(self, place: _Place, func: Callable[P, Any]) -> None:
+        _copy_metadata(self, func)
+        self._place = place
+        self._func = func
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function from async code and await its result."""
+        result: T = await self._place.run(self._func, args, kwargs)
+        return result
+
+    @property
+    def sync(self) -> Callable[P, T]:
+        """The same for sync code, which waits for the result."""
+        return _Twin(self)
+
+    # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
+    # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
+    __code__: CodeType = __call__.__code__
+    __defaults__: None = None
+    __kwdefaults__: None = None
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: DualCallable[Concatenate[Owner, Q], T], instance: Owner, owner: type | None = None, /
+    ) -> DualCallable[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
+        """Bind the function as it would be without this."""
+        bind = getattr(type(self._func), "__get__", None)
+        if bind is None:
+            return self
+        func = bind(self._func, instance, owner)
+        if func is self._func:
+            return self
+        bound: DualCallable[Any, T] = object.__new__(DualCallable)
+        bound.__dict__.update(self.__dict__)
+        bound.__dict__["__wrapped__"] = func
+        bound._place = self._place
+        bound._func = func
+        return bound
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DualCallable) and self._place is other._place and bool(self._func == other._func)
+
+    def __hash__(self) -> int:
+        return hash((id(self._place), self._func))
+
+    def __repr__(self) -> str:
+        return f"<{self._place!r} of {self._func!r}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        func: Any = self._func
+        found = found_by_name(func)
+        if found is self:
+            return cast("str", func.__qualname__)
+        if found == self:  # a method: looked up, it is another one each time
+            return getattr, (owner_of(func), func.__name__)
+        return DualCallable, (self._place, self._func)
+
+
+@final
+class DualMethod(Generic[P, T]):
+    """A dual callable for a `classmethod` or a `staticmethod`, from where it is looked up on."""
+
+    def __init__(self, dual: Any) -> None:
+        self.__dict__.update(dual.__dict__)
+        self._dual = dual
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
+        """Bind the method as it would be without this."""
+        bound: Any = self._dual.__get__(instance, owner)
+        return cast("DualCallable[P, T]", bound)
+
+
+def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
+    """Give *dual* the name, the docstring and the attributes of *func*."""
+    inner = func
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if hasattr(inner, "__name__"):
+        functools.update_wrapper(dual, inner)
+    else:  # an object that can be called; its attributes are its own
+        functools.update_wrapper(dual, type(inner).__call__, ("__annotations__", "__annotate__"), ())
+        dual.__doc__ = inner.__doc__
+        dual.__module__ = type(inner).__module__
+        dual.__dict__["__qualname__"] = dual.__dict__["__name__"] = name_of(inner)
+    dual.__wrapped__ = func
+
+
+def _make(place: _Place, func: Any) -> Any:
+    """Return the dual callable for *func*, or the decorator that makes one of what it is given."""
+    place.check()
+    return _Decorator(place) if func is None else _wrap(place, func)
+
+
+def _wrap(place: _Place, func: Any) -> Any:
+    method: Any = func if isinstance(func, (classmethod, staticmethod)) else None
+    place.require(func if method is None else method.__func__)
+    dual: Any = DualCallable(place, func)
+    return dual if method is None else DualMethod(dual)
+
+
+class _Decorator:
+    """Makes dual callables that run in one place, with the same options."""
+
+    def __init__(self, place: _Place) -> None:
+        self._place = place
+
+    @overload
+    def __call__(self, func: classmethod[Any, P, T] | staticmethod[P, T], /) -> DualMethod[P, T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: Callable[P, T], /) -> DualCallable[P, T]: ...
+    def __call__(self, func: Any, /) -> Any:
+        return _wrap(self._place, func)
+
+
+class _AsyncDecorator:
+    """The same for async functions, as type checkers see it."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /
+    ) -> DualMethod[P, T]: ...
+    @overload
+    def __call__(self, func: Callable[P, Awaitable[T]], /) -> DualCallable[P, T]: ...
+    def __call__(self, func: Any, /) -> Any: ...
+
+
+if TYPE_CHECKING:
+
+    class _ThreadOptions(TypedDict, total=False):
+        limiter: CapacityLimiter | None
+        abandon_on_cancel: bool
+        timeout: float | None
+        context: Context | None
+
+    class _ProcessOptions(TypedDict, total=False):
+        limiter: CapacityLimiter | None
+        kill_on_cancel: bool
+        timeout: float | None
+
+    class _ExecutorOptions(TypedDict, total=False):
+        timeout: float | None
+
+    class _EventloopOptions(TypedDict, total=False):
+        timeout: float | None
+        context: Context | None
+
+
+@overload
+def in_threadpool(  # type: ignore[overload-overlap]
+    func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ThreadOptions]
+) -> DualMethod[P, T]: ...
+@overload
+def in_threadpool(func: Callable[P, T], /, **options: Unpack[_ThreadOptions]) -> DualCallable[P, T]: ...
+@overload
+def in_threadpool(**options: Unpack[_ThreadOptions]) -> _Decorator: ...
+def in_threadpool(
+    func: Any = None,
+    /,
+    *,
+    limiter: CapacityLimiter | None = None,
+    abandon_on_cancel: bool = False,
+    timeout: float | None = None,
+    context: Context | None = None,
+) -> Any:
+    """Make a dual callable that runs a sync function in a worker thread; also a decorator.
+
+    Called as `await f(...)` it does what `run_in_threadpool` does, called as `f.sync(...)` what
+    `run_in_threadpool_sync` does, with these options.
+
+    Args:
+        func: A sync function, a method, anything that can be called, a `classmethod` or a `staticmethod`. Left out,
+            a decorator is returned.
+        limiter: Bounds how many calls run at once, of all wrappers that share it, from any loop or thread; `None` is
+            anyio's default thread limiter, 40 for each event loop.
+        abandon_on_cancel: Whether a call that is cancelled stops waiting for its thread, which runs on unseen.
+        timeout: After how many seconds, waiting for a slot included, to abandon the thread and raise
+            `CallTimeoutError`; `None` for no limit.
+        context: The context to run in, as it is, one call at a time; `None` for a copy of the caller's.
+
+    Cancellation:
+        As for `run_in_threadpool`: a function that has not started never starts; one that runs is waited for, but no
+        longer than the timeout, nor with `abandon_on_cancel`. An abandoned thread keeps its slot and its context
+        until it ends, and is counted by `count_abandoned_threads`; the async code that it waits for is cancelled.
+
+    Returns:
+        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+
+    Raises:
+        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongOptionError: If an option is not what it should be.
+        CallTimeoutError: When it is called, if it has not ended in time.
+        InUseError: When it is called, if *context* is in use.
+
+    Example:
+        `read = in_threadpool(read_file, limiter=disk, timeout=5)`
+    """
+    return _make(ThreadPlace(limiter, abandon_on_cancel, timeout, context), func)
+
+
+@overload
+def in_processpool(  # type: ignore[overload-overlap]
+    func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ProcessOptions]
+) -> DualMethod[P, T]: ...
+@overload
+def in_processpool(func: Callable[P, T], /, **options: Unpack[_ProcessOptions]) -> DualCallable[P, T]: ...
+@overload
+def in_processpool(**options: Unpack[_ProcessOptions]) -> _Decorator: ...
+def in_processpool(
+    func: Any = None,
+    /,
+    *,
+    limiter: CapacityLimiter | None = None,
+    kill_on_cancel: bool = False,
+    timeout: float | None = None,
+) -> Any:
+    """Make a dual callable that runs a sync function in a worker process; also a decorator.
+
+    Called as `await f(...)` it does what `run_in_processpool` does, called as `f.sync(...)` what
+    `run_in_processpool_sync` does, with these options. The worker finds a decorated function by its name.
+
+    Args:
+        func: A sync function at the top level of a module, or a method of an object that can be pickled, or a
+            `classmethod` or a `staticmethod`. Left out, a decorator is returned.
+        limiter: Bounds how many calls run at once, of all wrappers that share it, from any loop or thread; `None` is
+            anyio's default process limiter, as many as CPU cores for each event loop.
+        kill_on_cancel: Whether a call that is cancelled kills its worker process.
+        timeout: After how many seconds, waiting for a slot included, to kill the worker process and raise
+            `CallTimeoutError`; `None` for no limit.
+
+    Cancellation:
+        As for `run_in_processpool`: a call that has not been sent never is; one that runs is waited for, but no
+        longer than the timeout, nor with `kill_on_cancel`: then its worker process is killed, and the next call that
+        needs one starts another.
+
+    Returns:
+        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+
+    Raises:
+        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongOptionError: If an option is not what it should be.
+        CallTimeoutError: When it is called, if it has not ended in time.
+
+    Example:
+        `digest = in_processpool(hash_file, kill_on_cancel=True)`
+    """
+    return _make(ProcessPlace(limiter, kill_on_cancel, timeout), func)
+
+
+@overload
+def in_executor(  # type: ignore[overload-overlap]
+    executor: Executor, func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ExecutorOptions]
+) -> DualMethod[P, T]: ...
+@overload
+def in_executor(
+    executor: Executor, func: Callable[P, T], /, **options: Unpack[_ExecutorOptions]
+) -> DualCallable[P, T]: ...
+@overload
+def in_executor(executor: Executor, /, **options: Unpack[_ExecutorOptions]) -> _Decorator: ...
+def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | None = None) -> Any:
+    """Make a dual callable that runs a sync function in an executor; also a decorator.
+
+    Called as `await f(...)` it does what `run_in_executor` does, called as `f.sync(...)` what `run_in_executor_sync`
+    does, with these options.
+
+    Args:
+        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
+        func: A sync function, a method, anything that can be called, a `classmethod` or a `staticmethod`. Left out,
+            a decorator is returned.
+        timeout: After how many seconds, waiting in the executor's queue included, to stop waiting and raise
+            `CallTimeoutError`; `None` for no limit.
+
+    Cancellation:
+        As for `run_in_executor`: a function that the executor has not started never starts; one that runs is waited
+        for, but no longer than the timeout. Then it runs on unseen.
+
+    Returns:
+        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+
+    Raises:
+        WrongFunctionError: If *executor* is none, or *func* is async, or cannot be called.
+        WrongOptionError: If an option is not what it should be.
+        CallTimeoutError: When it is called, if it has not ended in time.
+
+    Example:
+        `query = in_executor(one_thread, connection.execute, timeout=5)`
+    """
+    return _make(ExecutorPlace(executor, timeout), func)
+
+
+@overload
+def in_eventloop(  # type: ignore[overload-overlap]
+    func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]
+) -> DualMethod[P, T]: ...
+@overload
+def in_eventloop(func: Callable[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]) -> DualCallable[P, T]: ...
+@overload
+def in_eventloop(**options: Unpack[_EventloopOptions]) -> _AsyncDecorator: ...
+def in_eventloop(func: Any = None, /, *, timeout: float | None = None, context: Context | None = None) -> Any:
+    """Make a dual callable of an async function; also a decorator.
+
+    Called as `await f(...)` it simply runs in the current task; called as `f.sync(...)` it does what
+    `run_in_eventloop_sync` does: with these options.
+
+    Args:
+        func: An async function, a method, anything that gives something to await, a `classmethod` or a
+            `staticmethod`. Left out, a decorator is returned.
+        timeout: After how many seconds to cancel the function, wait for its cleanup, and raise `CallTimeoutError`;
+            `None` for no limit.
+        context: The context to run in, as it is, one call at a time; `None` for the caller's own in async code, and
+            for a copy of it in sync code.
+
+    Cancellation:
+        In async code that of any awaited function; in sync code as for `run_in_eventloop_sync`. The function's
+        cleanup is awaited, however long it takes.
+
+    Returns:
+        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+
+    Raises:
+        WrongFunctionError: If *func* is an async generator, or cannot be called; when it is called, if it gives
+            nothing to await.
+        WrongOptionError: If an option is not what it should be.
+        CallTimeoutError: When it is called, if it has not ended in time.
+        InUseError: When it is called, if *context* is in use.
+
+    Example:
+        `fetch = in_eventloop(client.get, timeout=5)`
+    """
+    return _make(EventloopPlace(timeout, context), func)

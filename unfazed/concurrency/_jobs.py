@@ -1,0 +1,219 @@
+"""One call in a worker thread: its slot, its start, its end, and what becomes of it when nobody waits any more.
+
+`_abandoned` needs no lock: each job is added and removed once. A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from anyio import CancelScope, Event, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from . import _slots
+from ._calls import Answer, without_our_frame
+from ._checks import async_function_error, close_coroutine, name_of
+from ._contexts import Claim
+from ._loops import current_loop
+from ._synccalls import Worker, thread
+from ._waits import NO_LIMIT, Timeout, hold_slot, outlast, set_from_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from anyio import CapacityLimiter
+
+T = TypeVar("T")
+
+
+class JobOptions(NamedTuple):
+    """What `in_threadpool` takes; it says what each one means."""
+
+    limiter: CapacityLimiter | None = None
+    abandon_on_cancel: bool = False
+    timeout: float | None = None
+    context: Context | None = None
+
+
+NO_OPTIONS: Final = JobOptions()
+
+
+class Job(Worker, Generic[T]):
+    """One call in a worker thread. *helper* is the name to use in error messages."""
+
+    __slots__ = (
+        "_abandoned",
+        "_args",
+        "_claim",
+        "_ended",
+        "_func",
+        "_helper",
+        "_kwargs",
+        "_options",
+        "_over",
+        "_settled",
+        "_started",
+        "_timeout",
+        "_waiting",
+        "outcome",
+    )
+
+    in_a_lane = False  # whether it goes to a thread of its own choice
+
+    def __init__(
+        self,
+        helper: str,
+        func: Callable[..., T],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+        options: JobOptions = NO_OPTIONS,
+    ) -> None:
+        super().__init__()
+        self._helper = helper
+        self._func = func
+        self._args = args
+        self._kwargs = kwargs
+        self._options = options
+        self._timeout = None if options.timeout is None else Timeout(options.timeout, name_of(func))
+        self._claim: Claim | None = None  # of a context that was given
+        self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
+        self._settled = Lock()  # taken by the worker when it ends, or by the loop so that what it comes to is dropped
+        self._abandoned = False  # whether the loop has stopped waiting for the worker
+        self._over = False  # whether the worker has ended, and given its slot back
+        self._ended: Event | None = None  # set where the loop waits for the worker after all
+        self._waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
+        self.outcome: Answer[T] = Answer(_nobody_listens)
+
+    def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
+        """Have the worker hand the outcome to a sync caller, ahead of the loop."""
+        self._waiting = waiting
+
+    def run(self) -> Awaitable[Answer[T]]:
+        """Run the call, from the loop whose worker thread is to do it, and return its outcome.
+
+        Only its reader may raise what the function raised: Python lets no `StopIteration` out of async code.
+
+        Cancelled before the worker has started, it never starts. Cancelled later, the async calls that the worker
+        waits for are cancelled as well, and the worker is waited for: it wakes us when it has ended, as there is
+        no way to end a thread. What it comes to is dropped then. It is not waited for any longer than the timeout,
+        nor at all where that is the option: abandoned, it gives its slot back itself.
+        """
+        return self._run(None) if self._timeout is None else self._timeout.bound(self._run)
+
+    async def _run(self, timer: CancelScope | None) -> Answer[T]:
+        loop = self.loop = current_loop()
+        limiter, abandon_on_cancel, _, context = self._options
+        if context is not None:
+            self._claim = Claim(context, name_of(self._func))
+        try:
+            self.slot = await hold_slot(loop, limiter or to_thread.current_default_thread_limiter())
+            if loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane:
+                self.called_back_in_the_task = True
+                await to_thread.run_sync(self.work, limiter=NO_LIMIT)
+                await checkpoint_if_cancelled()
+            else:
+                await self._run_whatever_cancels_us(timer)
+        finally:
+            if not self._abandoned:
+                self._give_back()
+        return self.outcome
+
+    async def hand_over(self) -> None:
+        """Have a thread do the work, and wait for that. Cancelled meanwhile, do not wait for it."""
+        await to_thread.run_sync(self.work, abandon_on_cancel=True, limiter=NO_LIMIT)
+
+    async def _run_whatever_cancels_us(self, timer: CancelScope | None) -> None:
+        """Do on asyncio what anyio's shield does on trio; and on both, what no shield does: wait, but not for ever."""
+        try:
+            await self.hand_over()
+            return
+        except BaseException as exc:
+            if self._started.acquire(blocking=False):
+                raise
+            cancellation = exc
+        self._ended = Event()  # before the lock: a worker that comes second sets it
+        try:
+            if self._settled.acquire(blocking=False):
+                self.cancel()
+                if not self._options.abandon_on_cancel:
+                    cancellation = await outlast(self._ended, cancellation, timer)
+                if not self._ended.is_set():
+                    self._abandon()
+            raise cancellation
+        finally:
+            del cancellation
+
+    def _abandon(self) -> None:
+        """Wait no longer for the worker, which gives its slot back itself, and may have done so by now."""
+        self._abandoned = True
+        _abandoned.add(self)
+        if self._over:  # either we see this, or the worker sees that it has been added
+            _abandoned.discard(self)
+
+    def work(self) -> None:
+        """Run the call, in the worker thread."""
+        if not self._started.acquire(blocking=False):
+            return
+        assert self.slot is not None, "taken before the worker starts"
+        _slots.current_slot.set(self.slot)
+        thread.worker = self
+        value: T | None = None
+        error: BaseException | None = None
+        try:
+            if self._claim is None:
+                value = self._func(*self._args, **self._kwargs)
+            else:
+                value = self._claim.run(partial(self._func, *self._args, **self._kwargs))
+            if close_coroutine(value):
+                raise async_function_error(self._func, self._helper)
+        except BaseException as exc:
+            error = without_our_frame(exc)
+        thread.worker = None
+        if self._waiting is not None:
+            self._give_back()  # before its caller goes on; otherwise the loop does it, which costs it less
+        if self._settled.acquire(blocking=False):
+            self.outcome.write(value, error)
+            if self._waiting is not None:
+                self._waiting.write(self.outcome, None)
+        else:
+            self._give_back()
+            self._over = True
+            _abandoned.discard(self)
+            assert self._ended is not None, "the loop took the lock to wait for us"
+            set_from_anywhere(self.way_back(), self._ended)
+        del value, error  # the traceback of the error leads to the function's frame, and that one back to this
+
+    def _give_back(self) -> None:
+        """Give back what the call has taken. Doing so twice is harmless."""
+        if self.slot is not None:
+            _slots.release(self.slot)
+        if self._claim is not None:
+            self._claim.release()
+
+
+def _nobody_listens() -> None:
+    """Stand in for a listener where anyio does the waking."""
+
+
+_abandoned: set[Job[Any]] = set()
+
+
+def count_abandoned_threads() -> int:
+    """Return how many worker threads still run a function that nobody waits for any more.
+
+    A thread is abandoned at the end of a `timeout`, or where a call with `abandon_on_cancel=True` is cancelled. It
+    keeps its slot until its function ends. Counted for the whole process; an `EventLoopThread` and the background
+    event loop included.
+
+    Returns:
+        The number of threads.
+    """
+    return len(_abandoned)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_abandoned.clear)

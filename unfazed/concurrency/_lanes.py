@@ -1,0 +1,276 @@
+"""Lanes: one worker thread, or one task, that does one thing after another, in one context.
+
+What one step enters, another can so leave: a context variable's token, a cancel scope, a transaction.
+
+    ThreadLane    a worker thread, for async code
+    TaskLane      a task in an event loop, for sync code
+
+Each ends with a last step, which nothing keeps from running: neither slots nor cancellation. An idle lane holds no
+slot. Who wakes a lane: its user, with the next step or by leaving; or the end of its loop.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+from anyio import Event, get_cancelled_exc_class, to_thread
+
+from . import _slots
+from ._calls import Answer, Call, without_our_frame
+from ._errors import LoopEndedError
+from ._jobs import Job
+from ._loops import current_loop
+from ._loopthread import submit_here
+from ._synccalls import GONE_CHECK_SECONDS
+from ._waits import NO_LIMIT, outlast, set_from_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from anyio import CapacityLimiter
+
+    from ._calls import Loop
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_ENDED = "the event loop of this iterator or context manager has ended"
+
+
+class _Step(Job[T]):
+    """One call in the thread of a lane."""
+
+    __slots__ = ("_lane",)
+    in_a_lane = True
+
+    def __init__(self, lane: ThreadLane[Any], helper: str, func: Callable[[], T]) -> None:
+        super().__init__(helper, func, (), {})
+        self._lane = lane
+
+    async def hand_over(self) -> None:
+        await self._lane.hand_over(self.work)
+
+
+@final
+class ThreadLane(Generic[T]):
+    """A worker thread of the current loop, which does one step after another, and *last* when it is left."""
+
+    def __init__(self, helper: str, last: Callable[[], T]) -> None:
+        self._helper = helper
+        self._last = last
+        self.loop: Loop = current_loop()
+        self._limiter: CapacityLimiter = to_thread.current_default_thread_limiter()
+        self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._started = Lock()  # taken by the thread when it starts, or by the loop so that it never does
+        self._error: BaseException | None = None  # why it never did
+        self._waiting: Event | None = None  # of the step that is under way
+        self._leaving = False
+        self._ended = Event()
+        self._outcome: Answer[T] | None = None  # of the last step
+        self._heard = False  # whether somebody waits for that
+        submit_here(Call(self._stay, Answer(int)), copy_context())
+
+    async def run(self, func: Callable[[], S]) -> S:
+        """Run *func* in the thread, when a slot is free, and await its result. Cancelled, it waits as a job does."""
+        outcome = await _Step(self, self._helper, func).run()
+        return outcome.read()
+
+    def leave(self) -> None:
+        """Have the thread do its last step, after the one that is under way. From any thread; returns at once."""
+        self._leaving = True
+        self._steps.put(None)
+
+    async def left(self) -> T:
+        """Wait for the end of the last step, whatever cancels us, and return its result.
+
+        What it raised is raised; or else the cancellation, if there was one.
+        """
+        self._heard = True
+        cancellation: BaseException | None = None
+        try:
+            await self._ended.wait()
+        except BaseException as exc:
+            cancellation = exc
+        try:
+            if cancellation is not None:
+                cancellation = await outlast(self._ended, cancellation)
+            assert self._outcome is not None, "there is one when it has ended"
+            result = self._outcome.read()
+            if cancellation is not None:
+                raise cancellation
+            return result
+        finally:
+            del cancellation
+
+    async def hand_over(self, work: Callable[[], None]) -> None:
+        """Have the thread do *work*, and wait for that."""
+        if self._leaving:
+            raise LoopEndedError(_ENDED)
+        loop, event = self.loop, Event()
+
+        def step() -> None:
+            work()
+            set_from_anywhere(loop, event)
+
+        self._waiting = event
+        self._steps.put(step)
+        if self._error is None:
+            await event.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _stay(self) -> None:
+        """Hold the thread, in a task of its own. Where the end of the loop cancels that, the thread sees it itself."""
+        try:
+            await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+        except BaseException as exc:
+            if self._started.acquire(blocking=False):
+                cancelled = isinstance(exc, get_cancelled_exc_class())
+                self._error = LoopEndedError(_ENDED) if cancelled else exc
+                self._outcome = Answer(int)
+                self._outcome.write(None, None)
+                self._ended.set()
+                if self._waiting is not None:
+                    self._waiting.set()
+            raise
+
+    def _serve(self) -> None:
+        """Do one step after another, and the last one, in the thread."""
+        if not self._started.acquire(blocking=False):
+            return
+        while True:
+            try:
+                step = self._steps.get(timeout=GONE_CHECK_SECONDS)
+            except Empty:
+                if not self.loop.is_gone():
+                    continue
+                step = None
+            if step is None:
+                break
+            step()
+        job = Job(self._helper, self._last, (), {})
+        job.loop = self.loop
+        job.slot = _slots.acquire_now(self._limiter)
+        job.work()
+        _slots.release(job.slot)
+        self._outcome = job.outcome
+        if not set_from_anywhere(self.loop, self._ended) or not self._heard:
+            report(job.outcome)
+
+
+@final
+class TaskLane(Call[None]):
+    """A task that runs one call after another, and *last* when it is left, or its loop ends."""
+
+    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_wake")
+
+    def __init__(self, last: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(self._serve, Answer(int))
+        self._last = last
+        # All of these are for the loop's thread only.
+        self._calls: deque[tuple[Call[Any], _slots.Slot | None]] = deque()
+        self._current: Call[Any] | None = None
+        self._wake: Event | None = None
+        self._leaving = False
+        self._left = False  # whether the last step has begun
+
+    async def start(self) -> None:
+        """Start the task, in the loop that runs here."""
+        submit_here(self, copy_context())
+
+    def take(self, call: Call[Any], context: Context) -> None:
+        """Have the task run *call*, on behalf of whom *context* says. From any thread; returns at once."""
+        call.loop = self.loop
+        assert self.loop is not None, "set when it was started"
+        self.loop.post(self._take, call, context.run(_slots.current_slot.get))
+
+    def leave(self) -> None:
+        """Have the task do its last step after the call that is under way. From any thread; returns at once."""
+        if self.loop is not None:
+            self.loop.post(self._leave)
+
+    async def finish(self, last: Callable[[], Awaitable[T]]) -> T:
+        """Do *last*, within a call, instead of the last step."""
+        self._leaving = self._left = True
+        return await last()
+
+    def _take(self, call: Call[Any], slot: _slots.Slot | None) -> None:
+        if call.accepted:
+            return
+        call.accepted = True
+        if self._leaving:
+            call.fail(LoopEndedError(_ENDED))
+            return
+        self._calls.append((call, slot))
+        self._wake_up()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+    def _cancel(self) -> None:
+        """End the lane: its loop is ending."""
+        if self._current is not None:
+            self._leaving = True
+            self._current.cancel(self._reason)
+        else:
+            super()._cancel()
+
+    async def _serve(self) -> None:
+        """Run one call after another, and the last step, in the task."""
+        abort, loop = self._abort or _do_nothing, current_loop()
+        try:
+            while not self._leaving:
+                if not self._calls:
+                    self._wake = Event()
+                    await self._wake.wait()
+                    continue
+                call, slot = self._calls.popleft()
+                self._current = call
+                _slots.current_slot.set(slot)
+                await call.run(abort)
+                self._current = None
+                if call.aborted:
+                    loop.forget_cancellation()
+                elif call.cancelled_by_others:
+                    break
+        finally:
+            self._leaving = True
+            for call, _ in self._calls:
+                call.fail(LoopEndedError(_ENDED))
+            if not self._left:
+                self._left = True
+                await self._do_last()
+
+    async def _do_last(self) -> None:
+        """Do the last step, for whose result nobody waits."""
+        try:
+            await self._last()
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as exc:
+            outcome: Answer[None] = Answer(int)
+            outcome.write(None, without_our_frame(exc))
+            report(outcome)
+
+
+def _do_nothing() -> None:
+    """Stand in for the way to cancel a task that is cancelled already."""
+
+
+def report(outcome: Answer[Any]) -> None:
+    """Show the error, if it is one, that nobody is there to be told."""
+    try:
+        outcome.read()
+    except BaseException as exc:
+        threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))

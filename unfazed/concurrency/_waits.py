@@ -1,0 +1,192 @@
+"""How async code waits, for a slot and for what runs elsewhere, whatever cancels it; each says who wakes it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, final
+
+from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
+
+from . import _slots
+from ._calls import Answer, Call
+from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
+from ._loops import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._calls import Loop
+
+T = TypeVar("T")
+
+
+def set_from_anywhere(loop: Loop, event: Event) -> bool:
+    """Set *event* from any thread. Return whether its *loop* is there to see it."""
+    try:
+        here = running_loop()
+        if here is not None and here.native is loop.native:
+            event.set()
+        else:
+            loop.post(event.set)
+    except LoopEndedError:
+        return False
+    return True
+
+
+@final
+class NoLimit(CapacityLimiter):
+    """What anyio is given to count with: nothing. We count, and what is not done takes no time."""
+
+    def __new__(cls) -> NoLimit:
+        return object.__new__(cls)
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None: ...  # trio's way
+
+    def release_on_behalf_of(self, borrower: object) -> None: ...
+
+
+NO_LIMIT = NoLimit()
+
+
+async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
+    """Take a slot of *limiter* in the current *loop*, queueing for it if need be.
+
+    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it
+    leaves the queue and gives back what it was granted.
+    """
+    event: Event | None = None
+
+    def wake() -> bool:
+        # Either we come first, and the slot is seen to be held below; or the event is there to be set.
+        return event is None or set_from_anywhere(loop, event)
+
+    slot = _slots.acquire(limiter, wake)
+    if not slot.held:
+        event = Event()
+        try:
+            if not slot.held:
+                await event.wait()
+        except BaseException:
+            _slots.release(slot)
+            raise
+    return slot
+
+
+async def outlast(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
+    """Wait for *event*, whatever else cancels us: asyncio's own cancellation goes straight through a shield.
+
+    Not past the end of *timer*, a scope that we are in. Return what to raise then, outside of any `except`: of several
+    cancellations the last, without its context. That of a scope, which the scope takes for its own and ends, must not
+    hide one that is meant for the whole task.
+    """
+    cancelled = get_cancelled_exc_class()
+    deadline = math.inf if timer is None else timer.deadline
+    while not event.is_set() and current_time() < deadline:
+        try:
+            with CancelScope(shield=True, deadline=deadline):
+                await event.wait()
+        except cancelled as exc:
+            cancellation = exc
+            cancellation.__context__ = None
+    return cancellation
+
+
+async def wait_for_end(
+    event: Event,
+    on_cancel: Callable[[], object],
+    timer: CancelScope | None = None,
+    on_timeout: Callable[[], object] | None = None,
+) -> None:
+    """Wait for *event*. Cancelled meanwhile, do *on_cancel*, wait for it all the same, and raise the cancellation.
+
+    Where *timer*, a scope that we are in, runs out, do *on_timeout*, and wait for what comes of that; without it, wait
+    no longer.
+    """
+    try:
+        await event.wait()
+        return
+    except BaseException as exc:
+        cancellation = exc
+    on_cancel()
+    try:
+        cancellation = await outlast(event, cancellation, timer)
+        if on_timeout is not None and not event.is_set():
+            on_timeout()
+            cancellation = await outlast(event, cancellation)
+        raise cancellation
+    finally:
+        del cancellation
+
+
+async def call_in(
+    submit: Callable[[Call[T], Context], None],
+    work: Callable[[], Awaitable[T]],
+    name: str,
+    here: Loop,
+    *,
+    on_cancel: Callable[[Call[T]], object] | None = None,
+    timer: CancelScope | None = None,
+    on_timeout: Callable[[], object] | None = None,
+) -> T:
+    """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
+
+    Where the caller is cancelled, so is the task, unless there is something else to do *on_cancel*; the caller's
+    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us:
+    whoever writes the answer, the task or the end of its loop.
+    """
+    event = Event()
+    answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
+    call = Call(work, answer)
+    submit(call, copy_context())
+    await wait_for_end(event, call.cancel if on_cancel is None else partial(on_cancel, call), timer, on_timeout)
+    try:
+        return answer.read()
+    except cancelled_classes() as exc:
+        raise CallCancelledError(name) from exc
+
+
+class Timeout:
+    """How long one call may take: counted from the call, on whichever thread that is made.
+
+    Args:
+        seconds: How many; `math.inf` is as good as none.
+        name: The name of the function, for the error.
+    """
+
+    __slots__ = ("_end", "_name", "_seconds")
+
+    def __init__(self, seconds: float, name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return max(0.0, self._end - time.monotonic())
+
+    def error(self) -> CallTimeoutError:
+        return CallTimeoutError(self._name, self._seconds)
+
+    async def bound(self, run: Callable[[CancelScope], Awaitable[T]]) -> T:
+        """Await *run*, which is told the scope that is cancelled when the time is up; then raise the error."""
+        with move_on_after(self.left()) as timer:
+            return await run(timer)
+        raise self.error()
+
+
+def cancelled_classes() -> tuple[type[BaseException], ...]:
+    """Return the cancellation classes of the libraries that are loaded."""
+    found: list[type[BaseException]] = []
+    for name, attribute in (("asyncio", "CancelledError"), ("trio", "Cancelled")):
+        module = sys.modules.get(name)
+        if module is not None:
+            found.append(getattr(module, attribute))
+    return tuple(found)
