@@ -110,7 +110,7 @@ class DualCallable(Dual, Generic[P, T]):
         func = bind(self._func, instance, owner)
         if func is self._func:
             return self
-        bound: DualCallable[Any, T] = object.__new__(DualCallable)
+        bound: Any = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound.__dict__["__wrapped__"] = func
         bound._place = self._place
@@ -172,10 +172,11 @@ def _make(place: _Place, func: Any) -> Any:
 
 
 def _wrap(place: _Place, func: Any) -> Any:
-    method: Any = func if isinstance(func, (classmethod, staticmethod)) else None
-    place.require(func if method is None else method.__func__)
-    dual: Any = DualCallable(place, func)
-    return dual if method is None else DualMethod(dual)
+    is_method = issubclass(type(func), (classmethod, staticmethod))
+    place.require(func.__func__ if is_method else func)
+    make: Any = DualCallable
+    dual = make(place, func)
+    return cast("Any", DualMethod(dual)) if is_method else dual
 
 
 class _Decorator:
@@ -192,19 +193,17 @@ class _Decorator:
         return _wrap(self._place, func)
 
 
-class _AsyncDecorator:
-    """The same for async functions, as type checkers see it."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /
-    ) -> DualMethod[P, T]: ...
-    @overload
-    def __call__(self, func: Callable[P, Awaitable[T]], /) -> DualCallable[P, T]: ...
-    def __call__(self, func: Any, /) -> Any: ...
-
-
 if TYPE_CHECKING:
+
+    class _AsyncDecorator(Protocol):
+        """The same for async functions."""
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /
+        ) -> DualMethod[P, T]: ...
+        @overload
+        def __call__(self, func: Callable[P, Awaitable[T]], /) -> DualCallable[P, T]: ...
 
     class _ThreadOptions(TypedDict, total=False):
         limiter: CapacityLimiter | None
