@@ -83,3 +83,25 @@ def touch_then_wait_for(touched: Path, awaited: Path) -> str:
 
 async def async_function() -> None:
     raise AssertionError("must not run")
+
+
+class NodeError(Exception):
+    """Raised by nodes."""
+
+
+class NodeExit(SystemExit):
+    """Raised by nodes, and no `Exception`."""
+
+
+def raise_end(end: str, place: str) -> None:
+    if end == "error":
+        raise NodeError(place)
+    if end == "exit":
+        raise NodeExit(place)
+
+
+def leaf(end: str, place: str, seconds: float) -> tuple[object, ...]:
+    """Be a call in a process, in a tree of the model."""
+    time.sleep(seconds)
+    raise_end(end, place)
+    return ("value", place, ())

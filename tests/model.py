@@ -1,0 +1,645 @@
+"""Random trees of calls, what a plain sequential program would make of them, and what the library does.
+
+A `Node` is one call: its place, its children, which it calls itself, and how it ends. `expected` says what comes of it
+without any concurrency. `Run` makes the calls for real, in the ways of whoever calls: a node in a thread calls its
+children from sync code, a node in an event loop from async code, all at once where it is told to.
+
+Whatever waits for something that only another node can bring about waits for an event, with a time-out that fails.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from hypothesis import strategies as st
+from process_functions import NodeError, NodeExit, leaf, raise_end
+
+from unfazed.concurrency import (
+    CallTimeoutError,
+    _contexts,
+    _eventloop,
+    _jobs,
+    _slots,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+HANG_SECONDS = 20.0  # how long anything may take that only a deadlock delays
+SHORT_SECONDS = 0.03  # a timeout that is to run out
+LONG_SECONDS = 600.0  # one that is not
+
+# Where a node runs. The last two run their children in the steps of an iterator, or on entering and leaving.
+PLACES = ("thread", "loop", "executor", "background", "process", "iterator", "context manager")
+ENDS = ("value", "error", "exit")
+# What becomes of the call while its function blocks, or waits in a call of its own: nothing, for most.
+FATES = ("runs", "times out", "cancelled", "cancelled natively", "abandoned")
+LIMITS = ("default", "one", "two")
+
+Outcome = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call."""
+
+    place: str
+    children: tuple[Node, ...] = ()
+    at_once: bool = False  # whether the children are called at the same time, where the node is async
+    end: str = "value"
+    lets_through: bool = False  # whether the first failure of a child is its own, as in any function without `try`
+    fate: str = "runs"
+    waits_in_a_call: bool = False  # how it blocks, if it does
+    limiter: str = "default"
+    with_options: bool = False  # whether it is called by way of a wrapper though it need not be
+    shares_context: bool = False  # with its siblings
+    prefetch: int = 0
+    taken: int = 99  # how many items the consumer of an iterator takes
+
+
+def is_sync(node: Node) -> bool:
+    return node.place in ("thread", "executor", "process")
+
+
+def blocks(node: Node) -> bool:
+    return node.fate != "runs"
+
+
+def fitted(node: Node, parent_is_sync: bool) -> Node:
+    """Return *node* as it can be under its parent, its children fitted as well."""
+    place, fate, changes = node.place, node.fate, dict[str, Any]()
+    if fate == "abandoned" and place != "thread":
+        fate = "cancelled"
+    if (
+        place in ("iterator", "context manager")
+        or (parent_is_sync and fate != "times out")
+        or (place == "process" and fate != "times out")
+        or (place == "background" and fate == "times out")  # it has no options
+    ):
+        fate = "runs"
+    if place in ("iterator", "context manager"):
+        changes = {"at_once": False, "end": "value", "lets_through": False}
+    elif place == "process":
+        changes = {"children": ()}
+    elif place == "executor":
+        changes = {"waits_in_a_call": False}  # its threads belong to no loop: nothing cancels their calls
+    node = Node(**{**vars(node), **changes, "fate": fate})
+    if blocks(node):  # it must come to that, and not too late
+        node = Node(**{**vars(node), "lets_through": False, "children": node.children * (node.fate != "times out")})
+    # The children of what runs its children in steps run where the steps do: across the border.
+    inner_is_sync = is_sync(node) if node.place not in ("iterator", "context manager") else not parent_is_sync
+    children = tuple(fitted(child, inner_is_sync) for child in node.children)
+    return Node(**{**vars(node), "children": children, "at_once": node.at_once and not inner_is_sync})
+
+
+def trees(max_leaves: int = 12) -> st.SearchStrategy[Node]:
+    options = {
+        "place": st.sampled_from(("thread", "thread", "loop", "loop", *PLACES)),
+        "at_once": st.booleans(),
+        "end": st.sampled_from(("value", "value", *ENDS)),
+        "lets_through": st.booleans(),
+        "fate": st.sampled_from(("runs", "runs", "runs", *FATES)),
+        "waits_in_a_call": st.booleans(),
+        "limiter": st.sampled_from(LIMITS),
+        "with_options": st.booleans(),
+        "shares_context": st.booleans(),
+        "prefetch": st.sampled_from((0, 1, 3)),
+        "taken": st.sampled_from((99, 99, 0, 1, 2)),
+    }
+    leaves = st.builds(Node, **options)
+    return st.recursive(
+        leaves,
+        lambda below: st.builds(Node, children=st.lists(below, min_size=1, max_size=4).map(tuple), **options),
+        max_leaves=max_leaves,
+    )
+
+
+# What a plain sequential program makes of it.
+
+
+def expected(node: Node) -> Outcome:
+    """Return what comes of a call: a value with what came of the children, or how it failed."""
+    if node.fate == "times out":
+        return ("timeout", SHORT_SECONDS)
+    if blocks(node):
+        return ("cancelled",)
+    if node.place == "iterator":
+        taken = [expected(child) for child in node.children][: node.taken]
+        return ("value", node.place, tuple(taken))
+    outcomes = tuple(expected(child) for child in node.children)
+    if node.place == "context manager":
+        return ("value", node.place, outcomes[:1], outcomes[1:])
+    if node.lets_through and not node.at_once:
+        for outcome in outcomes:
+            if outcome[0] in ("error", "exit"):
+                return outcome
+    return ("value", node.place, outcomes) if node.end == "value" else (node.end, node.place)
+
+
+def as_outcome(exc: BaseException) -> Outcome:
+    if isinstance(exc, CallTimeoutError):
+        return ("timeout", exc.seconds)
+    if isinstance(exc, NodeError):
+        return ("error", *exc.args)
+    if isinstance(exc, NodeExit):
+        return ("exit", *exc.args)
+    if type(exc).__name__ in ("CancelledError", "Cancelled"):
+        return ("cancelled",)
+    raise exc
+
+
+# What the library makes of it.
+
+path: ContextVar[tuple[int, ...]] = ContextVar("path", default=())  # of positions in the tree
+trail: ContextVar[tuple[int, ...]] = ContextVar("trail", default=())  # of the siblings that share a context
+
+
+def context_to_share() -> Context:
+    context = copy_context()
+    context.run(trail.set, ())
+    return context
+
+
+@dataclass
+class Gate:
+    """How one call that blocks and whoever ends it know of each other."""
+
+    started: threading.Event
+    opened: threading.Event
+    ended: threading.Event
+
+
+class Run:
+    """One tree, called for real."""
+
+    def __init__(self, executor: ThreadPoolExecutor, asyncio_only: bool) -> None:
+        self.executor = executor
+        self.asyncio_only = asyncio_only
+        self.limiters = {"one": anyio.CapacityLimiter(1), "two": anyio.CapacityLimiter(2)}
+        self.running: Counter[str] = Counter()  # nodes in threads that do not wait in a call, by limiter
+        self.excused = 0  # how many more than the limit may run: those let in after a stall, and those left behind
+        self.problems: list[str] = []
+        self.lock = threading.Lock()
+        self.open_gates: list[Gate] = []
+
+    def problem(self, what: str) -> None:
+        self.problems.append(what)
+
+    def account(self, node: Node, change: int) -> None:
+        """Count those that run in threads under the limiters of our own, whose totals we know."""
+        if node.place != "thread" or node.limiter not in self.limiters:
+            return
+        with self.lock:
+            self.running[node.limiter] += change
+            total = self.limiters[node.limiter].total_tokens
+            if change > 0 and self.running[node.limiter] > total + self.excused:
+                self.problem(f"{self.running[node.limiter]} run under {node.limiter}, excused {self.excused}")
+
+    @contextmanager
+    def inside(self, node: Node, where: tuple[int, ...], siblings: tuple[int, ...] | None) -> Iterator[None]:
+        """Do what each function does first and last."""
+        if path.get() != where[:-1]:
+            self.problem(f"{where} sees the context of {path.get()}")
+        if siblings is not None and trail.get() != siblings:
+            self.problem(f"{where} sees {trail.get()} of its siblings {siblings}")
+        token = path.set(where)
+        if siblings is not None:
+            trail.set((*siblings, where[-1]))
+        self.account(node, 1)
+        try:
+            yield
+            if path.get() != where:
+                self.problem(f"{where} ends in the context of {path.get()}")
+        finally:
+            self.account(node, -1)
+            path.reset(token)
+
+    @contextmanager
+    def calling(self, node: Node) -> Iterator[None]:
+        self.account(node, -1)
+        try:
+            yield
+        finally:
+            self.account(node, 1)
+
+    # The functions of the nodes.
+
+    def sync_function(
+        self, node: Node, where: tuple[int, ...], gate: Gate | None, siblings: tuple[int, ...] | None
+    ) -> Outcome:
+        try:
+            with self.inside(node, where, siblings):
+                outcomes: list[Outcome] = []
+                context, shared = context_to_share(), tuple[int, ...]()
+                for number, child in enumerate(node.children):
+                    with self.calling(node):
+                        outcome, shared = self.call_sync(child, (*where, number), context, shared)
+                    outcomes.append(outcome)
+                    self.let_through(node, outcome)
+                if gate is not None:
+                    gate.started.set()
+                    if node.waits_in_a_call:
+                        with self.calling(node):
+                            run_in_eventloop_sync(anyio.sleep, HANG_SECONDS)
+                    elif not gate.opened.wait(HANG_SECONDS):
+                        self.problem(f"{where} is never let go")
+                raise_end(node.end, node.place)
+                return ("value", node.place, tuple(outcomes))
+        finally:
+            if gate is not None:
+                gate.ended.set()
+
+    async def async_function(
+        self, node: Node, where: tuple[int, ...], gate: Gate | None, siblings: tuple[int, ...] | None
+    ) -> Outcome:
+        try:
+            with self.inside(node, where, siblings):
+                outcomes = await self.call_children(node, where)
+                if gate is not None:
+                    gate.started.set()
+                    try:
+                        await anyio.sleep(HANG_SECONDS)
+                    finally:
+                        with anyio.CancelScope(shield=True):
+                            for _ in range(3):
+                                await anyio.lowlevel.checkpoint()
+                raise_end(node.end, node.place)
+                return ("value", node.place, outcomes)
+        finally:
+            if gate is not None:
+                gate.ended.set()
+
+    async def call_children(self, node: Node, where: tuple[int, ...]) -> tuple[Outcome, ...]:
+        outcomes: list[Outcome] = [()] * len(node.children)
+        if not node.at_once:
+            context, shared = context_to_share(), tuple[int, ...]()
+            for number, child in enumerate(node.children):
+                outcomes[number], shared = await self.call(child, (*where, number), context, shared)
+                self.let_through(node, outcomes[number])
+            return tuple(outcomes)
+
+        async def call_one(number: int, child: Node) -> None:
+            outcomes[number], _ = await self.call(child, (*where, number), None, ())
+
+        async with anyio.create_task_group() as tasks:
+            for number, child in enumerate(node.children):
+                tasks.start_soon(call_one, number, child)
+        return tuple(outcomes)
+
+    def let_through(self, node: Node, outcome: Outcome) -> None:
+        if node.lets_through and outcome[0] in ("error", "exit"):
+            raise_end(*outcome)
+
+    # The calls.
+
+    def options(self, node: Node, context: Context | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"timeout": SHORT_SECONDS if node.fate == "times out" else LONG_SECONDS}
+        if node.place == "thread":
+            options["limiter"] = self.limiters.get(node.limiter)
+            options["abandon_on_cancel"] = node.fate == "abandoned"
+        if context is not None and self.shares(node):
+            options["context"] = context
+        return options
+
+    def shares(self, node: Node) -> bool:
+        """Whether a node runs in the context of its siblings. Not one that nobody waits for: it would keep that."""
+        return node.shares_context and node.place in ("thread", "loop") and not blocks(node)
+
+    def needs_options(self, node: Node, context: Context | None) -> bool:
+        return (
+            node.with_options
+            or node.fate in ("times out", "abandoned")
+            or (node.place == "thread" and node.limiter != "default")
+            or (context is not None and self.shares(node))
+        )
+
+    def gate_of(self, node: Node) -> Gate | None:
+        if not blocks(node):
+            return None
+        gate = Gate(threading.Event(), threading.Event(), threading.Event())
+        self.open_gates.append(gate)
+        return gate
+
+    def call_sync(
+        self, node: Node, where: tuple[int, ...], context: Context, shared: tuple[int, ...]
+    ) -> tuple[Outcome, tuple[int, ...]]:
+        """Call *node* from sync code, and return what came of it, and which siblings have shared the context by now."""
+        gate = self.gate_of(node)
+        siblings = shared if self.shares(node) else None
+        try:
+            outcome = self.make_sync_call(node, where, gate, context, siblings)
+        except BaseException as exc:
+            outcome = as_outcome(exc)
+        self.check_the_end(node, where, gate)
+        return outcome, shared if siblings is None else (*shared, where[-1])
+
+    def make_sync_call(
+        self,
+        node: Node,
+        where: tuple[int, ...],
+        gate: Gate | None,
+        context: Context,
+        siblings: tuple[int, ...] | None,
+    ) -> Outcome:
+        arguments: tuple[Any, ...] = (node, where, gate, siblings)
+        options = self.options(node, context) if self.needs_options(node, context) else None
+        result: Outcome
+        if node.place == "process":
+            process_arguments = (node.end, node.place, HANG_SECONDS * blocks(node))
+            if options is not None:
+                return in_processpool(leaf, **options).sync(*process_arguments)
+            return run_in_processpool_sync(leaf, *process_arguments)
+        if node.place == "thread":
+            if options is not None:
+                return in_threadpool(self.sync_function, **options).sync(*arguments)
+            return run_in_threadpool_sync(self.sync_function, *arguments)
+        if node.place == "executor":
+            if options is not None:
+                return in_executor(self.executor, self.sync_function, **options).sync(*arguments)
+            return run_in_executor_sync(self.executor, self.sync_function, *arguments)
+        if node.place == "iterator":
+            taken: list[Outcome] = []
+            closed = threading.Event()
+            for outcome in iterate_in_eventloop_sync(self.async_steps(node, where, closed)):
+                if len(taken) == node.taken:
+                    break
+                taken.append(outcome)
+            if not closed.is_set():
+                self.problem(f"{where} is not closed")
+            return ("value", node.place, tuple(taken))
+        if node.place == "context manager":
+            left: list[Outcome] = []
+            with contextmanager_in_eventloop_sync(self.async_manager(node, where, left)) as entered:
+                pass
+            return ("value", node.place, entered, tuple(left))
+        if options is not None:
+            result = in_eventloop(self.async_function, **options).sync(*arguments)
+            return result
+        return run_in_eventloop_sync(self.async_function, *arguments)
+
+    async def call(
+        self, node: Node, where: tuple[int, ...], context: Context | None, shared: tuple[int, ...]
+    ) -> tuple[Outcome, tuple[int, ...]]:
+        """Call *node* from async code, and return what came of it, and which siblings have shared the context."""
+        gate = self.gate_of(node)
+        siblings = shared if context is not None and self.shares(node) else None
+        call = partial(self.make_call, node, where, gate, context, siblings)
+        if node.fate in ("runs", "times out"):
+            outcome = await self.captured(call)
+        else:
+            assert gate is not None, "it blocks"
+            outcome = await self.call_and_cancel(call, node, gate)
+        self.check_the_end(node, where, gate)
+        return outcome, shared if siblings is None else (*shared, where[-1])
+
+    async def captured(self, call: Callable[[], Any]) -> Outcome:
+        try:
+            outcome: Outcome = await call()
+        except (NodeError, NodeExit, CallTimeoutError) as exc:
+            return as_outcome(exc)
+        return outcome
+
+    async def call_and_cancel(self, call: Callable[[], Any], node: Node, gate: Gate) -> Outcome:
+        """Make a call, cancel it when its function runs, and see to it that the function can end."""
+        outcomes: list[Outcome] = []
+        done = anyio.Event()
+        scope = anyio.CancelScope()
+        natively = node.fate == "cancelled natively" and self.asyncio_only
+
+        async def make() -> None:
+            try:
+                with scope:
+                    outcomes.append(await self.captured(call))
+                if scope.cancelled_caught:
+                    outcomes.append(("cancelled",))
+            finally:
+                done.set()
+
+        async def cancel_when_started(cancel: Callable[[], object]) -> None:
+            while not gate.started.is_set() and not done.is_set():
+                await anyio.sleep(0.001)
+            cancel()
+            if node.fate != "abandoned":
+                gate.opened.set()  # for the call waits for its function now; an abandoned one must not
+
+        if natively:
+            import asyncio
+
+            task = asyncio.ensure_future(make())
+            await cancel_when_started(task.cancel)
+            try:
+                await task
+            except asyncio.CancelledError:
+                outcomes.append(("cancelled",))
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(make)
+                await cancel_when_started(scope.cancel)
+        return outcomes[-1] if outcomes else ()
+
+    def check_the_end(self, node: Node, where: tuple[int, ...], gate: Gate | None) -> None:
+        """After a call: has its function ended, where it was to be waited for? And let it go."""
+        if gate is None:
+            return
+        waited_for = node.place in ("loop", "background") or node.fate in ("cancelled", "cancelled natively")
+        if waited_for and gate.started.is_set() and not gate.ended.is_set():
+            self.problem(f"{where} has not been waited for")
+        if not waited_for and node.place == "thread":
+            with self.lock:
+                self.excused += 1
+        gate.opened.set()
+
+    async def make_call(
+        self,
+        node: Node,
+        where: tuple[int, ...],
+        gate: Gate | None,
+        context: Context | None,
+        siblings: tuple[int, ...] | None,
+    ) -> Outcome:
+        arguments: tuple[Any, ...] = (node, where, gate, siblings)
+        options = self.options(node, context) if self.needs_options(node, context) else None
+        if node.place == "process":
+            process_arguments = (node.end, node.place, HANG_SECONDS * blocks(node))
+            if options is not None:
+                return await in_processpool(leaf, **options)(*process_arguments)
+            return await run_in_processpool(leaf, *process_arguments)
+        if node.place == "thread":
+            if options is not None:
+                return await in_threadpool(self.sync_function, **options)(*arguments)
+            return await run_in_threadpool(self.sync_function, *arguments)
+        if node.place == "executor":
+            if options is not None:
+                return await in_executor(self.executor, self.sync_function, **options)(*arguments)
+            return await run_in_executor(self.executor, self.sync_function, *arguments)
+        if node.place == "iterator":
+            taken: list[Outcome] = []
+            closed = threading.Event()
+            items = iterate_in_threadpool(self.sync_steps(node, where, closed), prefetch=node.prefetch)
+            async for outcome in items:
+                if len(taken) == node.taken:
+                    break
+                taken.append(outcome)
+            await items.aclose()
+            if not closed.is_set():
+                self.problem(f"{where} is not closed")
+            return ("value", node.place, tuple(taken))
+        if node.place == "context manager":
+            left: list[Outcome] = []
+            async with contextmanager_in_threadpool(self.sync_manager(node, where, left)) as entered:
+                pass
+            return ("value", node.place, entered, tuple(left))
+        if node.place == "background":
+            return await run_in_eventloop(self.async_function, *arguments)
+        if options is not None:
+            return await in_eventloop(self.async_function, **options)(*arguments)
+        return await self.async_function(*arguments)
+
+    # What runs its children in steps.
+
+    def sync_steps(self, node: Node, where: tuple[int, ...], closed: threading.Event) -> Iterator[Outcome]:
+        token = path.set(where)
+        try:
+            for number, child in enumerate(node.children):
+                yield self.call_sync(child, (*where, number), context_to_share(), ())[0]
+        finally:
+            path.reset(token)
+            closed.set()
+
+    async def async_steps(self, node: Node, where: tuple[int, ...], closed: threading.Event) -> AsyncIterator[Outcome]:
+        token = path.set(where)
+        try:
+            for number, child in enumerate(node.children):
+                outcome, _ = await self.call(child, (*where, number), context_to_share(), ())
+                yield outcome
+        finally:
+            path.reset(token)
+            closed.set()
+
+    @contextmanager
+    def sync_manager(self, node: Node, where: tuple[int, ...], left: list[Outcome]) -> Iterator[tuple[Outcome, ...]]:
+        token = path.set(where)
+        calls = [
+            partial(self.call_sync, child, (*where, number), context_to_share(), ())
+            for number, child in enumerate(node.children)
+        ]
+        try:
+            yield tuple([call()[0] for call in calls[:1]])
+            left.extend([call()[0] for call in calls[1:]])
+        finally:
+            path.reset(token)
+
+    @asynccontextmanager
+    async def async_manager(
+        self, node: Node, where: tuple[int, ...], left: list[Outcome]
+    ) -> AsyncIterator[tuple[Outcome, ...]]:
+        token = path.set(where)
+        calls = [
+            partial(self.call, child, (*where, number), context_to_share(), ())
+            for number, child in enumerate(node.children)
+        ]
+        try:
+            yield tuple([(await call())[0] for call in calls[:1]])
+            left.extend([(await call())[0] for call in calls[1:]])
+        finally:
+            path.reset(token)
+
+
+def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, root: str) -> list[str]:
+    """Run *tree* with *limit* threads in each loop, and return what is wrong with what came of it."""
+    asyncio_only = backend[0] == "asyncio"
+    outcomes: list[Outcome] = []
+    errors: list[BaseException] = []
+
+    async def set_limit() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = limit
+
+    async def main() -> None:
+        await set_limit()
+        outcomes.append((await run.call(tree, (0,), context_to_share(), ()))[0])
+
+    def from_async_code() -> None:
+        anyio.run(main, backend=backend[0], backend_options=backend[1])
+
+    def from_sync_code() -> None:
+        outcomes.append(run.call_sync(tree, (0,), context_to_share(), ())[0])
+
+    def guarded() -> None:
+        try:
+            Context().run(from_async_code if root == "async" else from_sync_code)
+        except BaseException as exc:
+            errors.append(exc)
+
+    tree = fitted(tree, parent_is_sync=root == "sync")
+    relieve = _slots.Limit.relieve
+
+    def count_those_let_in(self: _slots.Limit, now: float) -> list[_slots.Slot]:
+        let_in = relieve(self, now)
+        run.excused += len(let_in)
+        return let_in
+
+    with ThreadPoolExecutor(64) as executor:
+        run = Run(executor, asyncio_only)
+        _slots.Limit.relieve = count_those_let_in  # type: ignore[method-assign]
+        try:
+            run_in_eventloop_sync(set_limit)
+            thread = threading.Thread(target=guarded, daemon=True, name="root of the tree")
+            thread.start()
+            thread.join(HANG_SECONDS)
+            if thread.is_alive():
+                executor.shutdown(wait=False)
+                raise RuntimeError(f"hangs: {tree}")
+        finally:
+            _slots.Limit.relieve = relieve  # type: ignore[method-assign]
+            for gate in run.open_gates:
+                gate.opened.set()
+    if errors:
+        raise errors[0]
+    if outcomes != [expected(tree)]:
+        run.problem(f"expected {expected(tree)}, got {outcomes}")
+    run.problems += leftovers()
+    return run.problems
+
+
+def leftovers() -> list[str]:
+    """Return what is left over, when it has had the time to end."""
+    background = _eventloop._background_thread
+
+    def left() -> list[str]:
+        found = [f"slots of {limit}" for limit in tuple(_slots._limits.values()) if limit.occupied or limit.running]
+        found += ["claims"] * bool(_contexts._claims) + ["abandoned threads"] * bool(_jobs._abandoned)
+        if background is not None:
+            found += ["calls"] * bool(background._calls)
+        return found
+
+    deadline = time.monotonic() + HANG_SECONDS
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return left()
