@@ -64,7 +64,7 @@ def signature(function: object) -> str:
 def test_the_exceptions_are_what_the_table_says() -> None:
     rows = re.findall(r"^\| `(\w+Error)` \| (.*?) \|", TEXT, re.MULTILINE)
 
-    assert len(rows) == 10
+    assert len(rows) == 13
     for name, bases in rows:
         error = getattr(unfazed.concurrency, name)
         assert [f"`{base.__name__}`" for base in error.__bases__[1:]] == bases.split(", ")
