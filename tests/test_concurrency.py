@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_every_public_name_has_a_docstring_with_its_sections() -> None:
         docstring = inspect.getdoc(value)
         assert docstring, name
         assert docstring.splitlines()[0].endswith("."), name
-        if name.startswith("run_in_"):
+        if re.match("run_in_|in_|iterate_in_|contextmanager_in_", name):
             headings = [line for line in docstring.splitlines() if line.endswith(":") and not line.startswith(" ")]
             assert headings == ["Args:", "Cancellation:", "Returns:", "Raises:", "Example:"], name
 
