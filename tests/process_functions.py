@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from unfazed.concurrency import in_executor
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 if sys.version_info < (3, 11):
@@ -105,3 +110,35 @@ def leaf(end: str, place: str, seconds: float) -> tuple[object, ...]:
     time.sleep(seconds)
     raise_end(end, place)
     return ("value", place, ())
+
+
+def kill_own_process() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("cannot be")
+
+
+class LaterExecutor(Executor):
+    """Found in every process, where the module is imported; only the parent says which executor it stands for."""
+
+    target: Executor | None = None
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        assert self.target is not None, "called in a worker"
+        return self.target.submit(fn, *args, **kwargs)
+
+
+later = LaterExecutor()
+
+
+@in_executor(later)
+def decorated(number: int, *, power: int = 1) -> tuple[int, int]:
+    return os.getpid(), number**power
+
+
+class Decorated:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    @in_executor(later)
+    def times(self, number: int) -> int:
+        return self.factor * number

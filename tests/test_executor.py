@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import multiprocessing
 import os
+import pickle
 import sqlite3
 import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import process_functions as functions
 import pytest
-from conftest import GRACE_SECONDS, Caller
+from conftest import GRACE_SECONDS, Caller, captured
 
 import unfazed.concurrency
 from unfazed.concurrency import (
@@ -26,6 +28,7 @@ from unfazed.concurrency import (
     run_in_executor_sync,
     run_in_threadpool,
 )
+from unfazed.concurrency._references import to_send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +147,69 @@ class NeverRuns(Executor):
 def test_a_call_that_the_executor_cancels_is_an_error(caller: Caller) -> None:
     with pytest.raises(ExecutorError, match="was cancelled by its executor"):
         call(caller, NeverRuns(), functions.echo)
+
+
+def test_what_is_sent_on_by_another_process_is_still_the_function_and_not_what_decorates_it() -> None:
+    for dual in (functions.decorated, functions.Decorated(3).times):
+        sent = to_send(dual.__wrapped__)
+        sent_on = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(sent))))
+        assert sent_on(7) in {(os.getpid(), 7), 21}
+
+
+class LibraryError(Exception):
+    """What a library says of a call: that nobody knows what became of it, or that it is not accepted."""
+
+    __module__ = "library.errors"
+
+
+class LibraryExecutor(Executor):
+    """Fails as a cluster does; `submit` raises what *refuses*, and each call comes to what *loses*."""
+
+    __module__ = "library.executors"
+
+    def __init__(self, *, refuses: Exception | None = None, loses: BaseException | None = None) -> None:
+        self._refuses = refuses
+        self._loses = loses
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._refuses is not None:
+            raise self._refuses
+        future: Future[Any] = Future()
+        future.set_exception(self._loses)
+        return future
+
+
+def test_what_its_library_says_of_a_call_is_an_executor_error(caller: Caller) -> None:
+    with pytest.raises(ExecutorError, match=r"call of echo\(\) was lost by its LibraryExecutor: no worker") as lost:
+        call(caller, LibraryExecutor(loses=LibraryError("no worker")), functions.echo)
+    with pytest.raises(ExecutorError, match=r"echo\(\) was not accepted by its LibraryExecutor: closed") as refused:
+        call(caller, LibraryExecutor(refuses=LibraryError("closed")), functions.echo)
+
+    assert isinstance(lost.value.__cause__, LibraryError)
+    assert isinstance(refused.value.__cause__, LibraryError)
+
+
+def test_what_the_function_raised_is_itself_though_its_class_is_of_the_library(caller: Caller) -> None:
+    def of_the_library() -> None: ...
+
+    of_the_library.__module__ = "library.functions"
+    raised = captured(lambda: functions.fail(LibraryError("has a frame of the function's")))[1] or LibraryError()
+    remote = LibraryError("has the text of the frames as its cause")
+    remote.__cause__ = ValueError("Traceback ...")
+    for func, error in (
+        (functions.echo, raised),
+        (functions.echo, remote),
+        (functools.partial(of_the_library), LibraryError("of a function of the same library")),
+        (functions.echo, ValueError("of no library")),
+    ):
+        with pytest.raises(type(error)) as caught:
+            call(caller, LibraryExecutor(loses=error), func)
+        assert caught.value is error
+
+
+def test_an_error_that_submit_has_of_its_arguments_is_itself(caller: Caller) -> None:
+    with pytest.raises(TypeError, match="cannot pickle"):
+        call(caller, LibraryExecutor(refuses=TypeError("cannot pickle")), functions.echo)
 
 
 @pytest.mark.anyio

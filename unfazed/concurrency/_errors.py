@@ -154,7 +154,7 @@ class WorkerProcessError(UnfazedError, RuntimeError):
 
 
 class ExecutorError(UnfazedError, RuntimeError):
-    """Raised when an executor does not accept a call, breaks, or cancels it.
+    """Raised when an executor does not accept a call, breaks, loses or cancels it.
 
     Args:
         name: The name of the function that was to run.

@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextvars import copy_context
 from functools import partial
 from reprlib import repr as short_repr
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from anyio import Event
@@ -84,12 +85,15 @@ class _Call(Generic[T]):
                 future: Future[T] = executor.submit(copy_context().run, call)
             else:
                 future = executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
-        except RuntimeError as exc:  # it was shut down, or is broken
+        except Exception as exc:
+            # it was shut down, or is broken, which its library may have a word of its own for
+            if not isinstance(exc, RuntimeError) and not _is_of_library(exc, executor):
+                raise
             reason = f"was not accepted by its {type(executor).__name__}: {exc}"
             raise ExecutorError(name_of(self._func), reason) from exc
         future.add_done_callback(lambda _: set_from_anywhere(loop, event))
         await wait_for_end(event, future.cancel, timer)
-        return _outcome(future, name_of(self._func))
+        return _outcome(future, executor, self._func)
 
 
 _SENDING_BY_NAME = ("concurrent.futures.process", "concurrent.futures.interpreter")
@@ -104,9 +108,39 @@ def _to_send(executor: Executor, func: Callable[P, T]) -> Callable[P, T]:
     return func if getattr(func, "__module__", None) == "__main__" and not by_name else to_send(func)
 
 
-def _outcome(future: Future[T], name: str) -> Answer[T]:
+def _libraries(executor: Executor) -> set[str]:
+    """Return the packages that *executor* comes from, without Python's own."""
+    found = {kind.__module__.partition(".")[0] for kind in type(executor).__mro__}
+    return found - sys.stdlib_module_names
+
+
+def _is_of_library(error: BaseException, executor: Executor) -> bool:
+    return type(error).__module__.partition(".")[0] in _libraries(executor)
+
+
+def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
+    """Return whether *error* says what became of the call, and is not what *func* raised.
+
+    Libraries have exceptions of their own for that (Dask's `KilledWorker`), of which we know nothing. It is one where
+    its class is of the executor's library, and neither *func* nor any frame that it went through is from elsewhere:
+    what has been raised in another process has the frames there, or the text of them as its cause.
+    """
+    libraries = _libraries(executor)
+    while isinstance(func, partial):
+        func = func.func
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return (
+        _is_of_library(error, executor)
+        and error.__cause__ is None
+        and str(getattr(func, "__module__", "")).partition(".")[0] not in libraries
+        and all(name.partition(".")[0] in libraries for name in frames)
+    )
+
+
+def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> Answer[T]:
     """Return what came of a future that is done."""
     outcome: Answer[T] = Answer(int)  # nobody listens any more
+    name = name_of(func)
     try:
         error = future.exception()
     except CancelledError as exc:
@@ -115,6 +149,9 @@ def _outcome(future: Future[T], name: str) -> Answer[T]:
     if isinstance(error, BrokenExecutor):
         broken, error = error, ExecutorError(name, f"was lost, as its executor broke: {error}")
         error.__cause__ = broken
+    elif error is not None and _is_its_own(error, executor, func):
+        own, error = error, ExecutorError(name, f"was lost by its {type(executor).__name__}: {error}")
+        error.__cause__ = own
     outcome.write(None if error is not None else future.result(), error)
     return outcome
 
@@ -140,14 +177,15 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
 
     Cancellation:
         Before the executor has started the function, it never starts. Later, this call waits for its end, drops
-        what it returned or raised, and raises the cancellation; so it does on asyncio's own `task.cancel()`.
+        what it returned or raised, and raises the cancellation; so it does on asyncio's own `task.cancel()`. An
+        executor that cannot tell what runs (Dask's) cancels either: then the function may run on unseen.
 
     Returns:
         What *func* returned.
 
     Raises:
         WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
-        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, or cancels it.
+        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, loses or cancels it.
         BaseException: Whatever *func* raised.
 
     Example:
@@ -177,7 +215,7 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopEndedError: If the interpreter is exiting.
         WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
-        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, or cancels it.
+        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, loses or cancels it.
         BaseException: Whatever *func* raised.
 
     Example:

@@ -1,7 +1,8 @@
 """How a function that has been decorated is sent to another process, where its name leads to the decorated one.
 
 Pickle sends a function by module and name, and a method by object and name. Where what is found there wraps the
-function, `__wrapped__` is one step more, which the other process takes when it unpickles the reference.
+function, `__wrapped__` is one step more, which the other process takes when it unpickles the reference. It stays a
+reference there: who sends it on (Dask's scheduler, to a worker) would otherwise send the name of the decorated one.
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ T = TypeVar("T")
 
 @final
 class Reference(Generic[P, T]):
-    """Stands for the function that *wrapper* wraps, and is unpickled as that function itself."""
+    """Stands for the function that *wrapper* wraps, and calls it, in whichever process."""
 
     def __init__(self, func: Callable[P, T], wrapper: object) -> None:
+        self.__name__ = getattr(func, "__name__", "")  # by which others name the call
         self._func = func
         self._wrapper = wrapper
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function here, for an executor that is not elsewhere after all."""
+        """Call the function here."""
         return self._func(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._wrapper, "__wrapped__")
+        return _refer_to_wrapped, (self._wrapper,)
+
+
+def _refer_to_wrapped(wrapper: Any) -> Reference[..., Any]:
+    return Reference(wrapper.__wrapped__, wrapper)
 
 
 def owner_of(func: object) -> object:
