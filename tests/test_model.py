@@ -51,3 +51,12 @@ def test_the_model_knows_a_wrong_outcome_from_a_right_one(background: tuple[str,
     assert expected(tree) == ("error", "loop")
     assert expected(Node("thread", (Node("loop", fate="times out"),))) == ("value", "thread", (("timeout", 0.03),))
     assert call_for_real(tree, background, 1, "sync") == []
+
+
+def test_a_nested_call_in_a_shared_context_sees_the_context_of_its_caller(
+    background: tuple[str, dict[str, Any]],
+) -> None:
+    """Found at random: on trio, the task that waits for a worker is entered in the context that was given to it."""
+    tree = Node("loop", (Node("thread", (Node("thread"),)),), shares_context=True)
+
+    assert call_for_real(tree, background, 1, "async") == []

@@ -156,9 +156,10 @@ def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None
 
 def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], name: str) -> Callable[[], Awaitable[T]]:
     """Return what waits for *work* in the current loop, and is cancelled with it, while *submit* runs it elsewhere."""
+    context = copy_context()  # this thread's: that of the task which waits for it need not be a copy
 
     async def run_elsewhere() -> T:
-        return await call_in(submit, work, name, current_loop())
+        return await call_in(submit, work, name, current_loop(), context=context)
 
     return run_elsewhere
 

@@ -132,20 +132,21 @@ async def call_in(
     name: str,
     here: Loop,
     *,
+    context: Context | None = None,
     on_cancel: Callable[[Call[T]], object] | None = None,
     timer: CancelScope | None = None,
     on_timeout: Callable[[], object] | None = None,
 ) -> T:
     """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
-    Where the caller is cancelled, so is the task, unless there is something else to do *on_cancel*; the caller's
+    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task, unless there is something else to do *on_cancel*; the caller's
     cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us:
     whoever writes the answer, the task or the end of its loop.
     """
     event = Event()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
-    submit(call, copy_context())
+    submit(call, copy_context() if context is None else context)
     await wait_for_end(event, call.cancel if on_cancel is None else partial(on_cancel, call), timer, on_timeout)
     try:
         return answer.read()
