@@ -227,7 +227,10 @@ class ThreadpoolIterator(Generic[T]):
             StopAsyncIteration: At the end.
             BaseException: Whatever the iterable raised.
         """
-        return await self._feed.next()
+        try:
+            return await self._feed.next()
+        finally:
+            del self  # the traceback of what is raised leads here, and must not keep what is to be dropped
 
     async def aclose(self) -> None:
         """Close the iterator, in its thread, and wait for that, whatever cancels the wait.
