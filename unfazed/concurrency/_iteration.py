@@ -82,9 +82,12 @@ class _Feed(Generic[T]):
 
     async def close(self) -> None:
         """Close the iterator and wait for that, whatever cancels us."""
+        lane = self._lane
+        if lane is not None:
+            lane.heard = True
         self.drop()
-        if self._lane is not None:
-            await self._lane.left()
+        if lane is not None:
+            await lane.left()
 
     def drop(self) -> None:
         """Close the iterator, in its thread, after the item that is being fetched. From any thread."""
