@@ -118,7 +118,11 @@ class _Feed(Generic[T]):
         if self._lane is None:
             self._lane = ThreadLane("iterate_in_threadpool", self._close)
         if not self._prefetch:
-            await self._lane.run(self._fetch)
+            try:
+                await self._lane.run(self._fetch)
+            except LoopEndedError:
+                if not self._closed:  # by another task, while we waited for a slot: that is the end, as with prefetch
+                    raise
             return
         while not self._items and not self._over:
             self._news = news = Event()
