@@ -166,8 +166,10 @@ class _Feed(Generic[T]):
         except BaseException as exc:  # it could not even be tried
             if not self._paused:
                 self._over = True
-                self._error = LoopEndedError("the event loop of this iterator has ended")
-                self._error.__cause__ = exc
+                self._error = exc
+                if isinstance(exc, cancelled_classes()):
+                    self._error = LoopEndedError("the event loop of this iterator has ended")
+                    self._error.__cause__ = exc
         self._fetching = None
         for event in (self._news, self._idle):
             if event is not None:
