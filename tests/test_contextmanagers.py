@@ -499,7 +499,7 @@ async def test_threads_that_cannot_be_started_give_their_error(monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_lanes.to_thread, "run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", no_more_threads)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await contextmanager_in_threadpool(Manager()).__aenter__()
 

@@ -944,7 +944,7 @@ async def test_threads_that_cannot_be_started_give_their_error(prefetch: int, mo
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_lanes.to_thread, "run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", no_more_threads)
         items = iterate_in_threadpool(Counter(), prefetch=prefetch)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await anext(items)
@@ -964,7 +964,7 @@ async def test_threads_that_cannot_be_started_after_the_loop_has_waited_give_the
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_lanes.to_thread, "run_sync", no_more_threads)
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", no_more_threads)
     items = iterate_in_threadpool(Counter(), prefetch=prefetch)
 
     with pytest.raises(RuntimeError, match="can't start new thread"):

@@ -27,6 +27,12 @@ async def let_others_run() -> None:
             await anyio.lowlevel.checkpoint()
 
 
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(GRACE_SECONDS):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
 async def seen(event: threading.Event) -> None:
     with anyio.CancelScope(shield=True):
         assert await run_in_anyios_thread(event.wait, GRACE_SECONDS), "it never happens"
@@ -126,7 +132,7 @@ async def test_a_thread_that_comes_after_it_could_not_be_started_does_nothing(mo
         late.append(work)
         raise error
 
-    monkeypatch.setattr(_lanes.to_thread, "run_sync", fail)
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
     lane: _lanes.ThreadLane[None] = _lanes.ThreadLane("helper", pytest.fail)
     _, raised = await captured_async(partial(lane.run, pytest.fail))
     lane.leave()
@@ -149,7 +155,7 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
             await anyio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr(_lanes.to_thread, "run_sync", fail)
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
     lanes.append(_lanes.ThreadLane("helper", pytest.fail))
     _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
 
@@ -229,7 +235,7 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
             await anyio.lowlevel.checkpoint()
 
     backend, options = anyio_backend
-    monkeypatch.setattr(_lanes.to_thread, "run_sync", never)
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", never)
     anyio.run(begin, backend=backend, backend_options=options)
     late.pop()()
 
@@ -320,7 +326,7 @@ async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
     lane = _lanes.TaskLane(nothing)
     await lane.start()
     lane.leave()
-    await let_others_run()
+    await until(lambda: lane._leaving)
 
     with pytest.raises(LoopEndedError):
         await taken(lane, task_id)
@@ -339,8 +345,9 @@ async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_wa
     (under_way, first_stands), (queued, queued_stands) = call_of(first), call_of(task_id)
     lane.take(under_way, contextvars.copy_context())
     lane.take(queued, contextvars.copy_context())
-    await let_others_run()
+    await until(lambda: lane._calls)
     lane.leave()
+    await until(lambda: lane._leaving)
     may_end.set()
     await seen(first_stands)
     await seen(queued_stands)
@@ -372,7 +379,7 @@ async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_run
     (first, _), (queued, stands) = call_of(may_end.wait), call_of(anyio.sleep_forever)
     lane.take(first, contextvars.copy_context())
     lane.take(queued, contextvars.copy_context())
-    await let_others_run()
+    await until(lambda: lane._calls)
     queued.cancel()
     may_end.set()
     await seen(stands)
@@ -393,7 +400,7 @@ async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_
     await lane.start()
     call, stands = call_of(anyio.sleep_forever)
     lane.take(call, contextvars.copy_context())
-    await let_others_run()
+    await until(lambda: lane._current is call)
     lane.cancel(LoopEndedError("the end"))
     await seen(stands)
     await seen(ended)
