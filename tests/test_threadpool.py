@@ -312,6 +312,32 @@ async def test_a_call_cancelled_by_asyncio_twice_waits_for_its_thread_and_raises
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_call_cancelled_by_asyncio_twice_leaves_no_reference_cycle() -> None:
+    blocking = Blocking()
+
+    with NoCycle() as test:
+
+        async def work() -> None:
+            local = Blocking()
+            weakref.finalize(local, test.gone.set)
+            await run_in_threadpool(blocking)
+
+        task = asyncio.create_task(work())
+        await blocking.wait_until_started()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        blocking.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with anyio.fail_after(GRACE_SECONDS):
+            while not test.gone.is_set():  # the loop holds on to some of it for a turn or two
+                await anyio.sleep(0.001)
+
+
+@pytest.mark.anyio
 async def test_a_call_cancelled_before_it_starts_never_starts() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.cancel_scope.cancel()

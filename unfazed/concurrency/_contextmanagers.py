@@ -65,6 +65,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
     async def _leave(self, lane: ThreadLane[bool | None], exc_info: _ExcInfo) -> bool | None:
         self._exc_info = exc_info
+        lane.heard = True
         lane.leave()
         try:
             return await lane.left()

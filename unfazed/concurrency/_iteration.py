@@ -82,9 +82,12 @@ class _Feed(Generic[T]):
 
     async def close(self) -> None:
         """Close the iterator and wait for that, whatever cancels us."""
+        lane = self._lane
+        if lane is not None:
+            lane.heard = True
         self.drop()
-        if self._lane is not None:
-            await self._lane.left()
+        if lane is not None:
+            await lane.left()
 
     def drop(self) -> None:
         """Close the iterator, in its thread, after the item that is being fetched. From any thread."""
@@ -115,7 +118,11 @@ class _Feed(Generic[T]):
         if self._lane is None:
             self._lane = ThreadLane("iterate_in_threadpool", self._close)
         if not self._prefetch:
-            await self._lane.run(self._fetch)
+            try:
+                await self._lane.run(self._fetch)
+            except LoopEndedError:
+                if not self._closed:  # by another task, while we waited for a slot: that is the end, as with prefetch
+                    raise
             return
         while not self._items and not self._over:
             self._news = news = Event()
@@ -159,8 +166,10 @@ class _Feed(Generic[T]):
         except BaseException as exc:  # it could not even be tried
             if not self._paused:
                 self._over = True
-                self._error = LoopEndedError("the event loop of this iterator has ended")
-                self._error.__cause__ = exc
+                self._error = exc
+                if isinstance(exc, cancelled_classes()):
+                    self._error = LoopEndedError("the event loop of this iterator has ended")
+                    self._error.__cause__ = exc
         self._fetching = None
         for event in (self._news, self._idle):
             if event is not None:
@@ -227,7 +236,10 @@ class ThreadpoolIterator(Generic[T]):
             StopAsyncIteration: At the end.
             BaseException: Whatever the iterable raised.
         """
-        return await self._feed.next()
+        try:
+            return await self._feed.next()
+        finally:
+            del self  # the traceback of what is raised leads here, and must not keep what is to be dropped
 
     async def aclose(self) -> None:
         """Close the iterator, in its thread, and wait for that, whatever cancels the wait.

@@ -73,7 +73,7 @@ class ThreadLane(Generic[T]):
         self._leaving = False
         self._ended = Event()
         self._outcome: Answer[T] | None = None  # of the last step
-        self._heard = False  # whether somebody waits for that
+        self.heard = False  # whether somebody waits for that; said before the lane is left, to be seen by its thread
         submit_here(Call(self._stay, Answer(int)), copy_context())
 
     async def run(self, func: Callable[[], S]) -> S:
@@ -91,7 +91,6 @@ class ThreadLane(Generic[T]):
 
         What it raised is raised; or else the cancellation, if there was one.
         """
-        self._heard = True
         cancellation: BaseException | None = None
         try:
             await self._ended.wait()
@@ -160,7 +159,7 @@ class ThreadLane(Generic[T]):
         job.work()
         _slots.release(job.slot)
         self._outcome = job.outcome
-        if not set_from_anywhere(self.loop, self._ended) or not self._heard:
+        if not set_from_anywhere(self.loop, self._ended) or not self.heard:
             report(job.outcome)
 
 

@@ -89,14 +89,17 @@ async def outlast(event: Event, cancellation: BaseException, timer: CancelScope 
     """
     cancelled = get_cancelled_exc_class()
     deadline = math.inf if timer is None else timer.deadline
-    while not event.is_set() and current_time() < deadline:
-        try:
-            with CancelScope(shield=True, deadline=deadline):
-                await event.wait()
-        except cancelled as exc:
-            cancellation = exc
-            cancellation.__context__ = None
-    return cancellation
+    try:
+        while not event.is_set() and current_time() < deadline:
+            try:
+                with CancelScope(shield=True, deadline=deadline):
+                    await event.wait()
+            except cancelled as exc:
+                cancellation = exc
+                cancellation.__context__ = None
+        return cancellation
+    finally:
+        del cancellation  # its traceback leads here
 
 
 async def wait_for_end(

@@ -1,0 +1,438 @@
+"""Lanes: what no user can bring about at will, the races above all."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from conftest import GRACE_SECONDS, captured, captured_async, wait_until
+
+from unfazed.concurrency import LoopEndedError, _calls, _jobs, _lanes, _slots, _synccalls
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+run_in_anyios_thread = anyio.to_thread.run_sync
+
+
+async def let_others_run() -> None:
+    with anyio.CancelScope(shield=True):
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(GRACE_SECONDS):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def seen(event: threading.Event) -> None:
+    with anyio.CancelScope(shield=True):
+        assert await run_in_anyios_thread(event.wait, GRACE_SECONDS), "it never happens"
+
+
+class Steps:
+    """Notes the threads in which steps are done."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def __call__(self) -> int:
+        self.threads.append(threading.get_ident())
+        return len(self.threads)
+
+
+# A worker thread
+
+
+@pytest.mark.anyio
+async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
+    steps = Steps()
+    lane = _lanes.ThreadLane("helper", steps)
+
+    results = [await lane.run(steps), await lane.run(steps)]
+    lane.leave()
+    results.append(await lane.left())
+
+    assert results == [1, 2, 3]
+    assert len(set(steps.threads)) == 1
+    assert threading.get_ident() not in steps.threads
+
+
+@pytest.mark.anyio
+async def test_left_before_its_thread_has_started_it_does_the_last_step_all_the_same() -> None:
+    steps = Steps()
+    lane = _lanes.ThreadLane("helper", steps)
+
+    lane.leave()
+
+    assert await lane.left() == 1
+
+
+@pytest.mark.anyio
+async def test_left_twice_it_does_the_last_step_once() -> None:
+    steps = Steps()
+    lane = _lanes.ThreadLane("helper", steps)
+
+    lane.leave()
+    lane.leave()
+    await lane.left()
+    await let_others_run()
+
+    assert len(steps.threads) == 1
+
+
+@pytest.mark.anyio
+async def test_a_step_that_comes_after_it_was_left_is_refused() -> None:
+    lane = _lanes.ThreadLane("helper", int)
+    lane.leave()
+
+    with pytest.raises(LoopEndedError):
+        await lane.run(pytest.fail)
+    await lane.left()
+
+
+@pytest.mark.anyio
+async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done() -> None:
+    """1: the thread is held up by a step. 2: another one is handed over, and cancelled. 3: the thread gets to it."""
+    held_up, may_go_on = threading.Event(), threading.Event()
+    lane = _lanes.ThreadLane("helper", int)
+
+    def hold_up() -> None:
+        held_up.set()
+        assert may_go_on.wait(GRACE_SECONDS)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lane.run, hold_up)
+        await seen(held_up)
+        async with anyio.create_task_group() as late:
+            late.start_soon(lane.run, pytest.fail)
+            await let_others_run()
+            late.cancel_scope.cancel()
+        may_go_on.set()
+    lane.leave()
+
+    assert await lane.left() == 0
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_comes_after_it_could_not_be_started_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: the thread is asked for. 2: that fails. 3: only now does the thread come."""
+    late: list[Callable[[], object]] = []
+    error = RuntimeError("can't start new thread")
+
+    async def fail(work: Callable[[], object], **options: object) -> None:
+        late.append(work)
+        raise error
+
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
+    lane: _lanes.ThreadLane[None] = _lanes.ThreadLane("helper", pytest.fail)
+    _, raised = await captured_async(partial(lane.run, pytest.fail))
+    lane.leave()
+    await lane.left()
+    monkeypatch.undo()
+    await run_in_anyios_thread(late.pop())
+
+    assert raised is error
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("can't start new thread")
+    lanes: list[_lanes.ThreadLane[None]] = []
+
+    async def fail(work: Callable[[], object], **options: object) -> None:
+        while lanes[0]._waiting is None:
+            await anyio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
+    lanes.append(_lanes.ThreadLane("helper", pytest.fail))
+    _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
+
+    assert raised is error
+
+
+@pytest.mark.anyio
+async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    lane = _lanes.ThreadLane("helper", Steps())
+    await lane.run(int)
+    other = _slots.acquire(limiter, lambda: True)
+    done = threading.Event()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lane.run, done.set)
+        await let_others_run()
+        assert not done.is_set()
+        _slots.release(other)
+        await seen(done)
+    other = _slots.acquire(limiter, lambda: True)
+    lane.leave()
+
+    assert await lane.left() == 1
+    _slots.release(other)
+
+
+@pytest.mark.anyio
+async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
+    workers: list[Any] = []
+    lane = _lanes.ThreadLane("helper", lambda: workers.append(_synccalls.thread.worker))
+
+    lane.leave()
+    await lane.left()
+
+    assert isinstance(workers[0], _jobs.Job)
+    assert workers[0].slot is not None
+    assert not workers[0].slot.held
+
+
+@pytest.mark.anyio
+async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+    lane = _lanes.ThreadLane("helper", int)
+    await lane.run(int)
+    is_gone = lane.loop.is_gone
+
+    def look() -> bool:
+        looked.set()
+        return is_gone()
+
+    monkeypatch.setattr(_lanes, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(type(lane.loop), "is_gone", lambda self: look())
+    await lane.run(int)  # so that it waits anew
+    await seen(looked)
+
+    assert await lane.run(int) == 0
+    lane.leave()
+    await lane.left()
+
+
+def test_a_loop_that_ends_before_the_thread_has_started_says_so(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1: the thread is asked for. 2: the loop ends. 3: whoever waits is told; a thread that comes late does nothing."""
+    late: list[Callable[[], object]] = []
+    lanes: list[_lanes.ThreadLane[None]] = []
+
+    async def never(work: Callable[[], object], **options: object) -> None:
+        late.append(work)
+        await anyio.sleep_forever()
+
+    async def begin() -> None:
+        lanes.append(_lanes.ThreadLane("helper", pytest.fail))
+        while not late:
+            await anyio.lowlevel.checkpoint()
+
+    backend, options = anyio_backend
+    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", never)
+    anyio.run(begin, backend=backend, backend_options=options)
+    late.pop()()
+
+    assert isinstance(lanes[0]._error, LoopEndedError)
+
+
+def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepthook(
+    anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(_lanes, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
+    error = ValueError("last")
+
+    def last() -> None:
+        raise error
+
+    async def begin() -> None:
+        await _lanes.ThreadLane("helper", last).run(int)
+
+    backend, options = anyio_backend
+    anyio.run(begin, backend=backend, backend_options=options)
+    wait_until(lambda: reported, "the error is shown")
+
+    assert reported == [error]
+
+
+# A task
+
+
+async def nothing() -> None:
+    pass
+
+
+def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_calls.Call[Any], threading.Event]:
+    """Return a call of *work*, and an event that is set when its answer stands."""
+    stands = threading.Event()
+    return _calls.Call(work, _calls.Answer(stands.set)), stands
+
+
+async def taken(lane: _lanes.TaskLane, work: Callable[[], Awaitable[Any]]) -> Any:
+    call, stands = call_of(work)
+    lane.take(call, contextvars.copy_context())
+    await seen(stands)
+    return call.answer.read()
+
+
+async def task_id() -> int:
+    return anyio.get_current_task().id
+
+
+@pytest.mark.anyio
+async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
+    ended = threading.Event()
+    tasks: list[int] = []
+
+    async def last() -> None:
+        tasks.append(await task_id())
+        ended.set()
+
+    lane = _lanes.TaskLane(last)
+    await lane.start()
+    for _ in range(3):
+        tasks.append(await taken(lane, task_id))
+    lane.leave()
+    await seen(ended)
+
+    assert len(set(tasks)) == 1
+    assert tasks[0] != await task_id()
+
+
+@pytest.mark.anyio
+async def test_finish_does_something_else_instead_of_the_last_step() -> None:
+    async def last() -> None:
+        pytest.fail("instead of this")
+
+    async def end() -> str:
+        return "finished"
+
+    lane = _lanes.TaskLane(last)
+    await lane.start()
+
+    assert await taken(lane, partial(lane.finish, end)) == "finished"
+
+
+@pytest.mark.anyio
+async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
+    lane = _lanes.TaskLane(nothing)
+    await lane.start()
+    lane.leave()
+    await until(lambda: lane._leaving)
+
+    with pytest.raises(LoopEndedError):
+        await taken(lane, task_id)
+
+
+@pytest.mark.anyio
+async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_way_ends() -> None:
+    may_end = anyio.Event()
+    lane = _lanes.TaskLane(nothing)
+    await lane.start()
+
+    async def first() -> str:
+        await may_end.wait()
+        return "done"
+
+    (under_way, first_stands), (queued, queued_stands) = call_of(first), call_of(task_id)
+    lane.take(under_way, contextvars.copy_context())
+    lane.take(queued, contextvars.copy_context())
+    await until(lambda: lane._calls)
+    lane.leave()
+    await until(lambda: lane._leaving)
+    may_end.set()
+    await seen(first_stands)
+    await seen(queued_stands)
+
+    assert under_way.answer.read() == "done"
+    with pytest.raises(LoopEndedError):
+        queued.answer.read()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> None:
+    lane = _lanes.TaskLane(nothing)
+    await lane.start()
+    call, stands = call_of(partial(pytest.fail, "given up"))
+    call.loop = lane.loop
+    call.cancel()  # posted before the lane is
+    lane.take(call, contextvars.copy_context())
+    await seen(stands)
+
+    assert await taken(lane, task_id)
+    lane.leave()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_runs() -> None:
+    may_end = anyio.Event()
+    lane = _lanes.TaskLane(nothing)
+    await lane.start()
+    (first, _), (queued, stands) = call_of(may_end.wait), call_of(anyio.sleep_forever)
+    lane.take(first, contextvars.copy_context())
+    lane.take(queued, contextvars.copy_context())
+    await until(lambda: lane._calls)
+    queued.cancel()
+    may_end.set()
+    await seen(stands)
+    _, error = captured(queued.answer.read)
+
+    assert isinstance(error, anyio.get_cancelled_exc_class())
+    lane.leave()
+
+
+@pytest.mark.anyio
+async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_step() -> None:
+    ended = threading.Event()
+
+    async def last() -> None:
+        ended.set()
+
+    lane = _lanes.TaskLane(last)
+    await lane.start()
+    call, stands = call_of(anyio.sleep_forever)
+    lane.take(call, contextvars.copy_context())
+    await until(lambda: lane._current is call)
+    lane.cancel(LoopEndedError("the end"))
+    await seen(stands)
+    await seen(ended)
+
+    with pytest.raises(LoopEndedError, match="the end"):
+        call.answer.read()
+
+
+@pytest.mark.anyio
+async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excepthook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[object] = []
+    told = threading.Event()
+    error = ValueError("last")
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        reported.append(args.exc_value)
+        told.set()
+
+    async def last() -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", excepthook)
+    lane = _lanes.TaskLane(last)
+    await lane.start()
+    lane.leave()
+    await seen(told)
+
+    assert reported == [error]
+
+
+@pytest.mark.anyio
+async def test_a_lane_that_was_never_started_can_be_left() -> None:
+    _lanes.TaskLane(nothing).leave()
