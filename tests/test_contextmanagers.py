@@ -987,3 +987,92 @@ def test_abandoned_is_an_error_that_says_so() -> None:
 
     assert kind is LoopEndedError
     assert "has ended" in str(error)
+
+
+# A scope that the manager holds open, and that is cancelled while the body runs.
+
+
+class HeldScope:
+    """Holds a cancel scope open, which another call cancels; and makes of that what it is told to."""
+
+    def __init__(self, outcome: BaseException | None) -> None:
+        self.outcome = outcome
+        self.left = threading.Event()
+        self.scope: anyio.CancelScope | None = None
+
+    async def __aenter__(self) -> HeldScope:
+        self.scope = anyio.CancelScope()
+        self.scope.__enter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> bool:
+        assert self.scope is not None
+        suppressed = self.scope.__exit__(*exc_info)
+        self.left.set()
+        if self.outcome is not None:
+            raise self.outcome
+        return bool(suppressed)
+
+    def cancel_and_wait(self) -> None:
+        async def cancel() -> None:
+            assert self.scope is not None
+            self.scope.cancel()
+
+        run_in_eventloop_sync(cancel)
+        assert self.left.wait(GRACE_SECONDS), "it is never left"
+
+
+def test_a_held_scope_that_was_cancelled_raises_what_it_made_of_that(sync_caller: Caller) -> None:
+    def use() -> None:
+        manager = HeldScope(TimeoutError("of the scope"))
+        with contextmanager_in_eventloop_sync(manager):
+            manager.cancel_and_wait()
+
+    value, error = called(sync_caller, partial(captured, use))
+
+    assert value is None
+    assert str(error) == "of the scope"
+
+
+def test_a_held_scope_that_was_cancelled_and_is_content_raises_nothing(sync_caller: Caller) -> None:
+    def use() -> str:
+        manager = HeldScope(None)
+        with contextmanager_in_eventloop_sync(manager):
+            manager.cancel_and_wait()
+        return "done"
+
+    assert called(sync_caller, partial(captured, use)) == ("done", None)
+
+
+def test_what_the_body_raised_goes_on_though_a_held_scope_was_cancelled(sync_caller: Caller) -> None:
+    def use() -> None:
+        manager = HeldScope(None)
+        with contextmanager_in_eventloop_sync(manager):
+            manager.cancel_and_wait()
+            raise LookupError("of the body")
+
+    assert str(called(sync_caller, partial(captured, use))[1]) == "of the body"
+
+
+def test_a_task_that_fails_in_a_group_that_is_held_fails_the_group(sync_caller: Caller) -> None:
+    failed = threading.Event()
+
+    async def failing() -> None:
+        failed.set()
+        raise LookupError("of the child")
+
+    def use() -> None:
+        with contextmanager_in_eventloop_sync(task_group()) as tasks:
+            call_in_the_loop(tasks.start_soon, failing)
+            assert failed.wait(GRACE_SECONDS)
+
+    error: Any = called(sync_caller, partial(captured, use))[1]
+
+    assert [str(each) for each in error.exceptions] == ["of the child"]
+
+
+def call_in_the_loop(func: Callable[..., object], *args: object) -> None:
+    async def call() -> None:
+        func(*args)
+
+    run_in_eventloop_sync(call)

@@ -287,12 +287,16 @@ async def task_id() -> int:
     return anyio.get_current_task().id
 
 
+async def no_last_step(cancellation: BaseException | None) -> None:
+    """Do nothing."""
+
+
 @pytest.mark.anyio
 async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
     ended = threading.Event()
     tasks: list[int] = []
 
-    async def last() -> None:
+    async def last(cancellation: BaseException | None) -> None:
         tasks.append(await task_id())
         ended.set()
 
@@ -309,7 +313,7 @@ async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
 
 @pytest.mark.anyio
 async def test_finish_does_something_else_instead_of_the_last_step() -> None:
-    async def last() -> None:
+    async def last(cancellation: BaseException | None) -> None:
         pytest.fail("instead of this")
 
     async def end() -> str:
@@ -323,7 +327,7 @@ async def test_finish_does_something_else_instead_of_the_last_step() -> None:
 
 @pytest.mark.anyio
 async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
-    lane = _lanes.TaskLane(nothing)
+    lane = _lanes.TaskLane(no_last_step)
     await lane.start()
     lane.leave()
     await until(lambda: lane._leaving)
@@ -335,7 +339,7 @@ async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
 @pytest.mark.anyio
 async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_way_ends() -> None:
     may_end = anyio.Event()
-    lane = _lanes.TaskLane(nothing)
+    lane = _lanes.TaskLane(no_last_step)
     await lane.start()
 
     async def first() -> str:
@@ -345,7 +349,7 @@ async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_wa
     (under_way, first_stands), (queued, queued_stands) = call_of(first), call_of(task_id)
     lane.take(under_way, contextvars.copy_context())
     lane.take(queued, contextvars.copy_context())
-    await until(lambda: lane._calls)
+    await until(lambda: lane._calls and lane._current is under_way)
     lane.leave()
     await until(lambda: lane._leaving)
     may_end.set()
@@ -359,7 +363,7 @@ async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_wa
 
 @pytest.mark.anyio
 async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> None:
-    lane = _lanes.TaskLane(nothing)
+    lane = _lanes.TaskLane(no_last_step)
     await lane.start()
     call, stands = call_of(partial(pytest.fail, "given up"))
     call.loop = lane.loop
@@ -374,7 +378,7 @@ async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> N
 @pytest.mark.anyio
 async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_runs() -> None:
     may_end = anyio.Event()
-    lane = _lanes.TaskLane(nothing)
+    lane = _lanes.TaskLane(no_last_step)
     await lane.start()
     (first, _), (queued, stands) = call_of(may_end.wait), call_of(anyio.sleep_forever)
     lane.take(first, contextvars.copy_context())
@@ -393,7 +397,7 @@ async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_run
 async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_step() -> None:
     ended = threading.Event()
 
-    async def last() -> None:
+    async def last(cancellation: BaseException | None) -> None:
         ended.set()
 
     lane = _lanes.TaskLane(last)
@@ -421,7 +425,7 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
         reported.append(args.exc_value)
         told.set()
 
-    async def last() -> None:
+    async def last(cancellation: BaseException | None) -> None:
         raise error
 
     monkeypatch.setattr(threading, "excepthook", excepthook)
@@ -435,4 +439,4 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
 
 @pytest.mark.anyio
 async def test_a_lane_that_was_never_started_can_be_left() -> None:
-    _lanes.TaskLane(nothing).leave()
+    _lanes.TaskLane(no_last_step).leave()

@@ -10,12 +10,14 @@ import sys
 import threading
 import traceback
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import process_functions
 import pytest
 from conftest import GRACE_SECONDS, Caller, wait_until
 
@@ -27,7 +29,11 @@ from unfazed.concurrency import (
     _loops,
     _slots,
     _synccalls,
+    in_processpool,
+    in_threadpool,
+    run_in_eventloop,
     run_in_eventloop_sync,
+    run_in_executor,
     run_in_threadpool,
     run_in_threadpool_sync,
 )
@@ -626,3 +632,30 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
     worker.leave(outer, before_outer)
     assert worker.call is None
     _slots.release(worker.slot)
+
+
+@pytest.mark.parametrize("place", ["threadpool", "executor", "eventloop", "processpool"])
+def test_a_worker_that_runs_a_loop_of_its_own_lends_its_slot_while_that_waits(
+    place: str, anyio_backend: tuple[str, dict[str, Any]], background: Any
+) -> None:
+    """Wherever the call goes, it needs the slot in the end: the limiter is shared by all loops."""
+    backend, options = anyio_backend
+    one = anyio.CapacityLimiter(1)
+    echo_in_slot = in_threadpool(echo, limiter=one)
+
+    async def in_background() -> Any:
+        return await echo_in_slot(1)
+
+    async def main() -> Any:
+        if place == "threadpool":
+            return await echo_in_slot(1)
+        if place == "eventloop":
+            return await run_in_eventloop(in_background)
+        if place == "executor":
+            with ThreadPoolExecutor(1) as executor:
+                return await run_in_executor(executor, echo_in_slot.sync, 1)
+        return await in_processpool(process_functions.echo, limiter=one)(1)
+
+    outer = in_threadpool(limiter=one)(lambda: anyio.run(main, backend=backend, backend_options=options))
+
+    assert outer.sync() == ((1,), {})

@@ -129,7 +129,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
 
     def __enter__(self) -> T:
         _require_new(self._lane, "contextmanager_in_eventloop_sync")
-        lane = TaskLane(self._exit)
+        lane = TaskLane(self._exit_by_itself)
         self._call(lane.start, submit_to_background)
         try:
             value: T = self._call(self._enter, lane.take)
@@ -150,8 +150,13 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
             self._lane = None
 
     def _leave(self, lane: TaskLane, exc_info: _ExcInfo) -> bool | None:
-        suppress_it: bool | None = self._call(partial(lane.finish, partial(self._exit, exc_info)), lane.take)
-        return suppress_it
+        try:
+            suppressed: bool | None = self._call(partial(lane.finish, partial(self._exit, exc_info)), lane.take)
+        except LoopEndedError:
+            if lane.outcome is None:
+                raise
+            return lane.outcome.read()  # a scope that the manager holds was cancelled: it has been left with that
+        return suppressed
 
     def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:
         name, helper, instead = name_of(self._manager), "contextmanager_in_eventloop_sync", "async with ..."
@@ -162,11 +167,14 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         self._entered = True
         return value
 
-    async def _exit(self, exc_info: _ExcInfo | None = None) -> bool | None:
+    async def _exit(self, exc_info: _ExcInfo) -> bool | None:
         if not self._entered:
             return None
         self._entered = False
-        return await self._manager.__aexit__(*exc_info or _abandoned())
+        return await self._manager.__aexit__(*exc_info)
+
+    async def _exit_by_itself(self, cancellation: BaseException | None) -> bool | None:
+        return await self._exit(_abandoned() if cancellation is None else _info_of(cancellation))
 
 
 def contextmanager_in_eventloop_sync(

@@ -17,7 +17,7 @@ from ._contexts import Claim
 from ._errors import LoopStateError
 from ._loops import current_loop
 from ._loopthread import EventLoopThread, async_work, require_backend
-from ._synccalls import call_from_sync
+from ._synccalls import call_from_sync, lending
 from ._waits import NO_LIMIT, Timeout
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
     """
     work = async_work(func, args, kwargs, "run_in_eventloop")
     background = await _background_from_async()
-    return await background.run(work)
+    return await lending(background.run(work))
 
 
 def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:

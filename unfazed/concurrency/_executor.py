@@ -22,7 +22,7 @@ from ._errors import ExecutorError, WrongFunctionError
 from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import to_send
-from ._synccalls import call_from_sync
+from ._synccalls import call_from_sync, lending
 from ._waits import Timeout, set_from_anywhere, wait_for_end
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Call(Generic[T]):
         Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has
         started, it never starts; later, we wait for its end as for a thread, but not beyond the timeout.
         """
-        return self._run(None) if self._timeout is None else self._timeout.bound(self._run)
+        return lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
 
     async def _run(self, timer: CancelScope | None) -> Answer[T]:
         executor, loop, event = self._executor, current_loop(), Event()

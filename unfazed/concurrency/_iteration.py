@@ -310,8 +310,8 @@ class _Steps(Generic[T]):
             self.over = True
             return cast("T", None)
 
-    async def close(self) -> None:
-        """Close the iterator if it was left early."""
+    async def close(self, cancellation: BaseException | None = None) -> None:
+        """Close the iterator if it was left early, or has been cancelled meanwhile."""
         aclose = getattr(self._aiterator, "aclose", None)
         self._aiterator = None
         if aclose is not None:
@@ -359,7 +359,12 @@ def _iterate(steps: _Steps[T], name: str) -> Generator[T, None, None]:
     call_from_sync(lane.start, name, helper, instead, submit_to_background)
     try:
         while True:
-            item = call_from_sync(steps.next, name, helper, instead, lane.take, always=True)
+            try:
+                item = call_from_sync(steps.next, name, helper, instead, lane.take, always=True)
+            except LoopEndedError:
+                if lane.outcome is not None:  # a scope that it holds open was cancelled
+                    lane.outcome.read()
+                raise
             if steps.over:
                 return
             yield item

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-_ENDED = "the event loop of this iterator or context manager has ended"
+_ENDED = "the event loop of this iterator or context manager has ended, or cancelled it"
 
 
 class _Step(Job[T]):
@@ -165,11 +165,16 @@ class ThreadLane(Generic[T]):
 
 @final
 class TaskLane(Call[None]):
-    """A task that runs one call after another, and *last* when it is left, or its loop ends."""
+    """A task that runs one call after another, and *last* when it is left, or cancelled.
 
-    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_wake")
+    That is told what has cancelled it: the end of the loop, or a scope that one call has entered and another is to
+    leave. In the latter case it has an `outcome`, for the user, who comes too late then: where it raised something else
+    or says that it took the cancellation for its own.
+    """
 
-    def __init__(self, last: Callable[[], Awaitable[object]]) -> None:
+    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_over", "_wake", "outcome")
+
+    def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
         super().__init__(self._serve, Answer(int))
         self._last = last
         # All of these are for the loop's thread only.
@@ -178,6 +183,8 @@ class TaskLane(Call[None]):
         self._wake: Event | None = None
         self._leaving = False
         self._left = False  # whether the last step has begun
+        self._over = False  # whether it has ended
+        self.outcome: Answer[None] | None = None
 
     async def start(self) -> None:
         """Start the task, in the loop that runs here."""
@@ -203,7 +210,7 @@ class TaskLane(Call[None]):
         if call.accepted:
             return
         call.accepted = True
-        if self._leaving:
+        if self._over:
             call.fail(LoopEndedError(_ENDED))
             return
         self._calls.append((call, slot))
@@ -227,7 +234,21 @@ class TaskLane(Call[None]):
 
     async def _serve(self) -> None:
         """Run one call after another, and the last step, in the task."""
-        abort, loop = self._abort or _do_nothing, current_loop()
+        cancellation: BaseException | None = None
+        try:
+            await self._run_calls(self._abort or _do_nothing, current_loop())
+        except get_cancelled_exc_class() as exc:  # between calls: by the end of the loop, or a scope that is held open
+            cancellation = exc if self._reason is None else None
+        try:
+            if not self._left:
+                await self._do_last(cancellation)
+        finally:
+            del cancellation
+            self._over = True  # not before the last step: who is told that he comes too late hears of its outcome
+            for call, _ in self._calls:
+                call.fail(LoopEndedError(_ENDED))
+
+    async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
         try:
             while not self._leaving:
                 if not self._calls:
@@ -245,22 +266,25 @@ class TaskLane(Call[None]):
                     break
         finally:
             self._leaving = True
-            for call, _ in self._calls:
-                call.fail(LoopEndedError(_ENDED))
-            if not self._left:
-                self._left = True
-                await self._do_last()
 
-    async def _do_last(self) -> None:
-        """Do the last step, for whose result nobody waits."""
+    async def _do_last(self, cancellation: BaseException | None) -> None:
+        """Do the last step, of whose outcome the user hears if he comes back for it."""
+        self._left = True
+        error: BaseException | None = None
         try:
-            await self._last()
+            if not await self._last(cancellation):
+                return
         except get_cancelled_exc_class():
             raise
         except BaseException as exc:
-            outcome: Answer[None] = Answer(int)
-            outcome.write(None, without_our_frame(exc))
+            error = without_our_frame(exc)
+        outcome: Answer[None] = Answer(int)
+        outcome.write(None, error)
+        if cancellation is None:  # he does not
             report(outcome)
+        else:
+            self.outcome = outcome
+        del error
 
 
 def _do_nothing() -> None:

@@ -97,6 +97,20 @@ class _Thread(threading.local):
 thread = _Thread()
 
 
+def lending(waiting: Awaitable[T]) -> Awaitable[T]:
+    """Return *waiting* so that a worker of ours, in whose own event loop it is awaited, lends its slot meanwhile."""
+    return waiting if thread.worker is None else _lend_while(thread.worker, waiting)
+
+
+async def _lend_while(worker: Worker, waiting: Awaitable[T]) -> T:
+    assert worker.slot is not None, "set before the worker starts"
+    _slots.lend(worker.slot)
+    try:
+        return await waiting
+    finally:
+        _slots.take_back(worker.slot)
+
+
 def call_from_sync(
     work: Callable[[], Awaitable[T]],
     name: str,

@@ -142,9 +142,10 @@ async def call_in(
 ) -> T:
     """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
-    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task, unless there is something else to do *on_cancel*; the caller's
-    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us:
-    whoever writes the answer, the task or the end of its loop.
+    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task, unless
+    there is something else to do *on_cancel*; the caller's cancellation is raised when the task has ended.
+    `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us: whoever writes the answer, the task or the end
+    of its loop.
     """
     event = Event()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
