@@ -50,7 +50,7 @@ class _Twin(Generic[P, T]):
         self.__dict__.update(dual.__dict__)
         self._dual = dual
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._dual._place.run_sync(self._dual._func, args, kwargs)
         return result
 
@@ -80,7 +80,7 @@ class DualCallable(Dual, Generic[P, T]):
         self._place = place
         self._func = func
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function from async code and await its result."""
         result: T = await self._place.run(self._func, args, kwargs)
         return result

@@ -26,7 +26,7 @@ class Reference(Generic[P, T]):
         self._func = func
         self._wrapper = wrapper
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function here, for an executor that is not elsewhere after all."""
         return self._func(*args, **kwargs)
 
