@@ -142,6 +142,7 @@ class DualMethod(Generic[P, T]):
 
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
+        self.__isabstractmethod__ = getattr(dual.__wrapped__, "__isabstractmethod__", False)  # no copy in a `__dict__`
         self._dual = dual
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
