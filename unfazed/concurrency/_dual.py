@@ -31,6 +31,10 @@ T = TypeVar("T")
 Owner = TypeVar("Owner")
 
 
+# What `inspect` and `asyncio` mark functions with that are to be taken for async ones.
+_COROUTINE_FUNCTION_MARKS = ("_is_coroutine_marker", "_is_coroutine")
+
+
 class _Place(Protocol):
     """Where a function runs, and how."""
 
@@ -48,6 +52,8 @@ class _Twin(Generic[P, T]):
 
     def __init__(self, dual: DualCallable[P, T]) -> None:
         self.__dict__.update(dual.__dict__)
+        for mark in _COROUTINE_FUNCTION_MARKS:
+            self.__dict__.pop(mark, None)
         self._dual = dual
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
