@@ -6,6 +6,7 @@ What a *place* is, the modules of the helpers say: each knows how to run a funct
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
 from ._checks import Dual, name_of
@@ -164,12 +165,26 @@ def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
         inner = inner.func
     if hasattr(inner, "__name__"):
         functools.update_wrapper(dual, inner)
+        dual.__annotations__ = _annotations_of(inner)
     else:  # an object that can be called; its attributes are its own
-        functools.update_wrapper(dual, type(inner).__call__, ("__annotations__", "__annotate__"), ())
+        dual.__annotations__ = _annotations_of(type(inner).__call__)
         dual.__doc__ = inner.__doc__
         dual.__module__ = type(inner).__module__
         dual.__dict__["__qualname__"] = dual.__dict__["__name__"] = name_of(inner)
     dual.__wrapped__ = func
+
+
+def _annotations_of(func: object) -> dict[str, Any]:
+    """Return the annotations of *func*, without which a lookup finds those of the class of its wrapper.
+
+    Since Python 3.14 they are worked out when somebody asks, and may name what is not there yet.
+    """
+    try:
+        annotations: dict[str, Any] = getattr(func, "__annotations__", {})
+    except Exception:
+        library = importlib.import_module("annotationlib")
+        annotations = library.get_annotations(func, format=library.Format.FORWARDREF)
+    return annotations
 
 
 def _make(place: _Place, func: Any) -> Any:
