@@ -151,6 +151,24 @@ def test_the_signature_and_the_type_hints_are_the_functions(wrap: Callable[..., 
         assert typing.get_type_hints(each) == {"path": str, "size": int, "return": bytes}
 
 
+def test_annotations_may_name_what_comes_later() -> None:
+    """From Python 3.14 on they are worked out when somebody asks; before, and here, they are text."""
+    source = "@wrap\ndef func(a: Later) -> int: ...\n\nclass Later: pass\n"
+    if sys.version_info < (3, 14):
+        source = "from __future__ import annotations\n" + source
+    namespace: dict[str, Any] = {"wrap": in_threadpool, "__name__": __name__}
+    exec(compile(source, "source", "exec", dont_inherit=True), namespace)
+
+    hints = {"a": namespace["Later"], "return": int}
+
+    assert typing.get_type_hints(namespace["func"]) == hints
+    assert typing.get_type_hints(namespace["func"].sync) == hints
+
+
+def test_builtins_have_no_annotations_and_need_none() -> None:
+    assert typing.get_type_hints(in_threadpool(len)) == {}
+
+
 @pytest.mark.parametrize("name", ["method", "of_class", "static"])
 def test_bound_ones_have_the_signature_without_self(four: type[Any], name: str) -> None:
     bound = getattr(four(), name)
