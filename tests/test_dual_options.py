@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -280,7 +281,7 @@ async def test_a_call_cancelled_while_its_process_starts_leaves_none_behind(yiel
 
     pid = await run_in_processpool(os.getpid)
     living = {child.pid for child in psutil.Process().children() if not is_gone(child.pid)}
-    assert living - {pid} <= {child.pid for child in psutil.Process().children() if "python" not in child.name()}
+    assert living == {pid}
     assert not never.exists()
 
 
@@ -351,8 +352,8 @@ def test_a_call_that_is_late_in_the_queue_of_an_executor_never_starts(
     blocking = Blocking()
     future = one_thread.submit(blocking)
 
-    with pytest.raises(CallTimeoutError, match="fail"):
-        caller.dual(in_executor(one_thread, pytest.fail, timeout=SOON), "must not run")
+    with pytest.raises(CallTimeoutError, match=r"fail\(\)"):
+        caller.dual(in_executor(one_thread, functions.fail, timeout=SOON), AssertionError("must not run"))
 
     blocking.may_end.set()
     assert future.result(GRACE_SECONDS)
@@ -624,6 +625,7 @@ async def test_a_cancellation_that_comes_during_the_cleanup_of_a_late_coroutine_
     await asyncio.wait([task], timeout=GRACE_SECONDS)
 
     assert task.done()
+    assert task.cancelled() or sys.version_info < (3, 11)  # where nobody counts cancellations
 
 
 @pytest.mark.anyio
