@@ -58,7 +58,7 @@ async def fetch(path: str, *, size: int = 1) -> bytes:
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "threadpool": in_threadpool,
     "processpool": in_processpool,
-    "executor": partial(in_executor, never_used),
+    "executor": lambda *args, **options: in_executor(never_used, *args, **options),
     "eventloop": in_eventloop,
 }
 
@@ -287,7 +287,9 @@ def test_the_representation_names_the_place_and_the_function(
 def test_async_functions_are_refused_where_sync_ones_run() -> None:
     for name, wrap in WRAPPERS.items():
         if name != "eventloop":
-            for func in (fetch, partial(fetch), staticmethod(fetch), classmethod(fetch), in_eventloop(fetch)):  # type: ignore[arg-type]
+            method: Any = fetch
+            funcs: list[Any] = [fetch, partial(fetch), staticmethod(fetch), classmethod(method), in_eventloop(fetch)]
+            for func in funcs:
                 with pytest.raises(WrongFunctionError, match=rf"in_{name}\(\) runs sync functions"):
                     wrap(func)
 
@@ -330,7 +332,8 @@ def here(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[..., An
     """Return a place in this process, where anything runs, and the wrapper for it."""
     name = str(request.param)
     with ThreadPoolExecutor(max_workers=1) as executor:
-        yield name, partial(in_executor, executor) if name == "executor" else WRAPPERS[name]
+        wrap: Any = in_executor
+        yield name, partial(wrap, executor) if name == "executor" else WRAPPERS[name]
 
 
 Here = tuple[str, "Callable[..., Any]"]
@@ -349,10 +352,10 @@ def test_all_arguments_reach_the_function_whatever_their_names(caller: Caller, h
 def test_decorators_make_the_same_as_wrappers(caller: Caller, here: Here, options: dict[str, Any]) -> None:
     place, wrap = here
 
-    @wrap(**options)
-    @partial(fitting, place)
-    def decorated(a: int) -> int:
+    def func(a: int) -> int:
         return a + 1
+
+    decorated = wrap(**options)(fitting(place, func))
 
     assert isinstance(decorated, DualCallable)
     assert caller.dual(decorated, 1) == 2
@@ -361,7 +364,8 @@ def test_decorators_make_the_same_as_wrappers(caller: Caller, here: Here, option
 
 def test_methods_bind_as_they_would_without_the_wrapper(caller: Caller, here: Here) -> None:
     four = class_of_four(*here)
-    instance, subclass = four(), type("Sub", (four,), {})
+    subclass: Any = type("Sub", (four,), {})
+    instance = four()
 
     assert caller.dual(instance.method, 1) == (instance, 1, 2)
     assert caller.dual(four.method, instance, 1, b=3) == (instance, 1, 3)
@@ -481,14 +485,15 @@ def test_a_dual_is_an_async_function_for_the_event_loop(background: Any) -> None
 
 
 def test_decorated_functions_are_found_by_the_worker(caller: Caller) -> None:
-    for dual in (functions.add, functions.add_in_time, functions.by_hand, functions.Number.half):
-        value, *_, pid = caller.dual(dual, 2)
+    duals: list[Any] = [functions.add, functions.add_in_time, functions.by_hand, functions.Number.half]
+    for dual in duals:
+        value, pid = caller.dual(dual, 2)
         assert value == (1 if dual == functions.Number.half else 3)
         assert pid != os.getpid()
 
 
 def test_decorated_methods_are_found_by_the_worker(caller: Caller) -> None:
-    number = functions.OtherNumber(2)
+    number: Any = functions.OtherNumber(2)
 
     assert caller.dual(number.add, 3)[0] == 5
     assert caller.dual(functions.Number.add, number, 3)[0] == 5
@@ -510,7 +515,8 @@ async def test_a_dual_given_to_run_in_processpool_stands_for_what_it_wraps() -> 
 
     (_, pid) = await functions.add(1)
 
-    for dual in (functions.add, functions.by_hand, functions.add_in_thread):
+    duals: list[Any] = [functions.add, functions.by_hand, functions.add_in_thread]
+    for dual in duals:
         assert await pid_of(dual, 1) == pid
     assert await pid_of(functions.Number(1).add, 1) == pid
     assert await pid_of(functions.Number.double, 1) == pid
@@ -600,18 +606,18 @@ def test_what_cannot_be_pickled_makes_a_wrapper_that_cannot() -> None:
 # Wrong options
 
 
-@pytest.mark.parametrize(
-    ("wrap", "option", "value"),
-    [
-        *((wrap, "timeout", value) for wrap in WRAPPERS.values() for value in (-1, "1", True, float("nan"))),
-        *((wrap, "limiter", value) for wrap in (in_threadpool, in_processpool) for value in (1, anyio.Semaphore)),
-        (in_threadpool, "abandon_on_cancel", 1),
-        (in_processpool, "kill_on_cancel", None),
-        *((wrap, "context", value) for wrap in (in_threadpool, in_eventloop) for value in ({}, True)),
-    ],
-)
-def test_wrong_options_are_refused_at_once(wrap: Callable[..., Any], option: str, value: object) -> None:
-    for make in (partial(wrap, functions.echo), wrap):
+WRONG_OPTIONS: list[tuple[str, str, object]] = [
+    *((place, "timeout", value) for place in WRAPPERS for value in (-1, "1", True, float("nan"))),
+    *((place, "limiter", value) for place in ("threadpool", "processpool") for value in (1, anyio.Semaphore)),
+    ("threadpool", "abandon_on_cancel", 1),
+    ("processpool", "kill_on_cancel", None),
+    *((place, "context", value) for place in ("threadpool", "eventloop") for value in ({}, True)),
+]
+
+
+@pytest.mark.parametrize(("place", "option", "value"), WRONG_OPTIONS)
+def test_wrong_options_are_refused_at_once(place: str, option: str, value: object) -> None:
+    for make in (partial(WRAPPERS[place], functions.echo), WRAPPERS[place]):
         with pytest.raises(WrongOptionError, match=rf"\({option}=...\) must be"):
             make(**{option: value})
 

@@ -105,6 +105,22 @@ async def decorated_async_with_options(url: str, *, timeout: float = 1) -> list[
     raise NotImplementedError
 
 
+def read_static(path: str) -> bytes:
+    raise NotImplementedError
+
+
+async def fetch_static(url: str) -> list[int]:
+    raise NotImplementedError
+
+
+def read_of_class(cls: type[object], path: str) -> bytes:
+    raise NotImplementedError
+
+
+async def fetch_of_class(cls: type[object], url: str) -> list[int]:
+    raise NotImplementedError
+
+
 class Holder:
     @in_threadpool
     def read(self, path: str, *, size: int = 1) -> bytes:
@@ -118,25 +134,11 @@ class Holder:
     async def fetch(self, url: str) -> list[int]:
         raise NotImplementedError
 
-    @in_threadpool
-    @staticmethod
-    def static(path: str) -> bytes:
-        raise NotImplementedError
-
-    @in_eventloop
-    @staticmethod
-    async def async_static(url: str) -> list[int]:
-        raise NotImplementedError
-
-    @in_threadpool
-    @classmethod
-    def of_class(cls, path: str) -> bytes:
-        raise NotImplementedError
-
-    @in_eventloop
-    @classmethod
-    async def async_of_class(cls, url: str) -> list[int]:
-        raise NotImplementedError
+    # Written as calls: above `@staticmethod` and `@classmethod`, checkers show decorators the bare function.
+    static = in_threadpool(staticmethod(read_static))
+    async_static = in_eventloop(staticmethod(fetch_static), timeout=1)
+    of_class = in_threadpool(classmethod(read_of_class), timeout=1)
+    async_of_class = in_eventloop(classmethod(fetch_of_class))
 
 
 async def both_sides() -> None:
@@ -185,6 +187,6 @@ async def wrong_arguments(holder: Holder) -> None:
     await holder.static(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Holder.of_class.sync()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     in_threadpool(read, kill_on_cancel=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    in_processpool(read, timeout="1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    in_executor(read)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    in_eventloop(read)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    in_processpool(read, timeout="1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    in_executor(read)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    in_eventloop(read)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
