@@ -611,7 +611,7 @@ WRONG_OPTIONS: list[tuple[str, str, object]] = [
     *((place, "limiter", value) for place in ("threadpool", "processpool") for value in (1, anyio.Semaphore)),
     ("threadpool", "abandon_on_cancel", 1),
     ("processpool", "kill_on_cancel", None),
-    *((place, "context", value) for place in ("threadpool", "eventloop") for value in ({}, True)),
+    *((place, "context", value) for place in ("threadpool", "eventloop") for value in ("context", True)),
 ]
 
 
