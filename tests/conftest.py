@@ -95,7 +95,13 @@ class Caller:
 
     def __call__(self, place: str, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         helper = getattr(unfazed.concurrency, f"run_in_{place}{'' if self.kind == 'async' else '_sync'}")
-        call = partial(helper, func, *args, **kwargs)
+        return self._make(partial(helper, func, *args, **kwargs))
+
+    def dual(self, dual: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a dual callable."""
+        return self._make(partial(dual if self.kind == "async" else dual.sync, *args, **kwargs))
+
+    def _make(self, call: Callable[[], Any]) -> Any:
         ways: dict[str, Callable[[], Outcome]] = {
             "async": lambda: self.run(captured_async, call),
             "main thread": lambda: captured(call),
@@ -123,6 +129,24 @@ def caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]
 @pytest.fixture(params=[kind for kind in CALLERS if kind != "async"])
 def sync_caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
     return Caller(request.param, background)
+
+
+class Blocking:
+    """A function that blocks until told, and says so."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.may_end = threading.Event()
+        self.ended = False
+
+    def __call__(self) -> str:
+        self.started.set()
+        assert self.may_end.wait(GRACE_SECONDS)
+        self.ended = True
+        return "a value that nobody waits for"
+
+    async def wait_until_started(self) -> None:
+        assert await anyio.to_thread.run_sync(self.started.wait, GRACE_SECONDS)
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

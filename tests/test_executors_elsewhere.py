@@ -115,7 +115,7 @@ def test_errors_come_back_as_themselves_and_the_next_call_works(caller: Caller, 
 def test_a_decorated_function_and_method_are_found_by_name(
     caller: Caller, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functions.later, "target", elsewhere.executor)
+    monkeypatch.setattr(functions.elsewhere, "there", elsewhere.executor, raising=False)
     thing = functions.Decorated(3)
     if caller.kind == "async":
         (pid, value), product = (

@@ -19,7 +19,7 @@ import anyio.from_thread
 import anyio.to_thread
 import process_functions
 import pytest
-from conftest import GRACE_SECONDS, Caller, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, wait_until
 
 from unfazed.concurrency import (
     LoopEndedError,
@@ -252,24 +252,6 @@ async def test_errors_leave_no_reference_cycle_in_async_code() -> None:
 
 
 # Cancellation
-
-
-class Blocking:
-    """A function that blocks until told, and says so."""
-
-    def __init__(self) -> None:
-        self.started = threading.Event()
-        self.may_end = threading.Event()
-        self.ended = False
-
-    def __call__(self) -> str:
-        self.started.set()
-        assert self.may_end.wait(GRACE_SECONDS)
-        self.ended = True
-        return "a value that nobody waits for"
-
-    async def wait_until_started(self) -> None:
-        assert await anyio.to_thread.run_sync(self.started.wait, GRACE_SECONDS)
 
 
 @pytest.mark.anyio

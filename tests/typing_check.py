@@ -7,13 +7,19 @@ that are not needed.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
+from anyio import CapacityLimiter
 from typing_extensions import assert_type
 
 from unfazed import concurrecy
 from unfazed.concurrency import (
     EventLoopThread,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
     run_in_eventloop,
     run_in_eventloop_sync,
     run_in_executor,
@@ -66,3 +72,121 @@ def from_sync_code() -> None:
     run_in_threadpool_sync(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run_in_processpool_sync(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     run_in_eventloop_sync(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# Dual callables
+
+limiter = CapacityLimiter(1)
+executor = ThreadPoolExecutor()
+
+
+@in_threadpool
+def decorated(path: str, *, size: int = 1) -> bytes:
+    raise NotImplementedError
+
+
+@in_processpool(limiter=limiter, kill_on_cancel=True, timeout=1)
+def decorated_with_options(path: str, *, size: int = 1) -> bytes:
+    raise NotImplementedError
+
+
+@in_executor(executor)
+def decorated_elsewhere(path: str, *, size: int = 1) -> bytes:
+    raise NotImplementedError
+
+
+@in_eventloop
+async def decorated_async(url: str, *, timeout: float = 1) -> list[int]:
+    raise NotImplementedError
+
+
+@in_eventloop(timeout=1.5, context=copy_context())
+async def decorated_async_with_options(url: str, *, timeout: float = 1) -> list[int]:
+    raise NotImplementedError
+
+
+def read_static(path: str) -> bytes:
+    raise NotImplementedError
+
+
+async def fetch_static(url: str) -> list[int]:
+    raise NotImplementedError
+
+
+def read_of_class(cls: type[object], path: str) -> bytes:
+    raise NotImplementedError
+
+
+async def fetch_of_class(cls: type[object], url: str) -> list[int]:
+    raise NotImplementedError
+
+
+class Holder:
+    @in_threadpool
+    def read(self, path: str, *, size: int = 1) -> bytes:
+        raise NotImplementedError
+
+    @in_threadpool(timeout=1)
+    def read_with_options(self, path: str) -> bytes:
+        raise NotImplementedError
+
+    @in_eventloop
+    async def fetch(self, url: str) -> list[int]:
+        raise NotImplementedError
+
+    # Written as calls: above `@staticmethod` and `@classmethod`, checkers show decorators the bare function.
+    static = in_threadpool(staticmethod(read_static))
+    async_static = in_eventloop(staticmethod(fetch_static), timeout=1)
+    of_class = in_threadpool(classmethod(read_of_class), timeout=1)
+    async_of_class = in_eventloop(classmethod(fetch_of_class))
+
+
+async def both_sides() -> None:
+    options = in_threadpool(read, limiter=limiter, abandon_on_cancel=True, timeout=1, context=copy_context())
+    assert_type(await options("a", encoding="b"), bytes)
+    assert_type(options.sync("a", encoding="b"), bytes)
+    assert_type(await in_processpool(read)("a"), bytes)
+    assert_type(in_processpool(read, kill_on_cancel=True).sync("a"), bytes)
+    assert_type(await in_executor(executor, read, timeout=1)("a"), bytes)
+    assert_type(in_executor(executor, read).sync("a"), bytes)
+    assert_type(await in_eventloop(fetch)("a", timeout=2), list[int])
+    assert_type(in_eventloop(fetch, timeout=1).sync("a", timeout=2), list[int])
+    assert_type(in_eventloop(returns_awaitable).sync("a"), str)
+    for dual in (decorated, decorated_with_options, decorated_elsewhere):
+        assert_type(await dual("a", size=2), bytes)
+        assert_type(dual.sync("a", size=2), bytes)
+    for async_dual in (decorated_async, decorated_async_with_options):
+        assert_type(await async_dual("a", timeout=2), list[int])
+        assert_type(async_dual.sync("a", timeout=2), list[int])
+
+
+async def methods(holder: Holder) -> None:
+    assert_type(await holder.read("a", size=2), bytes)
+    assert_type(holder.read.sync("a", size=2), bytes)
+    assert_type(await holder.read_with_options("a"), bytes)
+    assert_type(holder.read_with_options.sync("a"), bytes)
+    assert_type(await holder.fetch("a"), list[int])
+    assert_type(holder.fetch.sync("a"), list[int])
+    assert_type(await Holder.read(holder, "a", size=2), bytes)
+    assert_type(Holder.read.sync(holder, "a"), bytes)
+    assert_type(await holder.static("a"), bytes)
+    assert_type(Holder.static.sync("a"), bytes)
+    assert_type(Holder.async_static.sync("a"), list[int])
+    assert_type(await holder.of_class("a"), bytes)
+    assert_type(Holder.of_class.sync("a"), bytes)
+    assert_type(await Holder.async_of_class("a"), list[int])
+
+
+async def wrong_arguments(holder: Holder) -> None:
+    await decorated(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    decorated.sync("a", length=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await decorated_with_options()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    decorated_async.sync(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    holder.read.sync(holder, "a")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    await Holder.read("a")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    await holder.static(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Holder.of_class.sync()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    in_threadpool(read, kill_on_cancel=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    in_processpool(read, timeout="1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    in_executor(read)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    in_eventloop(read)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]

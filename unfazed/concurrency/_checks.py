@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Dual:
     """What dual callables are known by: a coroutine function with a `.sync` twin. `_dual.py` makes them."""
 
-    __wrapped__: Any
+    if TYPE_CHECKING:  # a class with annotations would show them as those of its wrapped functions
+        __wrapped__: Any
 
 
 def name_of(func: object) -> str:

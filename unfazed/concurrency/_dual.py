@@ -6,6 +6,7 @@ What a *place* is, the modules of the helpers say: each knows how to run a funct
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
 from ._checks import Dual, name_of
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
-    from types import CodeType
     from typing import Concatenate
 
     from anyio import CapacityLimiter
@@ -29,6 +29,10 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
 Owner = TypeVar("Owner")
+
+
+# What `inspect` and `asyncio` mark functions with that are to be taken for async ones.
+_COROUTINE_FUNCTION_MARKS = ("_is_coroutine_marker", "_is_coroutine")
 
 
 class _Place(Protocol):
@@ -48,9 +52,11 @@ class _Twin(Generic[P, T]):
 
     def __init__(self, dual: DualCallable[P, T]) -> None:
         self.__dict__.update(dual.__dict__)
+        for mark in _COROUTINE_FUNCTION_MARKS:
+            self.__dict__.pop(mark, None)
         self._dual = dual
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._dual._place.run_sync(self._dual._func, args, kwargs)
         return result
 
@@ -80,7 +86,7 @@ class DualCallable(Dual, Generic[P, T]):
         self._place = place
         self._func = func
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function from async code and await its result."""
         result: T = await self._place.run(self._func, args, kwargs)
         return result
@@ -92,9 +98,9 @@ class DualCallable(Dual, Generic[P, T]):
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
     # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
-    __code__: CodeType = __call__.__code__
-    __defaults__: None = None
-    __kwdefaults__: None = None
+    __code__ = cast("Any", __call__).__code__
+    __defaults__ = None
+    __kwdefaults__ = None
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
@@ -142,6 +148,7 @@ class DualMethod(Generic[P, T]):
 
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
+        self.__isabstractmethod__ = getattr(dual.__wrapped__, "__isabstractmethod__", False)  # no copy in a `__dict__`
         self._dual = dual
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
@@ -157,12 +164,26 @@ def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
         inner = inner.func
     if hasattr(inner, "__name__"):
         functools.update_wrapper(dual, inner)
+        dual.__annotations__ = _annotations_of(inner)
     else:  # an object that can be called; its attributes are its own
-        functools.update_wrapper(dual, type(inner).__call__, ("__annotations__", "__annotate__"), ())
+        dual.__annotations__ = _annotations_of(type(inner).__call__)
         dual.__doc__ = inner.__doc__
         dual.__module__ = type(inner).__module__
         dual.__dict__["__qualname__"] = dual.__dict__["__name__"] = name_of(inner)
     dual.__wrapped__ = func
+
+
+def _annotations_of(func: object) -> dict[str, Any]:
+    """Return the annotations of *func*, without which a lookup finds those of the class of its wrapper.
+
+    Since Python 3.14 they are worked out when somebody asks, and may name what is not there yet.
+    """
+    try:
+        annotations: dict[str, Any] = getattr(func, "__annotations__", {})
+    except Exception:  # pragma: no cover  before Python 3.14 they were there already
+        library = importlib.import_module("annotationlib")
+        annotations = library.get_annotations(func, format=library.Format.FORWARDREF)
+    return annotations
 
 
 def _make(place: _Place, func: Any) -> Any:

@@ -28,7 +28,7 @@ class Reference(Generic[P, T]):
         self._func = func
         self._wrapper = wrapper
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function here."""
         return self._func(*args, **kwargs)
 
