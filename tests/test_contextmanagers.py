@@ -1005,9 +1005,9 @@ class HeldScope:
         self.scope.__enter__()
         return self
 
-    async def __aexit__(self, *exc_info: object) -> bool:
+    async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
         assert self.scope is not None
-        suppressed = self.scope.__exit__(*exc_info)
+        suppressed = self.scope.__exit__(exc_type, exc, traceback)
         self.left.set()
         if self.outcome is not None:
             raise self.outcome
