@@ -44,6 +44,7 @@ from unfazed.concurrency import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from types import TracebackType
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -1005,7 +1006,9 @@ class HeldScope:
         self.scope.__enter__()
         return self
 
-    async def __aexit__(self, exc_type: Any, exc: Any, traceback: Any) -> bool:
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
         assert self.scope is not None
         suppressed = self.scope.__exit__(exc_type, exc, traceback)
         self.left.set()
