@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 class Dual:
     """What dual callables are known by: a coroutine function with a `.sync` twin. `_dual.py` makes them."""
 
-    __wrapped__: Any
+    if TYPE_CHECKING:  # no annotation, which an instance would show as its own from Python 3.14 on
+
+        @property
+        def __wrapped__(self) -> Any: ...
+        @__wrapped__.setter
+        def __wrapped__(self, func: Any) -> None: ...
 
 
 def name_of(func: object) -> str:

@@ -5,6 +5,7 @@ What a *place* is, the modules of the helpers say: each knows how to run a funct
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
-    from types import CodeType
     from typing import Concatenate
 
     from anyio import CapacityLimiter
@@ -53,6 +53,9 @@ class _Twin(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._dual._place.run_sync(self._dual._func, args, kwargs)
         return result
+
+    def __getattr__(self, name: str) -> Any:
+        return _annotations_of(self, name)
 
     def __repr__(self) -> str:
         return f"{self._dual!r}.sync"
@@ -92,9 +95,13 @@ class DualCallable(Dual, Generic[P, T]):
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
     # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
-    __code__: CodeType = __call__.__code__
-    __defaults__: None = None
-    __kwdefaults__: None = None
+    # Without annotations: from Python 3.14 on, an instance would show those of its class as its own.
+    __code__ = __call__.__code__
+    __defaults__ = None
+    __kwdefaults__ = None
+
+    def __getattr__(self, name: str) -> Any:
+        return _annotations_of(self, name)
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
@@ -108,14 +115,21 @@ class DualCallable(Dual, Generic[P, T]):
         if bind is None:
             return self
         func = bind(self._func, instance, owner)
-        if func is self._func:
-            return self
+        return self if func is self._func else self._rebound(func)
+
+    def _rebound(self, func: Any) -> Self:
         bound: Any = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound.__dict__["__wrapped__"] = func
         bound._place = self._place
         bound._func = func
-        return bound
+        rebound: Self = bound
+        return rebound
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what the function is bound to, as for a function: where it runs, with its limiter, is shared."""
+        func = copy.deepcopy(self._func, memo)
+        return self if func is self._func else self._rebound(func)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DualCallable) and self._place is other._place and bool(self._func == other._func)
@@ -143,11 +157,20 @@ class DualMethod(Generic[P, T]):
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
         self._dual = dual
+        self.__isabstractmethod__ = bool(getattr(dual._func, "__isabstractmethod__", False))
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
         """Bind the method as it would be without this."""
         bound: Any = self._dual.__get__(instance, owner)
         return cast("DualCallable[P, T]", bound)
+
+
+def _annotations_of(wrapper: object, name: str) -> Any:
+    """Return the `__annotations__` of a *wrapper*, which come as a function to be called from Python 3.14 on."""
+    annotate = wrapper.__dict__.get("__annotate__") if name == "__annotations__" else None
+    if annotate is None:
+        raise AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}", name=name, obj=wrapper)
+    return annotate(1)  # as values
 
 
 def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:

@@ -11,6 +11,8 @@ slot. Who wakes a lane: its user, with the next step or by leaving; or the end o
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from collections import deque
 from contextvars import copy_context
@@ -18,7 +20,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from anyio import Event, get_cancelled_exc_class, to_thread
+from anyio import Event, get_cancelled_exc_class, move_on_after, to_thread
 
 from . import _slots
 from ._calls import Answer, Call, without_our_frame
@@ -168,11 +170,12 @@ class ThreadLane(Generic[T]):
 class TaskLane(Call[None]):
     """A task that runs one call after another, and *last* when it is left, or its loop ends."""
 
-    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_wake")
+    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_process", "_wake")
 
     def __init__(self, last: Callable[[], Awaitable[object]]) -> None:
         super().__init__(self._serve, Answer(int))
         self._last = last
+        self._process = os.getpid()  # a forked child has a copy of the loop, which takes calls and never runs
         # All of these are for the loop's thread only.
         self._calls: deque[tuple[Call[Any], _slots.Slot | None]] = deque()
         self._current: Call[Any] | None = None
@@ -186,6 +189,8 @@ class TaskLane(Call[None]):
 
     def take(self, call: Call[Any], context: Context) -> None:
         """Have the task run *call*, on behalf of whom *context* says. From any thread; returns at once."""
+        if self._process != os.getpid():
+            raise LoopEndedError(_ENDED)
         call.loop = self.loop
         assert self.loop is not None, "set when it was started"
         self.loop.post(self._take, call, context.run(_slots.current_slot.get))
@@ -224,16 +229,16 @@ class TaskLane(Call[None]):
             self._leaving = True
             self._current.cancel(self._reason)
         else:
+            self._leave()
             super()._cancel()
 
     async def _serve(self) -> None:
         """Run one call after another, and the last step, in the task."""
         abort, loop = self._abort or _do_nothing, current_loop()
         try:
-            while not self._leaving:
+            while not (self._leaving or loop.is_ending()):
                 if not self._calls:
-                    self._wake = Event()
-                    await self._wake.wait()
+                    await self._wait(loop)
                     continue
                 call, slot = self._calls.popleft()
                 self._current = call
@@ -251,6 +256,25 @@ class TaskLane(Call[None]):
             if not self._left:
                 self._left = True
                 await self._do_last()
+
+    async def _wait(self, loop: Loop) -> None:
+        """Wait for a call, whatever becomes of a scope that the last one has entered: that is for the next one.
+
+        Only the end of the loop ends the wait: on asyncio that goes through a shield, on trio we have to look.
+        """
+        self._wake = wake = Event()
+        if not loop.cancels_once:
+            try:
+                await wake.wait()
+            except get_cancelled_exc_class():
+                if self._leaving or loop.is_ending():
+                    raise
+        seconds = math.inf if loop.cancels_once else GONE_CHECK_SECONDS
+        while not wake.is_set():
+            with move_on_after(seconds, shield=True):
+                await wake.wait()
+            if loop.is_ending():
+                break
 
     async def _do_last(self) -> None:
         """Do the last step, for whose result nobody waits."""
