@@ -261,3 +261,25 @@ def test_open_iterator_at_exit_says_nothing() -> None:
     """
     done = subprocess.run([sys.executable, "-c", program], timeout=10, check=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_tasks_dropped_with_their_loop_end_in_silence() -> None:
+    program = """if 1:
+        import asyncio, gc, time
+        from concurrent.futures import ThreadPoolExecutor
+        from unfazed.concurrency import *
+        async def main():
+            executor = ThreadPoolExecutor(1)
+            global coroutine, other
+            coroutine = run_in_executor(executor, time.sleep, 0.3)
+            other = in_threadpool(time.sleep, abandon_on_cancel=True)(0.3)
+            for each in coroutine, other:
+                each.send(None)
+            await asyncio.sleep(0.1)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        coroutine.close()
+    """
+    done = subprocess.run([sys.executable, "-c", program], timeout=10, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
