@@ -6,6 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from anyio import get_cancelled_exc_class
+from anyio.lowlevel import checkpoint
 
 from ._errors import LoopEndedError
 
@@ -116,6 +117,7 @@ class Call(Generic[T]):
         "answer",
         "cancelled_by_others",
         "loop",
+        "missed",
         "on_end",
     )
 
@@ -125,6 +127,7 @@ class Call(Generic[T]):
         self._cancelled = False
         self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
         self.aborted = False  # whether its task was cancelled while it ran
+        self.missed = False  # whether it never waited, and so never saw that
         self.cancelled_by_others = False  # and not by us
         self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
         self.answer = answer
@@ -140,7 +143,9 @@ class Call(Generic[T]):
             value = await self._work()
         except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
             error = without_our_frame(exc)
-            if isinstance(exc, get_cancelled_exc_class()):
+            if not isinstance(exc, get_cancelled_exc_class()):
+                await self._take_in()
+            else:
                 self.cancelled_by_others = not self.aborted
                 if self._reason is not None:
                     self._reason.__cause__ = error
@@ -148,11 +153,20 @@ class Call(Generic[T]):
             self.answer.write(None, error)
             del error
         else:
+            await self._take_in()
             self.answer.write(value, None)
         finally:
             self._abort = None
             if self.on_end is not None:
                 self.on_end(self)
+
+    async def _take_in(self) -> None:
+        """Take a cancellation that the work did not wait for off the task: it is not for what comes next there."""
+        if self.aborted and self.loop is not None and self.loop.cancels_once:
+            try:
+                await checkpoint()
+            except get_cancelled_exc_class():
+                self.missed = True
 
     def cancel(self, reason: LoopEndedError | None = None) -> bool:
         """Cancel the task, now or when it starts, from any thread. Only the first time counts.

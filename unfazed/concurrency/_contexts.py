@@ -55,9 +55,9 @@ class Claim:
         if _claims.get(id(self.context)) is self:
             del _claims[id(self.context)]
 
-    def run(self, func: Callable[[], T]) -> T:
+    def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
         """Run *func* in the context, on behalf of the same call as the current code."""
-        result: T = self._enter(_on_behalf_of, current_slot.get(), func)
+        result: T = self._enter(_on_behalf_of, current_slot.get(), func, mark_context)
         return result
 
     async def run_async(self, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
@@ -72,6 +72,8 @@ class Claim:
             if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:  # raised here, not by the function
                 raise self._in_use("it was entered meanwhile") from None
             raise
+        finally:
+            del args  # a cancellation perhaps, whose traceback leads here
 
     @coroutine
     def _run_steps(self, running: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
@@ -96,8 +98,9 @@ class Claim:
             del said
 
 
-def _on_behalf_of(slot: Any, func: Callable[[], T]) -> T:
+def _on_behalf_of(slot: Any, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
     """Run *func* as *slot*'s, in a context that knows others, and leave no trace of it there."""
+    mark_context()
     token = current_slot.set(slot)
     try:
         return func()

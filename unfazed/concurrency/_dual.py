@@ -5,6 +5,7 @@ What a *place* is, the modules of the helpers say: each knows how to run a funct
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
@@ -114,14 +115,21 @@ class DualCallable(Dual, Generic[P, T]):
         if bind is None:
             return self
         func = bind(self._func, instance, owner)
-        if func is self._func:
-            return self
+        return self if func is self._func else self._rebound(func)
+
+    def _rebound(self, func: Any) -> Self:
         bound: Any = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound.__dict__["__wrapped__"] = func
         bound._place = self._place
         bound._func = func
-        return bound
+        rebound: Self = bound
+        return rebound
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what the function is bound to, as for a function: where it runs, with its limiter, is shared."""
+        func = copy.deepcopy(self._func, memo)
+        return self if func is self._func else self._rebound(func)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DualCallable) and self._place is other._place and bool(self._func == other._func)

@@ -15,12 +15,13 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from anyio import Event
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._calls import Answer
 from ._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
 from ._errors import ExecutorError, WrongFunctionError
 from ._eventloop import submit_to_background
-from ._loops import current_loop
+from ._loops import current_loop, forget_library
 from ._references import to_send
 from ._synccalls import call_from_sync, lending
 from ._waits import Timeout, set_from_anywhere, wait_for_end
@@ -79,10 +80,13 @@ class _Call(Generic[T]):
 
     async def _run(self, timer: CancelScope | None) -> Answer[T]:
         executor, loop, event = self._executor, current_loop(), Event()
+        await checkpoint_if_cancelled()
         try:
             if _runs_in_our_threads(executor):
                 call = partial(self._func, *self._args, **self._kwargs)
-                future: Future[T] = executor.submit(copy_context().run, call)
+                context = copy_context()
+                context.run(forget_library)
+                future: Future[T] = executor.submit(context.run, call)
             else:
                 future = executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
         except Exception as exc:

@@ -21,7 +21,7 @@ from ._eventloop import submit_to_background
 from ._lanes import TaskLane, ThreadLane
 from ._loops import current_loop
 from ._loopthread import submit_here
-from ._synccalls import call_from_sync
+from ._synccalls import call_from_sync, thread
 from ._waits import cancelled_classes, outlast, set_from_anywhere
 
 if TYPE_CHECKING:
@@ -192,10 +192,11 @@ class _Feed(Generic[T]):
                 items.append(item)
                 if self._news is not None:
                     self._tell()
-        except cancelled_classes():  # of async code that it waited for, as the consumer was cancelled
-            self._over = True
         except BaseException as exc:
-            self._error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+            worker = thread.worker
+            cancelled = worker is not None and worker.is_cancelled() and isinstance(exc, cancelled_classes())
+            if not cancelled:  # else the async code that it waited for has been, with the consumer
+                self._error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
             self._over = True
         self._tell()
 

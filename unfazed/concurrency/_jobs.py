@@ -17,7 +17,7 @@ from . import _slots
 from ._calls import Answer, without_our_frame
 from ._checks import async_function_error, close_coroutine, name_of
 from ._contexts import Claim
-from ._loops import current_loop
+from ._loops import current_loop, forget_library
 from ._synccalls import Worker, lending, thread
 from ._waits import NO_LIMIT, Timeout, hold_slot, outlast, set_from_anywhere
 
@@ -167,7 +167,7 @@ class Job(Worker, Generic[T]):
             if self._claim is None:
                 value = self._func(*self._args, **self._kwargs)
             else:
-                value = self._claim.run(partial(self._func, *self._args, **self._kwargs))
+                value = self._claim.run(partial(self._func, *self._args, **self._kwargs), forget_library)
             if close_coroutine(value):
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:

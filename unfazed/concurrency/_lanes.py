@@ -11,6 +11,7 @@ slot. Who wakes a lane: its user, with the next step or by leaving; or the end o
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from contextvars import copy_context
@@ -172,11 +173,12 @@ class TaskLane(Call[None]):
     or says that it took the cancellation for its own.
     """
 
-    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_over", "_wake", "outcome")
+    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_over", "_process", "_wake", "outcome")
 
     def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
         super().__init__(self._serve, Answer(int))
         self._last = last
+        self._process = os.getpid()  # a forked child has a copy of the loop, which takes calls and never runs
         # All of these are for the loop's thread only.
         self._calls: deque[tuple[Call[Any], _slots.Slot | None]] = deque()
         self._current: Call[Any] | None = None
@@ -192,6 +194,8 @@ class TaskLane(Call[None]):
 
     def take(self, call: Call[Any], context: Context) -> None:
         """Have the task run *call*, on behalf of whom *context* says. From any thread; returns at once."""
+        if self._process != os.getpid():
+            raise LoopEndedError(_ENDED)
         call.loop = self.loop
         assert self.loop is not None, "set when it was started"
         self.loop.post(self._take, call, context.run(_slots.current_slot.get))

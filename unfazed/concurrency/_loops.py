@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RECHECK_SECONDS = 0.05  # how often to look whether a cleanup has ended that a timeout must not disturb; arbitrary
+
 
 class AsyncioLoop:
     """A running asyncio loop, uvloop's included."""
@@ -81,12 +83,15 @@ class AsyncioLoop:
         task = _current_task()
         cancellations = _cancellations_of(task)
         expired = False
+        timer: asyncio.TimerHandle
 
         def expire() -> None:
-            nonlocal expired
-            if _cancellations_of(task) == cancellations:  # else it is in its cleanup already
+            nonlocal expired, timer
+            if _cancellations_of(task) <= cancellations:
                 expired = True
                 task.cancel()
+            else:  # in the cleanup of another cancellation: that of a scope within perhaps, after which it goes on
+                timer = self.native.call_later(RECHECK_SECONDS, expire)
 
         timer = self.native.call_later(seconds, expire)
         try:
@@ -120,11 +125,11 @@ class TrioLoop:
         self.native = native
 
     def post(self, func: Callable[..., object], *args: object) -> None:
-        import trio
-
         try:
             self.native.run_sync_soon(func, *args)
-        except trio.RunFinishedError:
+        except RuntimeError as exc:
+            if type(exc).__name__ != "RunFinishedError":  # nothing can be imported when the interpreter ends
+                raise
             raise LoopEndedError("the event loop of this call has ended") from None
 
     def submit(self, call: Call[Any], context: Context) -> None:
@@ -179,7 +184,12 @@ def _cancellations_of(task: asyncio.Task[Any]) -> int:
     return cancelling() if cancelling is not None else 0
 
 
-def _mark_context(library: str) -> None:
+def forget_library() -> None:
+    """Say in the current context, which may come from a loop, that none runs here."""
+    _mark_context(None)
+
+
+def _mark_context(library: str | None) -> None:
     sniffio = sys.modules.get("sniffio")
     if sniffio is not None:  # pragma: no branch  it comes with trio
         sniffio.current_async_library_cvar.set(library)

@@ -60,6 +60,10 @@ class Worker:
         if call is not None:
             call.cancel()
 
+    def is_cancelled(self) -> bool:
+        """Return whether the task that waits for the worker has been cancelled."""
+        return self._cancelled
+
     def way_back(self) -> Loop:
         assert self.loop is not None, "set before the worker starts"
         return self.loop
@@ -84,7 +88,7 @@ class Worker:
         assert self.slot is not None, "set before the worker starts"
         _slots.take_back(self.slot)
         self.call = outer
-        if call.aborted and self.way_back().cancels_once:
+        if call.aborted and not call.missed and self.way_back().cancels_once:
             self._told = True  # a cancellation that came after the end of the call is still to come
 
 

@@ -87,6 +87,8 @@ async def outlast(event: Event, cancellation: BaseException, timer: CancelScope 
     cancellations the last, without its context. That of a scope, which the scope takes for its own and ends, must not
     hide one that is meant for the whole task.
     """
+    if isinstance(cancellation, GeneratorExit):  # the loop is gone, and nobody is there to wait
+        return cancellation
     cancelled = get_cancelled_exc_class()
     deadline = math.inf if timer is None else timer.deadline
     try:
@@ -121,7 +123,7 @@ async def wait_for_end(
     on_cancel()
     try:
         cancellation = await outlast(event, cancellation, timer)
-        if on_timeout is not None and not event.is_set():
+        if on_timeout is not None and not event.is_set() and not isinstance(cancellation, GeneratorExit):
             on_timeout()
             cancellation = await outlast(event, cancellation)
         raise cancellation
