@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-import sniffio
 from conftest import Blocking, wait_until
 
 from unfazed.concurrency import (
@@ -228,11 +227,13 @@ def test_nested_calls_lend_the_slot_of_the_call_in_a_given_context(
 def test_async_code_in_a_context_of_another_library_knows_its_own(
     caller: Caller, context: contextvars.Context, other: str
 ) -> None:
+    sniffio = pytest.importorskip("sniffio")  # comes with trio
     context.run(sniffio.current_async_library_cvar.set, other)
 
     async def library() -> str:
         await anyio.sleep(0)
-        return sniffio.current_async_library()
+        found: str = sniffio.current_async_library()
+        return found
 
     assert caller.dual(in_eventloop(library, context=context)) == caller.backend[0]
 

@@ -100,6 +100,8 @@ class ThreadLane(Generic[T]):
         try:
             if cancellation is not None:
                 cancellation = await outlast(self._ended, cancellation)
+                if not self._ended.is_set():  # nobody is there to wait any more
+                    raise cancellation
             assert self._outcome is not None, "there is one when it has ended"
             result = self._outcome.read()
             if cancellation is not None:
