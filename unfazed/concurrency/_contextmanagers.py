@@ -191,7 +191,8 @@ def contextmanager_in_eventloop_sync(
     Cancellation:
         Entering and leaving are cancelled as `run_in_eventloop_sync` is: in a worker thread with the task that is
         waiting for the thread, elsewhere by Ctrl-C. What has been entered by then is left again. Leaving always
-        begins, and its cleanup is waited for. At the end of the loop it is left with a `LoopEndedError`.
+        begins, and its cleanup is waited for. Where its loop ends, or a scope that it holds open is cancelled, it is
+        left at once, with that; in the latter case leaving it raises what came of it.
 
     Returns:
         A context manager. Exceptions are passed in, and can be suppressed.
