@@ -13,9 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import psutil
 import pytest
+from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
 from unfazed.concurrency import _eventloop, _slots
@@ -95,13 +97,14 @@ class Caller:
 
     def __call__(self, place: str, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         helper = getattr(unfazed.concurrency, f"run_in_{place}{'' if self.kind == 'async' else '_sync'}")
-        return self._make(partial(helper, func, *args, **kwargs))
+        return self.make(partial(helper, func, *args, **kwargs))
 
     def dual(self, dual: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a dual callable."""
-        return self._make(partial(dual if self.kind == "async" else dual.sync, *args, **kwargs))
+        return self.make(partial(dual if self.kind == "async" else dual.sync, *args, **kwargs))
 
-    def _make(self, call: Callable[[], Any]) -> Any:
+    def make(self, call: Callable[[], Any]) -> Any:
+        """Make any call, where this caller is."""
         ways: dict[str, Callable[[], Outcome]] = {
             "async": lambda: self.run(captured_async, call),
             "main thread": lambda: captured(call),
@@ -147,6 +150,36 @@ class Blocking:
 
     async def wait_until_started(self) -> None:
         assert await anyio.to_thread.run_sync(self.started.wait, GRACE_SECONDS)
+
+
+class Gate:
+    """Holds up a thread until told, and says when one has come."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(GRACE_SECONDS), "the gate stays shut"
+
+    async def wait_until_reached(self) -> None:
+        await seen(self.reached)
+
+
+async def seen(event: threading.Event) -> None:
+    with anyio.CancelScope(shield=True):
+        assert await run_in_anyios_thread(event.wait, GRACE_SECONDS), "it never happens"
+
+
+async def let_others_run() -> None:
+    with anyio.CancelScope(shield=True):
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+
+
+def limit_threads(total: int) -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = total
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

@@ -20,10 +20,13 @@ import pytest
 from conftest import (
     GRACE_SECONDS,
     Caller,
+    Gate,
     captured,
     captured_async,
     end_background_eventloop,
-    in_plain_thread,
+    let_others_run,
+    limit_threads,
+    seen,
     wait_until,
 )
 
@@ -47,36 +50,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
-
-
-class Gate:
-    """Holds up a thread until told, and says when one has come."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def wait(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(GRACE_SECONDS), "the gate stays shut"
-
-    async def wait_until_reached(self) -> None:
-        await seen(self.reached)
-
-
-async def seen(event: threading.Event) -> None:
-    with anyio.CancelScope(shield=True):
-        assert await anyio.to_thread.run_sync(event.wait, GRACE_SECONDS), "it never happens"
-
-
-async def let_others_run() -> None:
-    with anyio.CancelScope(shield=True):
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-
-
-def limit_threads(total: int) -> None:
-    anyio.to_thread.current_default_thread_limiter().total_tokens = total
 
 
 class Manager(AbstractContextManager["Manager", "bool | None"]):
@@ -610,23 +583,6 @@ class AsyncManager(AbstractAsyncContextManager["AsyncManager", "bool | None"]):
         return self.suppress
 
 
-def called(caller: Caller, func: Callable[[], Any]) -> Any:
-    """Run *func* where a sync caller of this kind is."""
-    if caller.kind == "main thread":
-        return func()
-    if caller.kind == "plain thread":
-        value, error = in_plain_thread(partial(captured, func))
-    else:
-        run = run_in_threadpool if caller.kind == "our worker" else anyio.to_thread.run_sync
-        value, error = caller.run(run, captured, func)
-    if error is None:
-        return value
-    try:
-        raise error
-    finally:
-        del error
-
-
 def test_entered_and_left_in_one_task_and_one_context(sync_caller: Caller) -> None:
     tasks: set[int] = set()
     events: list[str] = []
@@ -650,7 +606,7 @@ def test_entered_and_left_in_one_task_and_one_context(sync_caller: Caller) -> No
             variable.set("changed in the body")
         return value
 
-    assert called(sync_caller, use) == "inside"
+    assert sync_caller.make(use) == "inside"
     assert events == ["the caller's"]
     assert len(tasks) == 1
 
@@ -675,7 +631,7 @@ def test_a_task_group_that_is_held_across_runs_what_the_body_gives_it(sync_calle
 
             run_in_eventloop_sync(start)
 
-    called(sync_caller, use)
+    sync_caller.make(use)
 
     assert results == ["child"]
 
@@ -688,7 +644,7 @@ def test_in_a_worker_it_is_entered_in_the_loop_of_that_worker(background: tuple[
             pass
 
     for kind in ("our worker", "anyio's worker"):
-        called(Caller(kind, background), use)
+        Caller(kind, background).make(use)
 
     assert set(manager.threads) == {threading.get_ident()}
 
@@ -706,7 +662,7 @@ def use_and_raise(manager: Any, error: BaseException) -> None:
 def test_exceptions_are_passed_in_and_go_on_in_sync_code(sync_caller: Caller, error: BaseException) -> None:
     manager = AsyncManager()
 
-    outcome = called(sync_caller, partial(captured, partial(use_and_raise, manager, error)))
+    outcome = sync_caller.make(partial(captured, partial(use_and_raise, manager, error)))
 
     assert outcome == (None, error)
     assert manager.left_with == [error]
@@ -714,7 +670,7 @@ def test_exceptions_are_passed_in_and_go_on_in_sync_code(sync_caller: Caller, er
 
 
 def test_exceptions_can_be_suppressed_in_sync_code(sync_caller: Caller) -> None:
-    called(sync_caller, partial(use_and_raise, AsyncManager(suppress=True), ValueError("no")))
+    sync_caller.make(partial(use_and_raise, AsyncManager(suppress=True), ValueError("no")))
 
 
 def test_what_entering_raised_is_raised_in_sync_code_and_nothing_is_left(sync_caller: Caller) -> None:
@@ -725,7 +681,7 @@ def test_what_entering_raised_is_raised_in_sync_code_and_nothing_is_left(sync_ca
     manager = Failing()
 
     with pytest.raises(ValueError, match="entering") as caught:
-        called(sync_caller, partial(use_and_raise, manager, KeyError()))
+        sync_caller.make(partial(use_and_raise, manager, KeyError()))
 
     assert traceback.extract_tb(caught.tb)[-1].line == 'raise ValueError("entering")'
     assert manager.left_with == []
@@ -737,7 +693,7 @@ def test_what_leaving_raised_is_raised_in_sync_code(sync_caller: Caller) -> None
             raise ValueError("leaving")
 
     with pytest.raises(ValueError, match="leaving"):
-        called(sync_caller, partial(use_and_raise, Failing(), KeyError()))
+        sync_caller.make(partial(use_and_raise, Failing(), KeyError()))
 
 
 def test_entering_it_twice_at_once_is_refused_in_sync_code(sync_caller: Caller) -> None:
@@ -748,7 +704,7 @@ def test_entering_it_twice_at_once_is_refused_in_sync_code(sync_caller: Caller) 
         with manager, pytest.raises(InUseError, match="contextmanager_in_eventloop_sync"):
             manager.__enter__()
 
-    called(sync_caller, use)
+    sync_caller.make(use)
 
     assert (inner.times_entered, inner.left_with) == (1, [None])
 
@@ -762,7 +718,7 @@ def test_it_can_be_entered_again_in_sync_code_when_it_has_been_left(sync_caller:
             with manager as value:
                 assert value is inner
 
-    called(sync_caller, use)
+    sync_caller.make(use)
 
     assert (inner.times_entered, inner.left_with) == (3, [None] * 3)
 
@@ -1031,7 +987,7 @@ def test_a_held_scope_that_was_cancelled_raises_what_it_made_of_that(sync_caller
         with contextmanager_in_eventloop_sync(manager):
             manager.cancel_and_wait()
 
-    value, error = called(sync_caller, partial(captured, use))
+    value, error = sync_caller.make(partial(captured, use))
 
     assert value is None
     assert str(error) == "of the scope"
@@ -1044,7 +1000,7 @@ def test_a_held_scope_that_was_cancelled_and_is_content_raises_nothing(sync_call
             manager.cancel_and_wait()
         return "done"
 
-    assert called(sync_caller, partial(captured, use)) == ("done", None)
+    assert sync_caller.make(partial(captured, use)) == ("done", None)
 
 
 def test_what_the_body_raised_goes_on_though_a_held_scope_was_cancelled(sync_caller: Caller) -> None:
@@ -1054,7 +1010,7 @@ def test_what_the_body_raised_goes_on_though_a_held_scope_was_cancelled(sync_cal
             manager.cancel_and_wait()
             raise LookupError("of the body")
 
-    assert str(called(sync_caller, partial(captured, use))[1]) == "of the body"
+    assert str(sync_caller.make(partial(captured, use))[1]) == "of the body"
 
 
 def test_a_task_that_fails_in_a_group_that_is_held_fails_the_group(sync_caller: Caller) -> None:
@@ -1069,7 +1025,7 @@ def test_a_task_that_fails_in_a_group_that_is_held_fails_the_group(sync_caller: 
             call_in_the_loop(tasks.start_soon, failing)
             assert failed.wait(GRACE_SECONDS)
 
-    error: Any = called(sync_caller, partial(captured, use))[1]
+    error: Any = sync_caller.make(partial(captured, use))[1]
 
     assert [str(each) for each in error.exceptions] == ["of the child"]
 

@@ -18,10 +18,14 @@ import pytest
 from conftest import (
     GRACE_SECONDS,
     Caller,
+    Gate,
     captured,
     captured_async,
     end_background_eventloop,
     in_plain_thread,
+    let_others_run,
+    limit_threads,
+    seen,
     wait_until,
 )
 
@@ -43,41 +47,11 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 both_ways = pytest.mark.parametrize("prefetch", [0, 3])
-
-
-class Gate:
-    """Holds up a thread until told, and says when one has come."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def wait(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(GRACE_SECONDS), "the gate stays shut"
-
-    async def wait_until_reached(self) -> None:
-        await seen(self.reached)
-
-
-async def seen(event: threading.Event) -> None:
-    with anyio.CancelScope(shield=True):
-        assert await anyio.to_thread.run_sync(event.wait, GRACE_SECONDS), "it never happens"
-
-
-async def let_others_run() -> None:
-    with anyio.CancelScope(shield=True):
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-
-
-def limit_threads(total: int) -> None:
-    anyio.to_thread.current_default_thread_limiter().total_tokens = total
 
 
 class Counter:
@@ -1100,25 +1074,8 @@ class Ticker:
         self.times_closed += 1
 
 
-def called(caller: Caller, func: Callable[[], Any]) -> Any:
-    """Run *func* where a sync caller of this kind is."""
-    if caller.kind == "main thread":
-        return func()
-    if caller.kind == "plain thread":
-        value, error = in_plain_thread(partial(captured, func))
-    else:
-        run = run_in_threadpool if caller.kind == "our worker" else anyio.to_thread.run_sync
-        value, error = caller.run(run, captured, func)
-    if error is None:
-        return value
-    try:
-        raise error
-    finally:
-        del error
-
-
 def test_all_items_come_in_order_in_sync_code(sync_caller: Caller) -> None:
-    assert called(sync_caller, lambda: list(iterate_in_eventloop_sync(Ticker(100)))) == list(range(100))
+    assert sync_caller.make(lambda: list(iterate_in_eventloop_sync(Ticker(100)))) == list(range(100))
 
 
 def test_one_task_and_one_context_serve_the_whole_iteration(sync_caller: Caller) -> None:
@@ -1138,14 +1095,14 @@ def test_one_task_and_one_context_serve_the_whole_iteration(sync_caller: Caller)
         variable.set("the caller's")
         return [*iterate_in_eventloop_sync(generator()), variable.get()]
 
-    assert called(sync_caller, iterate) == ["inside"] * 5 + ["the caller's"] * 2
+    assert sync_caller.make(iterate) == ["inside"] * 5 + ["the caller's"] * 2
     assert len(tasks) == 1
 
 
 def test_in_a_worker_it_runs_in_the_loop_of_that_worker(background: tuple[str, dict[str, Any]]) -> None:
     ticker = Ticker(3)
     for kind in ("our worker", "anyio's worker"):
-        assert called(Caller(kind, background), lambda: next(iterate_in_eventloop_sync(ticker))) in (0, 1)
+        assert Caller(kind, background).make(lambda: next(iterate_in_eventloop_sync(ticker))) in (0, 1)
 
     assert ticker.threads == {threading.get_ident()}
     assert ticker.times_closed == 2
@@ -1160,7 +1117,7 @@ def test_closed_in_its_task_after_break_and_waited_for(sync_caller: Caller) -> N
                 break
         return ticker.times_closed
 
-    assert called(sync_caller, iterate) == 1
+    assert sync_caller.make(iterate) == 1
     assert len(ticker.tasks) == 1
 
 
@@ -1176,7 +1133,7 @@ def test_closed_in_its_task_after_an_exception_in_the_body_and_waited_for(sync_c
             body()
         return ticker.times_closed
 
-    assert called(sync_caller, iterate) == 1
+    assert sync_caller.make(iterate) == 1
     assert len(ticker.tasks) == 1
 
 
@@ -1191,7 +1148,7 @@ def test_closed_in_its_task_by_close_and_waited_for(sync_caller: Caller) -> None
         assert list(items) == []
         return ticker.times_closed
 
-    assert called(sync_caller, iterate) == 1
+    assert sync_caller.make(iterate) == 1
     assert len(ticker.tasks) == 1
 
 
@@ -1215,7 +1172,7 @@ def test_an_async_generator_left_early_leaves_its_task_group_and_resets_its_toke
         with captured_items(generator()) as items:
             assert next(items) == 1
 
-    called(sync_caller, iterate)
+    sync_caller.make(iterate)
 
     assert results == ["left"]
 
@@ -1237,14 +1194,14 @@ class captured_items:  # noqa: N801  reads as what it does
 def test_an_iterator_at_its_end_is_not_closed(sync_caller: Caller) -> None:
     ticker = Ticker(2)
 
-    assert called(sync_caller, lambda: list(iterate_in_eventloop_sync(ticker))) == [0, 1]
+    assert sync_caller.make(lambda: list(iterate_in_eventloop_sync(ticker))) == [0, 1]
     assert ticker.times_closed == 0
 
 
 def test_an_iterator_that_was_never_begun_runs_nothing(sync_caller: Caller) -> None:
     ticker = Ticker()
 
-    called(sync_caller, lambda: iterate_in_eventloop_sync(ticker).close())
+    sync_caller.make(lambda: iterate_in_eventloop_sync(ticker).close())
 
     assert (ticker.given, ticker.times_closed) == (0, 0)
 
@@ -1260,7 +1217,7 @@ def test_what_closing_raised_is_raised_in_sync_code(sync_caller: Caller) -> None
         with pytest.raises(ValueError, match="closing"):
             items.close()
 
-    called(sync_caller, iterate)
+    sync_caller.make(iterate)
 
 
 def test_exceptions_come_with_their_traceback_in_sync_code(sync_caller: Caller) -> None:
@@ -1276,7 +1233,7 @@ def test_exceptions_come_with_their_traceback_in_sync_code(sync_caller: Caller) 
         items.extend(iterate_in_eventloop_sync(fail()))
 
     with pytest.raises(ValueError, match="no") as caught:
-        called(sync_caller, iterate)
+        sync_caller.make(iterate)
 
     assert caught.value is error
     assert traceback.extract_tb(error.__traceback__)[-1].name == "fail"
@@ -1293,7 +1250,7 @@ def test_exceptions_that_end_programs_reach_the_sync_consumer_alone(sync_caller:
         assert list(iterate_in_eventloop_sync(Ticker(1))) == [0]
         return outcome
 
-    assert called(sync_caller, iterate) == (None, error)
+    assert sync_caller.make(iterate) == (None, error)
 
 
 def test_stop_iteration_raised_inside_is_a_runtime_error_in_sync_code(sync_caller: Caller) -> None:
@@ -1307,7 +1264,7 @@ def test_stop_iteration_raised_inside_is_a_runtime_error_in_sync_code(sync_calle
 
     for failing in (FailsAtOnce(), FailsLater()):
         with pytest.raises(RuntimeError, match="StopIteration"):
-            called(sync_caller, lambda source=failing: list(iterate_in_eventloop_sync(source)))  # type: ignore[misc]
+            sync_caller.make(lambda source=failing: list(iterate_in_eventloop_sync(source)))  # type: ignore[misc]
 
 
 def test_a_step_is_cancelled_with_the_task_that_waits_for_the_worker(background: tuple[str, dict[str, Any]]) -> None:
@@ -1448,7 +1405,7 @@ def test_a_step_from_a_worker_goes_to_the_loop_where_the_iteration_was_begun(
     taken = [next(items)]
 
     for kind in ("our worker", "anyio's worker"):
-        taken.append(called(Caller(kind, background), partial(next, items)))
+        taken.append(Caller(kind, background).make(partial(next, items)))
     items.close()
 
     assert taken == [0, 1, 2]

@@ -11,31 +11,26 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, captured, captured_async, wait_until
+from anyio.to_thread import run_sync as run_in_anyios_thread  # now: a test puts another in its place
+from conftest import (
+    GRACE_SECONDS,
+    captured,
+    captured_async,
+    let_others_run,
+    seen,
+    wait_until,
+)
 
 from unfazed.concurrency import LoopEndedError, _calls, _jobs, _lanes, _slots, _synccalls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-run_in_anyios_thread = anyio.to_thread.run_sync
-
-
-async def let_others_run() -> None:
-    with anyio.CancelScope(shield=True):
-        for _ in range(10):
-            await anyio.lowlevel.checkpoint()
-
 
 async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(GRACE_SECONDS):
         while not condition():
             await anyio.lowlevel.checkpoint()
-
-
-async def seen(event: threading.Event) -> None:
-    with anyio.CancelScope(shield=True):
-        assert await run_in_anyios_thread(event.wait, GRACE_SECONDS), "it never happens"
 
 
 class Steps:
