@@ -47,6 +47,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return BACKENDS[request.param]
 
 
+def pytest_collection_finish() -> None:
+    """Have the garbage collector, which runs after each test, look at what the tests make alone."""
+    for name in ("trio", "hypothesis"):  # which looks for referrers when the other is imported
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def background(anyio_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Have the background event loop run on the backend under test."""

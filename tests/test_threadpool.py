@@ -320,6 +320,7 @@ async def test_a_call_cancelled_by_asyncio_twice_leaves_no_reference_cycle() -> 
         blocking.may_end.set()
         with pytest.raises(asyncio.CancelledError):
             await task
+        del task
         with anyio.fail_after(GRACE_SECONDS):
             while not test.gone.is_set():  # the loop holds on to some of it for a turn or two
                 await anyio.sleep(0.001)
