@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,15 @@ from model import Node, call_for_real, expected, fitted, trees
 
 SEED = int(os.environ.get("UNFAZED_FUZZ_SEED") or random.randrange(2**32))
 TREES = int(os.environ.get("UNFAZED_FUZZ_TREES") or 60)  # for each backend and caller
+
+
+@pytest.fixture(autouse=True)
+def _thaw() -> Iterator[None]:
+    """Have the garbage collector see everything: Hypothesis asks it who holds its random numbers."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.timeout(60 + TREES)
