@@ -41,7 +41,7 @@ class Elsewhere(NamedTuple):
     """An executor with two worker processes."""
 
     executor: Executor
-    await_calls: Callable[[int], object]  # waits until the executor has so many, where that can be known
+    await_calls: Callable[[int], object]  # waits until so many have not ended, where that can be known
     await_cancelled: Callable[[str], object]  # waits until no worker has calls of that name, where that can be known
 
 
@@ -68,7 +68,10 @@ def dask_executor() -> Iterator[Elsewhere]:
         executor.submit(functions.echo).result(GRACE_SECONDS)
 
         def await_calls(count: int) -> None:
-            wait_until(lambda: len(cluster.scheduler.tasks) == count, "the scheduler has more calls, or fewer")
+            def unfinished() -> int:
+                return sum(task.state not in {"memory", "erred"} for task in cluster.scheduler.tasks.values())
+
+            wait_until(lambda: unfinished() == count, "the scheduler has more calls, or fewer")
 
         def await_cancelled(name: str) -> None:
             def on_worker(dask_worker: Any) -> bool:
