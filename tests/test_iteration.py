@@ -517,6 +517,83 @@ async def test_dropped_while_it_waits_for_a_slot_to_fetch_ahead_it_is_closed_at_
         gate.opened.set()
 
 
+@both_ways
+def test_a_loop_that_cancels_our_task_before_it_has_begun_is_an_error(prefetch: int) -> None:
+    """Only asyncio does that."""
+
+    async def main() -> None:
+        items = iterate_in_threadpool(Counter(), prefetch=prefetch)
+        others = asyncio.all_tasks()
+        step = asyncio.ensure_future(captured_async(items.__anext__))
+        while not (ours := asyncio.all_tasks() - others - {step}):
+            await asyncio.sleep(0)
+        for task in ours:
+            task.cancel()
+        _, error = await step
+
+        assert isinstance(error, LoopEndedError)
+
+    asyncio.run(main())
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_cancels_our_task_while_it_fetches_ahead_is_an_error() -> None:
+    gate = Gate()
+    limit_threads(1)
+    items = iterate_in_threadpool(Counter(), prefetch=1)
+    results: list[Any] = []
+
+    async def step() -> None:
+        results.append(await captured_async(items.__anext__))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, gate.wait)
+        await gate.wait_until_reached()
+        tasks.start_soon(step)
+        await let_others_run()  # until it waits for the slot
+        assert items._feed._fetching is not None
+        assert items._feed._fetching._abort is not None
+        items._feed._fetching._abort()  # as the end of the loop does
+        await let_others_run()
+        gate.opened.set()
+
+    ((_, error),) = results
+    assert isinstance(error, LoopEndedError)
+    assert isinstance(error.__cause__, anyio.get_cancelled_exc_class())
+
+
+def test_a_consumer_that_is_cancelled_as_the_fetching_ends_is_cancelled() -> None:
+    """Only asyncio cancels who has been woken."""
+
+    async def main() -> None:
+        gate = Gate()
+        limit_threads(1)
+        items = iterate_in_threadpool(Counter(), prefetch=1)
+        blocking = asyncio.ensure_future(run_in_threadpool(gate.wait))
+        await gate.wait_until_reached()
+        step = asyncio.ensure_future(items.__anext__())
+        await let_others_run()
+        assert items._feed._fetching is not None
+        assert items._feed._fetching._abort is not None
+        items._feed._fetching._abort()
+        while items._feed._fetching is not None:
+            await asyncio.sleep(0)
+        step.cancel()
+        gate.opened.set()
+        await blocking
+
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        await items.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_iterator_that_could_not_be_made_is_dropped_in_silence() -> None:
+    with pytest.raises(TypeError):
+        _iteration.ThreadpoolIterator()  # type: ignore[call-arg]
+
+
 @pytest.mark.anyio
 @both_ways
 async def test_dropped_in_another_thread_it_is_closed_in_its_own(prefetch: int) -> None:
@@ -1237,6 +1314,31 @@ def test_exceptions_come_with_their_traceback_in_sync_code(sync_caller: Caller) 
 
     assert caught.value is error
     assert traceback.extract_tb(error.__traceback__)[-1].name == "fail"
+
+
+def test_after_the_cancellation_of_a_scope_that_it_holds_a_step_raises_what_closing_it_raised(
+    background: tuple[str, dict[str, Any]],
+) -> None:
+    scopes: list[anyio.CancelScope] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            try:
+                yield 1
+            finally:
+                raise ValueError("closed")
+
+    async def cancel() -> None:
+        scopes[0].cancel()
+        await let_others_run()
+
+    items = iterate_in_eventloop_sync(numbers())
+    assert next(items) == 1
+    run_in_eventloop_sync(cancel)
+
+    with pytest.raises(ValueError, match="closed"):
+        next(items)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: a test puts another in its place
 from conftest import (
     GRACE_SECONDS,
+    Gate,
     captured,
     captured_async,
     let_others_run,
@@ -237,6 +239,20 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
     assert isinstance(lanes[0]._error, LoopEndedError)
 
 
+def test_who_waits_for_the_last_step_when_the_loop_is_dropped_ends_in_silence() -> None:
+    async def main() -> None:
+        lane = _lanes.ThreadLane("helper", gate.wait)
+        lane.leave()
+        waiting = lane.left()
+        waiting.send(None)
+        waiting.close()  # as the garbage collector does
+        gate.opened.set()
+        await lane.left()
+
+    gate = Gate()
+    asyncio.run(main())
+
+
 def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepthook(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +446,63 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
     await seen(told)
 
     assert reported == [error]
+
+
+@pytest.mark.anyio
+async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> None:
+    lane = _lanes.TaskLane(no_last_step)
+    await lane.start()
+    call, stands = call_of(anyio.sleep_forever)
+    lane.take(call, contextvars.copy_context())
+    await until(lambda: lane._current is call)
+    assert lane._abort is not None
+    lane._abort()
+    await seen(stands)
+    await until(lambda: lane._over)
+
+    with pytest.raises(anyio.get_cancelled_exc_class()):
+        call.answer.read()
+
+
+@pytest.mark.anyio
+async def test_a_last_step_that_is_cancelled_ends_the_lane() -> None:
+    began = threading.Event()
+
+    async def last(cancellation: BaseException | None) -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    lane = _lanes.TaskLane(last)
+    await lane.start()
+    await let_others_run()
+    lane.leave()
+    await seen(began)
+    assert lane._abort is not None
+    lane._abort()
+    await until(lambda: lane.answer.stands)
+
+    with pytest.raises(anyio.get_cancelled_exc_class()):
+        lane.answer.read()
+
+
+def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> None:
+    """Only asyncio does that."""
+
+    async def main() -> None:
+        lane = _lanes.TaskLane(no_last_step)
+        others = asyncio.all_tasks()
+        await lane.start()
+        call, _ = call_of(nothing)
+        lane.take(call, contextvars.copy_context())
+        while not (ours := asyncio.all_tasks() - others):
+            await asyncio.sleep(0)
+        ours.pop().cancel()
+        await until(lambda: call.answer.stands)
+
+        with pytest.raises(LoopEndedError):
+            call.answer.read()
+
+    asyncio.run(main())
 
 
 @pytest.mark.anyio

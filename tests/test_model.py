@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 from model import Node, call_for_real, expected, fitted, trees
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEED = int(os.environ.get("UNFAZED_FUZZ_SEED") or random.randrange(2**32))
 TREES = int(os.environ.get("UNFAZED_FUZZ_TREES") or 60)  # for each backend and caller

@@ -14,6 +14,7 @@ import threading
 import typing
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, nullcontext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import anyio
 import pytest
 
 from unfazed.concurrency import (
+    contextmanager_in_threadpool,
     in_eventloop,
     in_executor,
     in_threadpool,
@@ -33,7 +35,7 @@ from unfazed.concurrency import (
 from unfazed.concurrency._errors import CallTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 Backend = tuple[str, dict[str, Any]]
 
@@ -254,3 +256,54 @@ def test_tasks_dropped_with_their_loop_end_in_silence() -> None:
     """
     done = subprocess.run([sys.executable, "-c", program], timeout=10, check=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+async def _use_in_thread() -> None:
+    await run_in_threadpool(int)
+
+
+async def _use_in_executor() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        await run_in_executor(executor, int)
+
+
+async def _iterate() -> None:
+    async with aclosing(iterate_in_threadpool([1])) as items:
+        await anext(items)
+
+
+async def _iterate_ahead() -> None:
+    async with aclosing(iterate_in_threadpool([1], prefetch=1)) as items:
+        await anext(items)
+
+
+async def _enter() -> None:
+    async with contextmanager_in_threadpool(nullcontext()):
+        pass
+
+
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize(
+    "use",
+    [
+        _use_in_thread,
+        _use_in_executor,
+        _iterate,
+        _iterate_ahead,
+        _enter,
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_loop_that_ends_at_any_moment_of_a_call_does_not_hang(use: Callable[[], Awaitable[None]], turns: int) -> None:
+    """asyncio cancels, before it has begun, the very task that the call waits for."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.add_done_callback(ended.append)
+
+    ended: list[object] = []
+    asyncio.run(main())
+
+    assert ended

@@ -196,6 +196,11 @@ class Call(Generic[T]):
             self.accepted = True
             self.fail(self._reason)
 
+    def fail_unless_run(self, _task: object) -> None:
+        """End the call if its task was cancelled before it began, as asyncio does at the end of a loop."""
+        if not self.answer.stands:
+            self.fail(LoopEndedError("the event loop of this call has ended, or cancelled it before it began"))
+
     def fail(self, error: BaseException | None) -> None:
         """End the call, whose task could not even be started; in the loop's thread."""
         self.answer.write(None, error)

@@ -118,7 +118,7 @@ class Job(Worker, Generic[T]):
             else:
                 await self._run_whatever_cancels_us(timer)
         finally:
-            if not self._abandoned:
+            if not self._abandoned:  # pragma: no branch (that always raises)
                 self._give_back()
         return self.outcome
 

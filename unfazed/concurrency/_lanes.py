@@ -28,7 +28,7 @@ from ._jobs import Job
 from ._loops import current_loop
 from ._loopthread import submit_here
 from ._synccalls import GONE_CHECK_SECONDS
-from ._waits import NO_LIMIT, outlast, set_from_anywhere
+from ._waits import NO_LIMIT, cancelled_classes, outlast, set_from_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,10 +72,13 @@ class ThreadLane(Generic[T]):
         self._error: BaseException | None = None  # why it never did
         self._waiting: Event | None = None  # of the step that is under way
         self._leaving = False
-        self._ended = Event()
+        self._released = False  # whether nothing holds the thread any more
+        self._over = False  # whether the last step has been done
+        self._ended = Event()  # set when both are so: asyncio may drop what is left when its last task has ended
         self._outcome: Answer[T] | None = None  # of the last step
         self.heard = False  # whether somebody waits for that; said before the lane is left, to be seen by its thread
-        submit_here(Call(self._stay, Answer(int)), copy_context())
+        self._hold = Call(self._stay, Answer(self._stayed))
+        submit_here(self._hold, copy_context())
 
     async def run(self, func: Callable[[], S]) -> S:
         """Run *func* in the thread, when a slot is free, and await its result. Cancelled, it waits as a job does."""
@@ -129,18 +132,26 @@ class ThreadLane(Generic[T]):
 
     async def _stay(self) -> None:
         """Hold the thread, in a task of its own. Where the end of the loop cancels that, the thread sees it itself."""
-        try:
-            await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
-        except BaseException as exc:
-            if self._started.acquire(blocking=False):
-                cancelled = isinstance(exc, get_cancelled_exc_class())
-                self._error = LoopEndedError(_ENDED) if cancelled else exc
-                self._outcome = Answer(int)
-                self._outcome.write(None, None)
+        await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+
+    def _stayed(self) -> None:
+        """Note that nothing holds the thread any more, and if it has never started, why."""
+        self._released = True
+        if not self._started.acquire(blocking=False):
+            if self._over:
                 self._ended.set()
-                if self._waiting is not None:
-                    self._waiting.set()
-            raise
+            return
+        try:
+            self._hold.answer.read()
+        except cancelled_classes():
+            self._error = LoopEndedError(_ENDED)
+        except BaseException as exc:
+            self._error = exc
+        self._outcome = Answer(int)
+        self._outcome.write(None, None)
+        self._ended.set()
+        if self._waiting is not None:
+            self._waiting.set()
 
     def _serve(self) -> None:
         """Do one step after another, and the last one, in the thread."""
@@ -162,8 +173,19 @@ class ThreadLane(Generic[T]):
         job.work()
         _slots.release(job.slot)
         self._outcome = job.outcome
-        if not set_from_anywhere(self.loop, self._ended) or not self.heard:
+        try:
+            self.loop.post(self._served)
+            heard = self.heard
+        except LoopEndedError:
+            heard = False
+        if not heard:
             report(job.outcome)
+
+    def _served(self) -> None:
+        """Note that the last step has been done, in the loop's thread."""
+        self._over = True
+        if self._released:
+            self._ended.set()
 
 
 @final
@@ -250,9 +272,17 @@ class TaskLane(Call[None]):
                 await self._do_last(cancellation)
         finally:
             del cancellation
-            self._over = True  # not before the last step: who is told that he comes too late hears of its outcome
-            for call, _ in self._calls:
-                call.fail(LoopEndedError(_ENDED))
+            self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+
+    def fail(self, error: BaseException | None) -> None:
+        self._end()
+        super().fail(error)
+
+    def _end(self) -> None:
+        """Refuse all calls from now on, and those that queue."""
+        self._over = True
+        for call, _ in self._calls:
+            call.fail(LoopEndedError(_ENDED))
 
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
         try:

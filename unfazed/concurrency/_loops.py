@@ -48,7 +48,12 @@ class AsyncioLoop:
 
     def submit(self, call: Call[Any], context: Context) -> None:
         call.loop = self
-        self.post(self._start, call, context=context)
+        here = running_loop()
+        if here is not None and here.native is self.native:
+            # At once: what a loop that is ending does not know of, it does not cancel, but drops.
+            context.run(self._start, call)
+        else:
+            self.post(self._start, call, context=context)
 
     def _start(self, call: Call[Any]) -> None:
         if call.accepted:
@@ -58,10 +63,12 @@ class AsyncioLoop:
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         running = self._run(call)
         try:
-            self.native.create_task(running)
+            task = self.native.create_task(running)
         except BaseException as exc:  # of a task factory of the user's
             running.close()
             call.fail(exc)
+        else:
+            task.add_done_callback(call.fail_unless_run)
 
     async def _run(self, call: Call[Any]) -> None:
         await call.run(_current_task().cancel)
@@ -75,7 +82,7 @@ class AsyncioLoop:
 
     def forget_cancellation(self) -> None:
         uncancel = getattr(_current_task(), "uncancel", None)  # since Python 3.11
-        if uncancel is not None:
+        if uncancel is not None:  # pragma: no branch
             uncancel()
 
     async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
