@@ -21,6 +21,7 @@ from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
+    _jobs,
     _slots,
     count_abandoned_threads,
     in_eventloop,
@@ -153,6 +154,24 @@ async def test_a_cancelled_call_abandons_its_thread_which_keeps_its_slot_until_i
     assert await in_threadpool(functions.echo, limiter=limiter)(1) == ((1,), {})
     wait_until(lambda: count_abandoned_threads() == 0, "the thread ends")
     assert blocking.ended
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndsFirst(set[_jobs.Job[Any]]):
+        def add(self, job: _jobs.Job[Any], /) -> None:
+            blocking.may_end.set()
+            wait_until(lambda: job._over, "the thread ends")
+            super().add(job)
+
+    blocking = Blocking()
+    monkeypatch.setattr(_jobs, "_abandoned", EndsFirst())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(in_threadpool(blocking, abandon_on_cancel=True))
+        await blocking.wait_until_started()
+        tasks.cancel_scope.cancel()
+
+    assert count_abandoned_threads() == 0
 
 
 @pytest.mark.anyio
