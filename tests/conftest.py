@@ -20,7 +20,7 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
-from unfazed.concurrency import _eventloop, _slots
+from unfazed.concurrency import _eventloop, _relay, _slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -209,6 +209,13 @@ def end_background_eventloop() -> None:
     _eventloop._settings = None
 
 
+def end_relay() -> None:
+    """End the thread that serves worker processes, so that the next call starts a new one."""
+    relay, _relay._relay = _relay._relay, None
+    if relay is not None:
+        relay.stop()
+
+
 @pytest.fixture(autouse=True)
 def leave_nothing_behind() -> Iterator[None]:
     """Fail a test after which a thread, a child process, a slot or an un-awaited coroutine is left."""
@@ -218,6 +225,7 @@ def leave_nothing_behind() -> Iterator[None]:
     yield
 
     end_background_eventloop()
+    end_relay()
     policy_loop_errors = asyncio.events._get_running_loop()
     assert policy_loop_errors is None, "the test left an event loop running in the main thread"
     # trio keeps its threads for ten idle seconds, in a cache for the whole process

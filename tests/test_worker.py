@@ -14,54 +14,54 @@ from typing import Any
 import process_functions as functions
 import pytest
 
-from unfazed.concurrency import _worker
+from unfazed._worker import settling, trampoline
 
 
 @pytest.fixture(autouse=True)
 def settled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is no worker: it keeps its Ctrl-C, and does not end with its parent."""
-    monkeypatch.setattr(_worker, "_settled_in", True)
+    monkeypatch.setattr(settling, "_settled_in", True)
 
 
 def run(func: object, *args: object, **kwargs: object) -> tuple[str, Any, str]:
-    outcome: tuple[str, Any, str] = pickle.loads(_worker.run(pickle.dumps((func, args, kwargs))))
+    outcome: tuple[str, Any, str] = pickle.loads(trampoline.run(1, pickle.dumps((func, args, kwargs)))[3])
     return outcome
 
 
 def test_a_value_comes_back() -> None:
-    assert run(functions.echo, 1, a=2) == (_worker.VALUE, ((1,), {"a": 2}), "")
+    assert run(functions.echo, 1, a=2) == (trampoline.VALUE, ((1,), {"a": 2}), "")
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException) -> None:
     kind, caught, text = run(functions.fail, error)
 
-    assert kind == _worker.ERROR
+    assert kind == trampoline.ERROR
     assert repr(caught) == repr(error)
     assert "in fail\n" in text
-    assert "_worker.py" not in text
+    assert "trampoline.py" not in text
 
 
 def test_an_error_that_cannot_be_read_back_comes_as_text() -> None:
     kind, summary, text = run(functions.fail_with_two_arguments)
 
-    assert (kind, summary) == (_worker.UNREADABLE_ERROR, "process_functions.TwoArgumentError: 1 and 2")
+    assert (kind, summary) == (trampoline.UNREADABLE_ERROR, "process_functions.TwoArgumentError: 1 and 2")
     assert "in fail_with_two_arguments" in text
 
 
 def test_a_value_that_cannot_be_pickled_comes_as_text() -> None:
     kind, summary, _ = run(functions.return_lambda)
 
-    assert kind == _worker.UNSENDABLE_VALUE
+    assert kind == trampoline.UNSENDABLE_VALUE
     assert summary.startswith("function: ")
 
 
 def test_a_request_that_cannot_be_read_is_an_error() -> None:
     request = pickle.dumps((functions.echo, (), {})).replace(b"echo", b"ecco")
 
-    kind, reason, text = pickle.loads(_worker.run(request))
+    kind, reason, text = pickle.loads(trampoline.run(1, request)[3])
 
-    assert kind == _worker.UNREADABLE_REQUEST
+    assert kind == trampoline.UNREADABLE_REQUEST
     assert "ecco" in reason
     assert "AttributeError" in text
 
@@ -75,19 +75,20 @@ def test_a_group_keeps_its_parts() -> None:
 
 
 def test_what_turns_out_to_be_async_is_said_to_be() -> None:
-    assert run(functions.returns_coroutine) == (_worker.COROUTINE, None, "")
+    assert run(functions.returns_coroutine) == (trampoline.COROUTINE, None, "")
 
 
 def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker, "_settled_in", False)
+    monkeypatch.setattr(settling, "_settled_in", False)
+    monkeypatch.setattr(settling, "_move_streams", lambda output: None)
     watching: list[int] = []
     at_exit: list[object] = []
     monkeypatch.setattr(atexit, "register", lambda *args: at_exit.append(args))
-    monkeypatch.setattr(_worker, "_end_with", watching.append)
+    monkeypatch.setattr(settling, "_end_with", watching.append)
     before = signal.getsignal(signal.SIGINT)
     try:
         for _ in range(2):
-            _worker.run(pickle.dumps((functions.echo, (), {})))
+            trampoline.run(1, pickle.dumps((functions.echo, (), {})))
         signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -95,15 +96,22 @@ def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.001)
 
     assert watching == [os.getppid()]
-    assert at_exit == [(time.sleep, _worker.LAST_SECONDS)]
+    assert at_exit == [(time.sleep, settling.LAST_SECONDS)]
 
 
 def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker, "_settled_in", False)
-    monkeypatch.setattr(_worker, "_end_with", lambda parent: None)
+    monkeypatch.setattr(settling, "_settled_in", False)
+    monkeypatch.setattr(settling, "_move_streams", lambda output: None)
+    monkeypatch.setattr(settling, "_end_with", lambda parent: None)
     monkeypatch.setattr(atexit, "register", lambda *args: None)
     before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=_worker.run, args=(pickle.dumps((functions.echo, (), {})),))
+    thread = threading.Thread(
+        target=trampoline.run,
+        args=(
+            1,
+            pickle.dumps((functions.echo, (), {})),
+        ),
+    )
     thread.start()
     thread.join()
 
@@ -112,10 +120,10 @@ def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.Monke
 
 def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = [1, 1, 2]
-    monkeypatch.setattr(_worker, "ORPHAN_CHECK_SECONDS", 0)
+    monkeypatch.setattr(settling, "ORPHAN_CHECK_SECONDS", 0)
     monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
     monkeypatch.setattr(os, "_exit", sys.exit)
 
     with pytest.raises(SystemExit):
-        _worker._end_with(1)
+        settling._end_with(1)
     assert parents == []

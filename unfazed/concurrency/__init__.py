@@ -12,17 +12,17 @@
               _jobs.py              what becomes of one call in a worker thread
     floor 5   _loopthread.py        event loops in threads of their own
     floor 4   _synccalls.py         how sync code finds a loop, and waits for it
+              _relay.py             what worker processes write and log, and how they end
     floor 3   _waits.py             how async code waits, whatever cancels it
     floor 2   _loops.py             running loops as other threads see them; all that differs by library
               _contexts.py          who is in which of the contexts that users share
     floor 1   _calls.py             calls on their way into a loop
               _checks.py            what may be called where, with which options
     floor 0   _slots.py             who may run, who lends while it waits
-              _worker.py            what runs inside a worker process
               _references.py        how decorated functions are sent to one
               _errors.py            every exception class, with its text
 
-A file imports from lower floors only.
+A file imports from lower floors only. What runs inside a worker process is in `unfazed._worker`, below all floors.
 """
 
 from ._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
@@ -49,7 +49,13 @@ from ._executor import run_in_executor, run_in_executor_sync
 from ._iteration import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
 from ._jobs import count_abandoned_threads
 from ._loopthread import EventLoopThread
-from ._processpool import run_in_processpool, run_in_processpool_sync
+from ._processpool import (
+    configure_processpool,
+    run_in_processpool,
+    run_in_processpool_sync,
+    warm_up_processpool,
+    warm_up_processpool_sync,
+)
 from ._threadpool import run_in_threadpool, run_in_threadpool_sync
 
 __all__ = (
@@ -73,6 +79,7 @@ __all__ = (
     "WrongFunctionError",
     "WrongOptionError",
     "configure_background_eventloop",
+    "configure_processpool",
     "contextmanager_in_eventloop_sync",
     "contextmanager_in_threadpool",
     "count_abandoned_threads",
@@ -90,4 +97,6 @@ __all__ = (
     "run_in_processpool_sync",
     "run_in_threadpool",
     "run_in_threadpool_sync",
+    "warm_up_processpool",
+    "warm_up_processpool_sync",
 )

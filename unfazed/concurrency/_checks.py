@@ -126,9 +126,11 @@ def require_context(context: object, helper: str) -> None:
         )
 
 
-def require_count(value: object, name: str, helper: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise WrongOptionError(f"{helper}({name}=...) must be a whole number, 0 or more, not {short_repr(value)}")
+def require_count(value: object, name: str, helper: str, at_least: int = 0) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise WrongOptionError(
+            f"{helper}({name}=...) must be a whole number, {at_least} or more, not {short_repr(value)}"
+        )
 
 
 def require_flag(value: object, name: str, helper: str) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
+    from types import CodeType
     from typing import Concatenate
 
     from anyio import CapacityLimiter
@@ -99,7 +100,7 @@ class DualCallable(Dual, Generic[P, T]):
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
     # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
-    __code__ = cast("Any", __call__).__code__
+    __code__: CodeType = cast("Any", __call__).__code__
     __defaults__ = None
     __kwdefaults__ = None
 
@@ -156,7 +157,9 @@ class DualMethod(Generic[P, T]):
 
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
-        self.__isabstractmethod__ = getattr(dual.__wrapped__, "__isabstractmethod__", False)  # no copy in a `__dict__`
+        self.__isabstractmethod__: bool = getattr(
+            dual.__wrapped__, "__isabstractmethod__", False
+        )  # no copy in a `__dict__`
         self._dual = dual
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
@@ -244,6 +247,8 @@ if TYPE_CHECKING:
         limiter: CapacityLimiter | None
         kill_on_cancel: bool
         timeout: float | None
+        initializer: Callable[[], object] | None
+        max_calls: int | None
 
     class _ExecutorOptions(TypedDict, total=False):
         timeout: float | None
@@ -320,6 +325,8 @@ def in_processpool(
     limiter: CapacityLimiter | None = None,
     kill_on_cancel: bool = False,
     timeout: float | None = None,
+    initializer: Callable[[], object] | None = None,
+    max_calls: int | None = None,
 ) -> Any:
     """Make a dual callable that runs a sync function in a worker process; also a decorator.
 
@@ -334,6 +341,10 @@ def in_processpool(
         kill_on_cancel: Whether a call that is cancelled kills its worker process.
         timeout: After how many seconds, waiting for a slot included, to kill the worker process and raise
             `CallTimeoutError`; `None` for no limit.
+        initializer: A function without arguments (`functools.partial` gives it some) that each worker process calls
+            once, before its first such call; what it raises is raised by that call, and the next one tries again.
+        max_calls: After how many calls, of whatever function, to replace the worker process, against what leaks there;
+            `None` for never.
 
     Cancellation:
         As for `run_in_processpool`: a call that has not been sent never is; one that runs is waited for, but no
@@ -351,7 +362,7 @@ def in_processpool(
     Example:
         `digest = in_processpool(hash_file, kill_on_cancel=True)`
     """
-    return _make(ProcessPlace(limiter, kill_on_cancel, timeout), func)
+    return _make(ProcessPlace(limiter, kill_on_cancel, timeout, initializer, max_calls), func)
 
 
 @overload

@@ -1,23 +1,35 @@
 """A call in a worker process, from async and from sync code.
 
 The pool is anyio's: `anyio.to_process.run_sync` finds or starts a worker and hands it one pickled call. What
-travels with the call, `_worker.run`, sees to it that the worker outlives whatever the function does.
+travels with the call, `_worker.trampoline.run`, sees to it that the worker outlives whatever the function does.
 """
 
 from __future__ import annotations
 
-import io
+import itertools
+import os
 import pickle
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
-from anyio import BrokenWorkerProcess, CancelScope, to_process
+from anyio import (
+    BrokenWorkerProcess,
+    CancelScope,
+    EndOfStream,
+    create_task_group,
+    get_cancelled_exc_class,
+    to_process,
+)
 
-from . import _slots, _worker
+from .._worker import logs, settling, trampoline
+from . import _relay, _slots
 from ._checks import (
     Dual,
     async_function_error,
     name_of,
+    require_count,
     require_flag,
     require_limiter,
     require_sync,
@@ -26,7 +38,7 @@ from ._checks import (
 from ._errors import NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError
 from ._eventloop import submit_to_background
 from ._loops import current_loop
-from ._references import to_send
+from ._references import load, to_send
 from ._synccalls import call_from_sync, lending
 from ._waits import NO_LIMIT, Timeout, call_in, hold_slot
 
@@ -45,8 +57,12 @@ class ProcessOptions(NamedTuple):
     limiter: CapacityLimiter | None = None
     kill_on_cancel: bool = False
     timeout: float | None = None
+    initializer: Callable[[], object] | None = None
+    max_calls: int | None = None
 
 
+TRIES: Final = 3  # how many workers in a row may turn out to have ended before the call; arbitrary
+_serials = itertools.count(1)  # numbers of calls; 0 is none
 NO_OPTIONS: Final = ProcessOptions()
 
 
@@ -73,38 +89,41 @@ def _pack(func: Callable[..., object], args: tuple[object, ...], kwargs: dict[st
         raise NotSendableError(problem) from exc
 
 
+def _pack_initializer(initializer: Callable[[], object]) -> bytes:
+    try:
+        return pickle.dumps(to_send(initializer), pickle.HIGHEST_PROTOCOL)
+    except Exception as exc:
+        raise NotSendableError(
+            f"in_processpool() cannot send its initializer {name_of(initializer)} to a worker process ({exc}): "
+            f"there, functions are found by module and name; write it as `def` at the top level of a module"
+        ) from exc
+
+
 def _innermost(func: object) -> object:
     while isinstance(func, partial):
         func = func.func
     return func
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads what a worker sent, to which our `__main__` goes by another name, as in `multiprocessing`."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        return super().find_class("__main__" if module == "__mp_main__" else module, name)
-
-
 def _unpack(outcome: bytes, func: object, helper: str) -> Any:
     """Return the value that a worker sent, or raise the error."""
     name = name_of(func)
     try:
-        kind, about, text = _Unpickler(io.BytesIO(outcome)).load()
+        kind, about, text = load(outcome)
     except Exception as exc:
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
-    if kind == _worker.VALUE:
+    if kind == trampoline.VALUE:
         return about
-    if kind == _worker.COROUTINE:
+    if kind == trampoline.COROUTINE:
         raise async_function_error(func, helper)
-    if kind == _worker.UNSENDABLE_VALUE:
+    if kind == trampoline.UNSENDABLE_VALUE:
         about = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}")
-    elif kind == _worker.UNREADABLE_REQUEST:
+    elif kind == trampoline.UNREADABLE_REQUEST:
         about = NotSendableError(
             f"{name}() or its arguments cannot be found in the worker process, {about}: what is sent must be at the "
             f"top level of a module that can be imported, or of a script, above its `if __name__ == '__main__':`"
         )
-    elif kind == _worker.UNREADABLE_ERROR:
+    elif kind == trampoline.UNREADABLE_ERROR:
         about = RemoteError(about)
     about.__cause__ = RemoteTraceback(text)
     try:
@@ -130,6 +149,12 @@ class _Call:
         self._options = options
         self._timeout = None if options.timeout is None else Timeout(options.timeout, self._name)
         self._request = _pack(func, args, kwargs, helper)
+        self._initializer = None if options.initializer is None else _pack_initializer(options.initializer)
+        self._serial = next(_serials)
+        self._context = copy_context()  # in which its log records are handled
+        self._levels = logs.levels() if _relay.settings.logs else None
+        self._life: CancelScope | None = None  # around its stay in a worker: cancelled to end that
+        self._killed = False
 
     async def run(self) -> bytes:
         """Send the call to a worker and return its pickled outcome.
@@ -138,48 +163,94 @@ class _Call:
         then. So a task of its own does that, which nobody cancels, and we wait for it: not beyond the timeout, nor
         at all where that is the option; then the worker is killed.
         """
-        try:
-            return await lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
-        except BrokenWorkerProcess as exc:
-            if "initialization" in str(exc):
-                reason = (
-                    "could not start: a script that uses worker processes needs its own calls behind "
-                    "`if __name__ == '__main__':`, for each worker imports it"
-                )
-            else:
-                reason = "ended before it answered"
-            raise WorkerProcessError(self._name, reason) from exc
+        return await lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
 
     async def _run(self, timer: CancelScope | None) -> bytes:
         loop = current_loop()
-        limiter, kill_on_cancel, _ = self._options
+        limiter, kill_on_cancel, *_ = self._options
         slot = await hold_slot(loop, limiter or to_process.current_default_process_limiter())
-        life = CancelScope()  # around the call, once its worker has started: cancelled to kill that
-        send = self._send if timer is None and not kill_on_cancel else partial(self._send_or_kill, life)
 
         def cancel(_: object) -> None:
             if kill_on_cancel:
-                life.cancel()
+                self._kill()
 
         try:
             return await call_in(
-                loop.submit, send, self._name, loop, on_cancel=cancel, timer=timer, on_timeout=life.cancel
+                loop.submit, self._send, self._name, loop, on_cancel=cancel, timer=timer, on_timeout=self._kill
             )
         finally:
             _slots.release(slot)
 
+    def _kill(self) -> None:
+        self._killed = True
+        if self._life is not None:
+            self._life.cancel()
+
     async def _send(self) -> bytes:
-        return await to_process.run_sync(_worker.run, self._request, limiter=NO_LIMIT)
+        """Have a worker run the call, whatever became of that worker since its last one."""
+        relay, loop = _relay.current(), current_loop()
+        for tries_left in reversed(range(TRIES)):
+            self._life = life = CancelScope()
+            flight = _relay.Flight(loop, self._context, life.cancel)
+            try:
+                if relay is not None:
+                    relay.flights[self._serial] = flight
+                outcome = await self._send_once(relay, flight, life)
+            except BrokenWorkerProcess as exc:
+                interrupted = isinstance(exc.__cause__, KeyboardInterrupt)  # by Ctrl-C, before it could be told not to
+                starting = "initialization" in str(exc)
+                if starting and not (interrupted and tries_left):
+                    raise WorkerProcessError(self._name, _why_not_started(exc.__cause__)) from exc
+                if relay is not None:
+                    await relay.settled(loop)
+                if not starting and (relay is None or flight.begun or not tries_left):
+                    raise WorkerProcessError(self._name, f"ended {flight.status} before it answered") from exc
+            else:
+                if outcome is None and flight.begun:
+                    raise WorkerProcessError(self._name, f"ended {flight.status} before it answered")
+                return outcome or b""  # which nobody reads: who has had it killed raises
+            finally:
+                if relay is not None:
+                    del relay.flights[self._serial]
+        raise AssertionError("the last try returns or raises")
 
-    async def _send_or_kill(self, life: CancelScope) -> bytes:
-        """Do the same, so that it can be killed from the moment that a worker has started.
-
-        Cancelled while it starts one, anyio would leave it behind. Where one has answered, it goes on with that one.
-        """
-        await to_process.run_sync(int, limiter=NO_LIMIT)
+    async def _send_once(self, relay: _relay.Relay | None, flight: _relay.Flight, life: CancelScope) -> bytes | None:
+        """Send the call to a worker, unless it is to be killed. Return the outcome; `None` where it has been killed."""
+        if self._timeout is not None or self._options.kill_on_cancel:
+            # Killed while it starts, a worker would be left behind. This one is the next to be taken.
+            await _ask(os.getpid)
+        if self._killed:
+            return None
         with life:
-            return await to_process.run_sync(_worker.run, self._request, cancellable=True, limiter=NO_LIMIT)
-        return b""  # nobody reads it: who has had it killed raises
+            return await self._exchange(relay, flight)
+        return None
+
+    async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> bytes:
+        """Send the call and return its outcome; then end the worker if it has served its time, or is out of step."""
+        address = None if relay is None else relay.address
+        initializer = self._initializer
+        answer = await _ask(trampoline.run, self._serial, self._request, initializer, address, self._levels)
+        pending = 0  # how many answers are to come that nobody waits for
+        while (mine := self._recognize(answer)) is None:
+            # The answer to something else: Ctrl-C, before the worker had been told to ignore it, or a call before
+            # that. Nothing comes in between: the next question goes to the worker that was used last.
+            error, answer = answer, await _ask(os.getpid)
+            if isinstance(answer, int) and isinstance(error, BaseException):  # that was ours: we are not found there
+                reason = f"could not run it ({type(error).__qualname__}: {error})"
+                raise WorkerProcessError(self._name, reason) from error
+            pending += 1
+        _, calls, records, outcome = mine
+        max_calls = self._options.max_calls
+        if pending or (max_calls is not None and calls >= max_calls):
+            await _retire(pending)
+        if relay is not None:
+            await flight.heard(relay, records)
+        return outcome
+
+    def _recognize(self, answer: object) -> tuple[int, int, int, bytes] | None:
+        """Return *answer* if it is the one to this call."""
+        known = cast("tuple[int, int, int, bytes]", answer)
+        return known if isinstance(answer, tuple) and known[:1] == (self._serial,) else None
 
     def read(self, outcome: bytes) -> Any:
         return _unpack(outcome, self._func, self._helper)
@@ -187,6 +258,36 @@ class _Call:
     def wait_for(self, helper: str, instead: str) -> Any:
         """Run the call for sync code, and return its value."""
         return self.read(call_from_sync(self.run, self._name, helper, instead, submit_to_background))
+
+
+async def _ask(func: Callable[..., object], *args: object) -> object:
+    """Return what a worker answers, which is the one that answered last, or a new one; an exception as it is."""
+    try:
+        return await to_process.run_sync(func, *args, cancellable=True, limiter=NO_LIMIT)
+    except (BrokenWorkerProcess, get_cancelled_exc_class()):
+        raise
+    except BaseException as exc:
+        return exc
+
+
+async def _retire(pending: int) -> None:
+    """End the worker that answered last, and have anyio see that, before it is given another call."""
+    with suppress(BrokenWorkerProcess):
+        for _ in range(pending + 1):
+            await _ask(trampoline.retire)
+
+
+def _why_not_started(error: BaseException | None) -> str:
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return (
+            f"could not start, as it could not import the main module ({error}): `python -m package` needs absolute "
+            f"imports in its `__main__.py`, for each worker imports that by its path"
+        )
+    reason = "" if error is None or isinstance(error, EndOfStream) else f" ({type(error).__qualname__}: {error})"
+    return (
+        f"could not start{reason}: a script that uses worker processes needs its own calls behind "
+        f"`if __name__ == '__main__':`, for each worker imports it"
+    )
 
 
 def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
@@ -264,6 +365,98 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     return result
 
 
+async def warm_up_processpool(count: int, /) -> None:
+    """Start worker processes ahead of the first calls, and wait until they are there.
+
+    Args:
+        count: How many are to be there, those that have been started before included. Those of this event loop, whose
+            calls use them; how many of them are used at once is up to the limiter of the calls.
+
+    Cancellation:
+        Waits until the workers have started, and then raises.
+
+    Raises:
+        WrongOptionError: If *count* is no number of processes.
+        WorkerProcessError: If one cannot start.
+
+    Example:
+        `await warm_up_processpool(4)`
+    """
+    require_count(count, "count", "warm_up_processpool")
+    loop = current_loop()
+    await call_in(
+        loop.submit, partial(_start_workers, count), "warm_up_processpool", loop, on_cancel=_wait_all_the_same
+    )
+
+
+def warm_up_processpool_sync(count: int, /) -> None:
+    """Start worker processes ahead of the first calls: `warm_up_processpool` for sync code.
+
+    Args:
+        count: How many are to be there, those that have been started before included. In a worker thread of an event
+            loop they are that loop's, elsewhere the background event loop's.
+
+    Cancellation:
+        Interrupted by Ctrl-C, it waits until the workers have started, and then raises. A second Ctrl-C stops waiting.
+
+    Raises:
+        LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopEndedError: If the interpreter is exiting.
+        WrongOptionError: If *count* is no number of processes.
+        WorkerProcessError: If one cannot start.
+
+    Example:
+        `warm_up_processpool_sync(4)`
+    """
+    helper = "warm_up_processpool_sync"
+    require_count(count, "count", helper)
+    warm_up = partial(warm_up_processpool, count)
+    call_from_sync(warm_up, helper, helper, f"await warm_up_processpool({count})", submit_to_background)
+
+
+def _wait_all_the_same(_: object) -> None:
+    """Do nothing about a cancellation: a worker that is starting would be left behind."""
+
+
+async def _start_workers(count: int) -> None:
+    """Have so many workers at once say that they are there: each is one that is idle, or a new one."""
+    errors: list[BrokenWorkerProcess] = []
+    address = None if (relay := _relay.current()) is None else relay.address
+
+    async def start() -> None:
+        try:
+            await _ask(settling.settle_in, address)
+        except BrokenWorkerProcess as exc:
+            errors.append(exc)
+
+    async with create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(start)
+    if errors:
+        raise WorkerProcessError("warm_up_processpool", _why_not_started(errors[0].__cause__)) from errors[0]
+
+
+def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
+    """Say what becomes of what worker processes write and log; at any time, for all event loops of this process.
+
+    Args:
+        output: Whether what they write, by `print` or otherwise, appears on `sys.stderr`, in whole lines. Else it is
+            dropped.
+        logs: Whether the records of their loggers are handled by the loggers of the same name here, if their levels
+            here are met. Else they are dropped; calls that run already are not concerned.
+
+    Raises:
+        WrongOptionError: If an option is not True or False.
+
+    Example:
+        `configure_processpool(output=False)`
+    """
+    require_flag(output, "output", "configure_processpool")
+    require_flag(logs, "logs", "configure_processpool")
+    _relay.settings.output = output
+    _relay.settings.logs = logs
+
+
 class ProcessPlace(ProcessOptions):
     """Where `in_processpool` runs a function, and how."""
 
@@ -274,6 +467,11 @@ class ProcessPlace(ProcessOptions):
         require_limiter(self.limiter, "in_processpool")
         require_flag(self.kill_on_cancel, "kill_on_cancel", "in_processpool")
         require_timeout(self.timeout, "in_processpool")
+        if self.initializer is not None:
+            require_sync(self.initializer, "in_processpool(initializer=...)")
+            _pack_initializer(self.initializer)
+        if self.max_calls is not None:
+            require_count(self.max_calls, "max_calls", "in_processpool", at_least=1)
 
     def require(self, func: Callable[..., object]) -> None:
         """Refuse what cannot run here."""

@@ -7,6 +7,8 @@ reference there: who sends it on (Dask's scheduler, to a worker) would otherwise
 
 from __future__ import annotations
 
+import io
+import pickle
 import sys
 from functools import reduce
 from types import FunctionType, MethodType
@@ -64,3 +66,15 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
     if wrapper is None or wrapper is func or getattr(wrapper, "__wrapped__", None) != func:
         return func
     return Reference(func, wrapper)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what a worker sent, to which our `__main__` goes by another name, as in `multiprocessing`."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        return super().find_class("__main__" if module == "__mp_main__" else module, name)
+
+
+def load(data: bytes) -> Any:
+    """Return the object that a worker process has pickled."""
+    return _Unpickler(io.BytesIO(data)).load()

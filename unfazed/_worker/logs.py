@@ -1,0 +1,102 @@
+"""Log records on their way from a worker to the parent's loggers, which handle them as if they were their own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DISABLED = " disabled"  # stands in for a logger's name where `logging.disable` is told
+ROOT = ""
+PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+def levels() -> dict[str, int]:
+    """Return the levels that are set on the loggers of this process, the parent."""
+    found = {ROOT: logging.root.level, DISABLED: logging.root.manager.disable}
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        level = getattr(logger, "level", 0)  # a placeholder has none
+        if level:
+            found[name] = level
+    return found
+
+
+def read(frame: bytes, load: Callable[[bytes], Any]) -> logging.LogRecord:
+    """Return, in the parent, the record that a worker has sent."""
+    plain, others = pickle.loads(frame)
+    for name, packed in others.items():
+        try:
+            plain[name] = load(packed)
+        except Exception as exc:
+            plain[name] = f"<{exc}>"
+    return logging.makeLogRecord(plain)
+
+
+# In the worker
+
+_levels: dict[str, int] | None = None  # as they have been set; None: nothing is forwarded
+_send: Callable[[bytes], None] | None = None
+_call_handlers = logging.Logger.callHandlers
+
+
+def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> None:
+    """Have the loggers of this process accept what the parent's would, and *send* that."""
+    global _levels, _send
+    if _send is None:
+        _send = send
+        # Those that the main module has made on import are there in the parent as well, and would handle all twice.
+        for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+            getattr(logger, "handlers", []).clear()
+        logging.Logger.callHandlers = _forward  # type: ignore[method-assign]
+    if levels == _levels:
+        return
+    for name in (_levels or {}).keys() - (levels or {}).keys() - {DISABLED}:
+        logging.getLogger(name).setLevel(logging.WARNING if name == ROOT else logging.NOTSET)
+    for name, level in (levels or {}).items():
+        if name == DISABLED:
+            logging.disable(level)
+        else:
+            logging.getLogger(name).setLevel(level)
+    _levels = levels
+
+
+def _forward(self: logging.Logger, record: logging.LogRecord) -> None:
+    """Send a record to the parent, and have it handled by what was added here meanwhile."""
+    if _levels is not None and _send is not None and record.levelno >= _level_of(record.name, _levels):
+        with suppress(OSError):  # the parent is gone
+            _send(_pack(record))
+    if _levels is None or self.hasHandlers():
+        _call_handlers(self, record)
+
+
+def _level_of(name: str, levels: dict[str, int]) -> int:
+    """Return the level that counts for a logger in the parent."""
+    while name and name not in levels:
+        name = name.rpartition(".")[0]
+    return max(levels[name], levels[DISABLED] + 1)
+
+
+def _pack(record: logging.LogRecord) -> bytes:
+    try:
+        message = record.getMessage()
+    except Exception:  # a wrong format, of which the parent's handlers are to complain
+        message = f"{record.msg} {record.args}"
+    fields = dict(record.__dict__, msg=message, args=None)
+    if record.exc_info:
+        fields["exc_text"] = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        fields["exc_info"] = None
+    if fields.get("processName") == "MainProcess":
+        fields["processName"] = f"unfazed-worker-{os.getpid()}"
+    others: dict[str, bytes] = {}
+    for name in [name for name, value in fields.items() if type(value) not in PLAIN]:
+        value = fields.pop(name)
+        try:
+            others[name] = pickle.dumps(value)
+        except Exception:
+            fields[name] = repr(value)
+    return pickle.dumps((fields, others))

@@ -1,0 +1,206 @@
+"""Once in each worker: its signals, its streams, its line to the parent.
+
+anyio talks to a worker through the file descriptors 0 and 1, and reads nothing of 2. Here these become harmless,
+whatever a function, a C library or a child process does to them: nothing to read, and what is written goes to the
+parent, as do the log records. The talk moves to other descriptors, which no child process inherits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn, cast
+
+ORPHAN_CHECK_SECONDS = 1.0  # how often a worker looks whether its parent is still there
+LAST_SECONDS = 0.5  # how long a worker whose pipe was closed stays, which is longer than to kill it takes
+SERIAL_BYTES = 8  # the size of the memory where the parent sees which call runs
+
+
+class Address(NamedTuple):
+    """Where the parent listens, and what it wants to hear first."""
+
+    name: str
+    token: bytes
+
+
+class _Line:
+    """What connects this worker with its parent."""
+
+    def __init__(self, address: Address) -> None:
+        """Connect, and hand over the end of the pipe where the output comes out, and the memory of the serial."""
+        import mmap
+        import socket
+
+        file = _open_memory()
+        os.ftruncate(file, SERIAL_BYTES)
+        self.memory = mmap.mmap(file, SERIAL_BYTES)
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(address.name)
+        here, self.output = os.pipe()
+        hello = address.token + os.getpid().to_bytes(4, "big")
+        socket.send_fds(self.socket, [hello], [here, file])
+        os.close(here)
+        os.close(file)
+        self.lock = threading.Lock()
+
+    def note(self, serial: int) -> None:
+        """Tell the parent, which may look after the death of this process, which call runs here; 0: none."""
+        self.memory[:] = serial.to_bytes(SERIAL_BYTES, "big")
+
+    def send(self, frame: bytes) -> None:
+        with self.lock:
+            self.socket.sendall(len(frame).to_bytes(4, "big") + frame)
+
+
+def _open_memory() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("unfazed-serial")
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_settled_in = False
+_line: _Line | None = None
+_serial = 0  # of the call that runs, or ran last
+_records = 0  # how many log records it has sent
+
+
+def settle_in(address: Address | None) -> None:
+    """See to it, once, that this worker is not interrupted, talks undisturbed, and ends with its parent."""
+    global _settled_in, _line
+    if _settled_in:
+        return
+    _settled_in = True
+    if threading.current_thread() is threading.main_thread():
+        # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
+        signal.signal(signal.SIGINT, _ignore)
+    if address is not None:
+        try:
+            _line = _Line(address)
+        except OSError:  # too many files, or the parent is gone
+            _line = None
+    _move_streams(None if _line is None else _line.output)
+    # At the end of its loop, anyio closes its pipe and kills it: see `hang_up`.
+    atexit.register(time.sleep, LAST_SECONDS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
+
+
+def begin(serial: int, levels: dict[str, int] | None) -> None:
+    """Note which call runs here from now on."""
+    global _serial, _records
+    _serial, _records = serial, 0
+    if _line is None:
+        return
+    _line.note(serial)
+    if "logging" in sys.modules:
+        from . import logs
+
+        logs.forward(levels, _send_record)
+    elif levels is not None:
+        _WhenLoggingIsImported.levels = levels
+        if _WhenLoggingIsImported not in sys.meta_path:
+            sys.meta_path.insert(0, _WhenLoggingIsImported)
+
+
+def end() -> int:
+    """Note that the call has ended. Return how many log records it has sent."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none, or closed by the function
+            stream.flush()
+    if _line is not None:
+        _line.note(0)
+    return _records
+
+
+def hang_up() -> NoReturn:
+    """End this process without an answer.
+
+    Not at once: anyio kills a worker whose pipe is closed. Where it is gone by then, asyncio complains of somebody
+    else having read its exit status.
+    """
+    os.close(cast("io.TextIOWrapper", sys.__stdout__).fileno())
+    time.sleep(LAST_SECONDS)
+    os._exit(0)
+
+
+def _send_record(frame: bytes) -> None:
+    global _records
+    assert _line is not None, "records are forwarded where there is a line"
+    _line.send(_serial.to_bytes(SERIAL_BYTES, "big") + frame)
+    _records += 1
+
+
+def _move_streams(output: int | None) -> None:
+    """Have anyio talk through other descriptors, and put at 0, 1 and 2 what anybody may use.
+
+    It reads from and writes to the streams that the interpreter has opened for these, and has put others in their
+    place, which lead nowhere.
+    """
+    _reopen(sys.__stdin__, os.dup(0), "rb")
+    _reopen(sys.__stdout__, os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    for number in (1, 2):
+        os.dup2(nothing if output is None else output, number)
+    os.close(nothing)
+    if output is not None:
+        os.close(output)
+    _reopen(sys.stdin, 0, "rb")
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        if _reopen(stream, number, "wb"):
+            cast("io.TextIOWrapper", stream).reconfigure(line_buffering=True)
+
+
+def _reopen(stream: Any, fd: int, mode: str) -> bool:
+    """Have a stream, whoever holds it already, read from or write to *fd*, if it is one of a file."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # the latter without a buffer, under -u
+    if not isinstance(raw, io.FileIO):
+        return False
+    raw.__init__(fd, mode, closefd=False)  # type: ignore[misc]
+    return True
+
+
+class _WhenLoggingIsImported:
+    """A finder of modules that has the records forwarded as soon as there can be any."""
+
+    levels: dict[str, int] | None = None
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any, target: Any = None) -> Any:
+        if name != "logging":
+            return None
+        from importlib.machinery import PathFinder
+
+        sys.meta_path.remove(cls)
+        spec = PathFinder.find_spec(name, path)
+        loader: Any = spec and spec.loader
+        exec_module = loader.exec_module
+
+        def exec_and_forward(module: Any) -> None:
+            exec_module(module)
+            from . import logs
+
+            logs.forward(cls.levels, _send_record)
+
+        loader.exec_module = exec_and_forward
+        return spec
+
+
+def _ignore(*args: object) -> None:
+    """Take a signal and do nothing."""
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it is doing, soon after its parent has ended: nobody is left to answer to."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_SECONDS)
+    os._exit(1)

@@ -1,0 +1,113 @@
+"""Runs one call in a worker process. `run` never raises, so that the worker is as good afterwards as before.
+
+The parent sends a pickled call and gets a pickled outcome, with the number of the call: no call takes another's answer.
+"""
+
+from __future__ import annotations
+
+import pickle
+from types import CoroutineType
+from typing import NoReturn
+
+from . import settling
+
+# An outcome is one of these, with what it is about and the text of a traceback.
+VALUE = "value"
+ERROR = "error"
+UNREADABLE_ERROR = "unreadable error"  # in place of one that does not survive pickling, its type and text
+UNREADABLE_REQUEST = "unreadable request"  # the function or its arguments cannot be found here, and the reason
+COROUTINE = "coroutine"  # the function turned out to be async
+UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled, its type and the reason
+
+_calls = 0  # how many there have been
+_initialized: set[bytes] = set()
+
+
+def run(
+    serial: int,
+    request: bytes,
+    initializer: bytes | None = None,
+    line: settling.Address | None = None,
+    levels: dict[str, int] | None = None,
+) -> tuple[int, int, int, bytes]:
+    """Run a pickled `(func, args, kwargs)` in this process.
+
+    Args:
+        serial: The number of the call.
+        request: The call.
+        initializer: A pickled function without arguments, to be called first if it has not been called here.
+        line: Where the parent takes output, log records and the number of the current call.
+        levels: The levels of the parent's loggers; `None` where it wants no log records.
+
+    Returns:
+        The number of the call, how many calls there have been here, how many log records this one has sent, and its
+        pickled outcome.
+    """
+    global _calls
+    settling.settle_in(line)
+    settling.begin(serial, levels)
+    _calls += 1
+    outcome = _initialize(initializer) or _run(request)
+    return serial, _calls, settling.end(), outcome
+
+
+def retire() -> NoReturn:
+    """End this worker without an answer."""
+    settling.hang_up()
+
+
+def _initialize(initializer: bytes | None) -> bytes | None:
+    """Call the initializer, unless it has been called here. Return what to answer if it fails."""
+    if initializer is None or initializer in _initialized:
+        return None
+    try:
+        pickle.loads(initializer)()
+    except BaseException as exc:
+        return _pack_error(exc)
+    _initialized.add(initializer)
+    return None
+
+
+def _run(request: bytes) -> bytes:
+    try:
+        func, args, kwargs = pickle.loads(request)
+    except Exception as exc:
+        return _pack(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {exc}", _text_of(exc))
+    try:
+        value = func(*args, **kwargs)
+    except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
+        exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
+        return _pack_error(exc)
+    if isinstance(value, CoroutineType):
+        value.close()
+        return _pack(COROUTINE, None, "")
+    try:
+        return _pack(VALUE, value, "")
+    except Exception as exc:
+        return _pack(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {exc}", _text_of(exc))
+
+
+def _pack(kind: str, about: object, text: str) -> bytes:
+    return pickle.dumps((kind, about, text), pickle.HIGHEST_PROTOCOL)
+
+
+def _pack_error(exc: BaseException) -> bytes:
+    text = _text_of(exc)
+    try:
+        packed = _pack(ERROR, exc, text)
+        pickle.loads(packed)  # an exception whose constructor takes other arguments than it passes on fails here
+    except Exception:
+        return _pack(UNREADABLE_ERROR, _summary_of(exc), text)
+    return packed
+
+
+def _text_of(exc: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+
+
+def _summary_of(exc: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception_only(type(exc), exc)).strip()

@@ -1,0 +1,331 @@
+"""The parent's end of the line to its worker processes: their output, their log records, and how they end.
+
+One daemon thread serves all workers of this process. Each connects once, hands over the end of a pipe where its output
+comes out and the memory in which it notes the call that it runs, and then sends log records. Nothing here sends calls:
+the process pool does. Elsewhere than on Linux there is no relay: workers are silent there, and how one has ended is not
+known.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import mmap
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, final
+
+from anyio import Event
+
+from .._worker import logs, settling
+from ._references import load
+from ._waits import set_from_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context
+
+    from ._calls import Loop
+
+CHUNK_BYTES: Final = 1 << 16  # read at a time
+CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
+STOP_SECONDS: Final = 1.0  # at exit, how long to wait for what workers have written; arbitrary
+LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept back; arbitrary
+
+
+@final
+class Flight:
+    """A call that a worker runs, as the relay sees it."""
+
+    def __init__(self, loop: Loop, context: Context, on_lost: Callable[[], object]) -> None:
+        self.loop = loop
+        self.context = context  # in which its log records are handled
+        self.on_lost = on_lost  # is called in the loop's thread when the worker has died
+        self.begun = False  # whether a worker that has died was at it
+        self.status = "for an unknown reason"  # how that worker has ended
+        self.records = 0  # how many of its log records have been handled
+        self._wanted = 0
+        self._event: Event | None = None
+
+    async def heard(self, relay: Relay, records: int) -> None:
+        """Wait until so many log records have been handled. Who wakes us: the relay, or its end."""
+        if self.records < records:
+            self._wanted = records
+            self._event = event = Event()  # either we see the record, and the end, or the relay sees this
+            if self.records < records and not relay.stopped:
+                await event.wait()
+
+    def record_handled(self) -> None:
+        self.records += 1
+        if self._event is not None and self.records >= self._wanted:
+            set_from_anywhere(self.loop, self._event)
+
+    def abandon(self) -> None:
+        """Wait for no more log records: nobody handles them."""
+        self.records = sys.maxsize - 1
+        self.record_handled()
+
+    def lose(self, status: str) -> None:
+        self.begun = True
+        self.status = status
+        with suppress(RuntimeError):  # the loop is gone
+            self.loop.post(self.on_lost)
+
+
+class _Worker:
+    """A worker process that has connected."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = bytearray()
+        self.line = bytearray()  # of output, as far as it has come
+        self.output = -1
+        self.memory: mmap.mmap | None = None
+
+    def serial(self) -> int:
+        return 0 if self.memory is None else int.from_bytes(self.memory[:], "big")
+
+
+@final
+class Relay:
+    """The thread, and what it listens to."""
+
+    def __init__(self) -> None:
+        # In Linux's abstract namespace: no file is left behind, whatever ends this process.
+        self.address = settling.Address(f"\0unfazed-{os.getpid()}-{os.urandom(8).hex()}", os.urandom(16))
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.address.name)
+        self._listener.listen(128)
+        self.process = os.getpid()
+        self.flights: dict[int, Flight] = {}  # by serial number
+        self._workers: set[_Worker] = set()  # whose output can still come
+        self._tasks: deque[Callable[[], object]] = deque()  # to be done when nothing has happened
+        self.stopped = False
+        self._wake_end, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_end, selectors.EVENT_READ, self._woken)
+        self._thread = threading.Thread(target=self._serve, name="unfazed-relay", daemon=True)
+        self._thread.start()
+
+    async def settled(self, loop: Loop) -> None:
+        """Wait until all that has happened to workers before this call has been noted."""
+        event = Event()
+        self._when_idle(lambda: set_from_anywhere(loop, event))
+        await event.wait()
+
+    def stop(self) -> None:
+        """Take in what workers have written so far, and end."""
+        if self.process != os.getpid():  # a forked child has no such thread
+            return
+        self._when_idle(self._end)
+        self._thread.join(STOP_SECONDS)
+
+    def _end(self) -> None:
+        self.stopped = True
+
+    def _when_idle(self, task: Callable[[], object]) -> None:
+        """Have the thread do something when there is nothing else to do, or do it here if it has ended."""
+        self._tasks.append(task)
+        with suppress(OSError):  # it will wake all the same, or has ended
+            os.write(self._wake, b"x")
+        if self.stopped:  # either we see this, or the thread sees the task
+            self._do_tasks()
+
+    def _do_tasks(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._tasks.popleft()()
+
+    def _serve(self) -> None:
+        while True:
+            events = self._selector.select(0 if self._tasks else None)
+            for key, _ in events:
+                if key.fileobj in self._selector.get_map():  # it has not been closed by another one's event
+                    key.data()
+            if not events:
+                self._do_tasks()
+                if self.stopped:
+                    break
+        for worker in tuple(self._workers):
+            self._write(worker, b"\n" if worker.line else b"")
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            else:
+                os.close(key.fd)
+        self._selector.close()
+        self._do_tasks()
+        for flight in tuple(self.flights.values()):
+            flight.abandon()
+
+    def __del__(self) -> None:
+        os.close(self._wake)
+
+    def _woken(self) -> None:
+        os.read(self._wake_end, CHUNK_BYTES)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        if CREDENTIALS.unpack(credentials)[1] != os.getuid():  # anybody on this machine can connect
+            connection.close()
+            return
+        worker = _Worker(connection)
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._greet, worker))
+
+    def _greet(self, worker: _Worker) -> None:
+        """Take in what a worker says first. Whoever does not know the token is no worker of ours."""
+        token = self.address.token
+        hello, fds, _, _ = socket.recv_fds(worker.connection, len(token) + 4, 2)
+        self._selector.unregister(worker.connection)
+        if len(fds) != 2 or hello[: len(token)] != token:
+            for fd in fds:
+                os.close(fd)
+            worker.connection.close()
+            return
+        worker.output, memory = fds
+        self._workers.add(worker)
+        worker.memory = mmap.mmap(memory, settling.SERIAL_BYTES, prot=mmap.PROT_READ)
+        os.close(memory)
+        os.set_blocking(worker.output, False)
+        self._selector.register(worker.connection, selectors.EVENT_READ, partial(self._receive, worker))
+        self._selector.register(worker.output, selectors.EVENT_READ, partial(self._print, worker))
+        self._watch(worker, int.from_bytes(hello[len(token) :], "big"))
+
+    def _watch(self, worker: _Worker, pid: int) -> None:
+        """Have the death of a worker noticed, though a child that it forked may hold its pipes open."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except AttributeError:  # not on Linux
+            return
+        except OSError:  # it has ended, and somebody has read its status
+            self._ended(worker, None)
+            return
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._ended, worker, pidfd))
+
+    def _ended(self, worker: _Worker, pidfd: int | None) -> None:
+        """Note how a worker has ended, and tell the call that it was at."""
+        status = "for an unknown reason"
+        if pidfd is not None:
+            with suppress(ChildProcessError):  # somebody else has read its status
+                status = _status(os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)) or status
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+        while self._receive(worker) or self._print(worker):
+            pass
+        flight = self.flights.get(worker.serial())
+        if flight is not None:
+            flight.lose(status)
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Take in log records. Return whether there may be more."""
+        if worker.connection.fileno() < 0:
+            return False
+        try:
+            data = worker.connection.recv(CHUNK_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(worker.connection)
+            worker.connection.close()
+            return False
+        worker.received += data
+        while len(worker.received) >= 4:
+            end = 4 + int.from_bytes(worker.received[:4], "big")
+            if len(worker.received) < end:
+                break
+            frame = bytes(worker.received[4:end])
+            del worker.received[:end]
+            self._handle(frame)
+        return True
+
+    def _handle(self, frame: bytes) -> None:
+        """Have a log record handled by the loggers here."""
+        serial = int.from_bytes(frame[: settling.SERIAL_BYTES], "big")
+        flight = self.flights.get(serial)
+        try:
+            record = logs.read(frame[settling.SERIAL_BYTES :], load)
+            handle = logging.getLogger(record.name).handle
+            if flight is None:  # a thread that the call has left behind
+                handle(record)
+            else:
+                flight.context.run(handle, record)
+        except Exception as exc:
+            sys.excepthook(type(exc), exc, exc.__traceback__)
+        finally:
+            if flight is not None:
+                flight.record_handled()
+
+    def _print(self, worker: _Worker) -> bool:
+        """Take in output, and pass it on in whole lines. Return whether there may be more."""
+        if worker.output < 0:
+            return False
+        try:
+            data = os.read(worker.output, CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._selector.unregister(worker.output)
+            os.close(worker.output)
+            worker.output = -1
+            self._workers.discard(worker)
+        self._write(worker, data or (b"\n" if worker.line else b""))
+        return bool(data)
+
+    def _write(self, worker: _Worker, data: bytes) -> None:
+        worker.line += data
+        end = max(worker.line.rfind(b"\n"), worker.line.rfind(b"\r")) + 1
+        if not end and len(worker.line) > LINE_BYTES:
+            end = len(worker.line)
+        text, worker.line[:] = worker.line[:end].decode("utf-8", "backslashreplace"), worker.line[end:]
+        if text and settings.output and sys.stderr is not None:
+            with suppress(OSError, ValueError):  # it is closed
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def _status(result: Any) -> str | None:
+    """Say in words what `waitid` has returned, if anything."""
+    if result is None:
+        return None
+    if result.si_code == os.CLD_EXITED:
+        return f"with exit code {result.si_status}"
+    try:
+        return f"killed by {signal.Signals(result.si_status).name}"
+    except ValueError:
+        return f"killed by signal {result.si_status}"
+
+
+class _Settings:
+    output = True
+    logs = True
+
+
+settings = _Settings()
+_relay: Relay | None = None
+
+
+def current() -> Relay | None:
+    """Return the relay of this process, started if need be; `None` where there can be none."""
+    global _relay
+    if sys.platform != "linux":
+        return None
+    if _relay is None or _relay.process != os.getpid():
+        try:
+            _relay = Relay()
+        except (OSError, RuntimeError):  # too many files; too many threads, or the interpreter is exiting
+            return None
+        atexit.register(_relay.stop)
+    return _relay
