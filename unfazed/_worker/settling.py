@@ -15,18 +15,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 ORPHAN_CHECK_SECONDS = 1.0  # how often a worker looks whether its parent is still there
 LAST_SECONDS = 0.5  # how long a worker whose pipe was closed stays, which is longer than to kill it takes
+Address = tuple[str, bytes]  # where the parent listens, and what it wants to hear first
 SERIAL_BYTES = 8  # the size of the memory where the parent sees which call runs
-
-
-class Address(NamedTuple):
-    """Where the parent listens, and what it wants to hear first."""
-
-    name: str
-    token: bytes
 
 
 class _Line:
@@ -37,13 +31,14 @@ class _Line:
         import mmap
         import socket
 
+        name, token = address
         file = _open_memory()
         os.ftruncate(file, SERIAL_BYTES)
         self.memory = mmap.mmap(file, SERIAL_BYTES)
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(address.name)
+        self.socket.connect(name)
         here, self.output = os.pipe()
-        hello = address.token + os.getpid().to_bytes(4, "big")
+        hello = token + os.getpid().to_bytes(4, "big")
         socket.send_fds(self.socket, [hello], [here, file])
         os.close(here)
         os.close(file)

@@ -100,9 +100,10 @@ class Relay:
 
     def __init__(self) -> None:
         # In Linux's abstract namespace: no file is left behind, whatever ends this process.
-        self.address = settling.Address(f"\0unfazed-{os.getpid()}-{os.urandom(8).hex()}", os.urandom(16))
+        self._token = os.urandom(16)
+        self.address: settling.Address = f"\0unfazed-{os.getpid()}-{os.urandom(8).hex()}", self._token
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.address.name)
+        self._listener.bind(self.address[0])
         self._listener.listen(128)
         self.process = os.getpid()
         self.flights: dict[int, Flight] = {}  # by serial number
@@ -185,7 +186,7 @@ class Relay:
 
     def _greet(self, worker: _Worker) -> None:
         """Take in what a worker says first. Whoever does not know the token is no worker of ours."""
-        token = self.address.token
+        token = self._token
         hello, fds, _, _ = socket.recv_fds(worker.connection, len(token) + 4, 2)
         self._selector.unregister(worker.connection)
         if len(fds) != 2 or hello[: len(token)] != token:
