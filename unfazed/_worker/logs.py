@@ -30,10 +30,8 @@ def read(frame: bytes, load: Callable[[bytes], Any]) -> logging.LogRecord:
     """Return, in the parent, the record that a worker has sent."""
     plain, others = pickle.loads(frame)
     for name, packed in others.items():
-        try:
+        with suppress(Exception):  # only the worker has its class: its `repr` is there
             plain[name] = load(packed)
-        except Exception as exc:
-            plain[name] = f"<{exc}>"
     return logging.makeLogRecord(plain)
 
 
@@ -93,10 +91,9 @@ def _pack(record: logging.LogRecord) -> bytes:
     if fields.get("processName") == "MainProcess":
         fields["processName"] = f"unfazed-worker-{os.getpid()}"
     others: dict[str, bytes] = {}
-    for name in [name for name, value in fields.items() if type(value) not in PLAIN]:
-        value = fields.pop(name)
-        try:
-            others[name] = pickle.dumps(value)
-        except Exception:
+    for name, value in fields.items():
+        if type(value) not in PLAIN:
+            with suppress(Exception):
+                others[name] = pickle.dumps(value)
             fields[name] = repr(value)
     return pickle.dumps((fields, others))

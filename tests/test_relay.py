@@ -1,0 +1,579 @@
+"""The line between a worker process and its parent, from both ends.
+
+The workers here are stand-ins: programs that do what a worker does, and end by themselves. anyio kills the real ones.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import io
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from conftest import GRACE_SECONDS, let_others_run, wait_until
+
+from unfazed.concurrency import _relay, run_in_processpool_sync, warm_up_processpool_sync
+from unfazed.concurrency._loops import current_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unfazed._worker import settling
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no relay")
+
+
+@pytest.fixture
+def relay() -> Iterator[_relay.Relay]:
+    relay = _relay.Relay()
+    yield relay
+    relay.stop()
+
+
+class Written:
+    """What has been written to `sys.stderr` so far."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+        self._text = ""
+
+    def getvalue(self) -> str:
+        self._text += self._captured.readouterr().err
+        return self._text
+
+
+@pytest.fixture
+def stderr(capsys: pytest.CaptureFixture[str]) -> Written:
+    return Written(capsys)
+
+
+def stand_in(
+    source: str, address: settling.Address | None, talk: bytes = b"", *options: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program that has settled in as a worker does."""
+    command = [sys.executable, *options, "-c", start(address) + source]
+    return subprocess.run(command, input=talk, capture_output=True, timeout=30, check=False)
+
+
+def start(address: settling.Address | None) -> str:
+    """Return the first lines of such a program."""
+    return f"""
+import os, sys
+sys.stdin, sys.stdout, sys.stderr = open(os.devnull), open(os.devnull, "w"), open(os.devnull, "w")  # as anyio does
+from unfazed._worker import settling, trampoline
+settling.settle_in({address!r})
+"""
+
+
+class Loop:
+    """Does at once what is posted."""
+
+    native = None
+
+    def post(self, func: Any, *args: object) -> None:
+        func(*args)
+
+
+def flight(relay: _relay.Relay, serial: int, context: contextvars.Context | None = None) -> _relay.Flight:
+    lost = threading.Event()
+    made = _relay.Flight(Loop(), context or contextvars.copy_context(), lost.set)  # type: ignore[arg-type]
+    relay.flights[serial] = made
+    return made
+
+
+# Streams
+
+
+@pytest.mark.parametrize("options", [(), ("-u",)], ids=["buffered", "unbuffered"])
+def test_what_is_written_goes_to_the_parent_and_the_talk_goes_on(
+    relay: _relay.Relay, stderr: Written, options: tuple[str, ...]
+) -> None:
+    done = stand_in(
+        """
+import subprocess
+print("print")
+os.write(1, b"descriptor 1\\n")
+os.write(2, b"descriptor 2\\n")
+subprocess.run(["echo", "child"])
+assert subprocess.run(["cat"], capture_output=True).stdout == sys.stdin.read().encode() == b""
+talk = sys.__stdin__.buffer.read()
+sys.__stdout__.buffer.write(talk.upper())
+sys.__stdout__.buffer.flush()
+""",
+        relay.address,
+        b"talk",
+        *options,
+    )
+    relay.stop()
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"TALK", b"", 0)
+    assert sorted(stderr.getvalue().splitlines()) == ["child", "descriptor 1", "descriptor 2", "print"]
+
+
+@pytest.mark.parametrize("address", [None, ("\0nobody listens here", b"token")], ids=["none", "gone"])
+def test_without_a_parent_to_talk_to_it_is_silent(address: settling.Address | None) -> None:
+    done = stand_in(
+        """
+import logging
+assert trampoline.run(1, b"", None, None, {"": 10, " disabled": 0})[2] == 0
+logging.error("nobody hears of it")
+print("print"), os.write(2, b"descriptor 2")
+""",
+        address,
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_streams_that_others_have_put_in_place_stay(relay: _relay.Relay, stderr: Written) -> None:
+    done = stand_in(
+        """
+settling._settled_in = False
+import io
+sys.stdout = sys.stdin = io.StringIO()
+sys.stderr = None
+settling._line = None
+settling.settle_in(None)
+print("kept")
+settling.end()
+assert sys.stdout.getvalue() == "kept\\n"
+""",
+        relay.address,
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_a_line_comes_as_a_whole_and_the_rest_at_the_end(relay: _relay.Relay, stderr: Written) -> None:
+    done = stand_in(
+        """
+import time
+for part in (b"a", b"b", b"\\xff\\nprogress\\rwithout an end"):
+    os.write(1, part)
+""",
+        relay.address,
+    )
+    assert done.returncode == 0
+    wait_until(lambda: stderr.getvalue().endswith("end\n"), "the rest comes")
+
+    assert stderr.getvalue() == "ab\\xff\nprogress\rwithout an end\n"
+
+
+def test_what_has_no_end_of_line_comes_when_it_is_long(relay: _relay.Relay, stderr: Written) -> None:
+    length = _relay.LINE_BYTES + 2
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            start(relay.address) + f"os.write(1, b'x' * {length})\nsys.__stdin__.read()",
+        ],
+        stdin=subprocess.PIPE,
+    )
+    wait_until(lambda: len(stderr.getvalue()) == length, "it comes")
+    process.communicate()
+
+
+def test_at_the_end_the_rest_of_a_line_comes(relay: _relay.Relay, stderr: Written) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            start(relay.address)
+            + """
+os.write(1, b"the rest")
+sys.__stdout__.write("written")
+sys.__stdout__.flush()
+sys.__stdin__.read()
+""",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(7) == b"written"
+    relay.stop()
+    relay.stop()
+    process.communicate()
+
+    assert stderr.getvalue() == "the rest\n"
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace()], ids=["none", "closed"])
+def test_without_a_stderr_output_is_dropped(
+    relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch, stream: object
+) -> None:
+    if stream is not None:
+        stream = io.StringIO()
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    assert stand_in("print('dropped')", relay.address).returncode == 0
+    relay.stop()
+
+
+# Log records
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What the logger `elsewhere` has handled, from the level INFO on."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    logger = logging.getLogger("elsewhere")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
+def messages(found: list[logging.LogRecord]) -> list[str]:
+    return [record.getMessage() for record in found]
+
+
+LEVELS = "{'': 30, 'elsewhere': 20, ' disabled': 0}"
+
+
+def test_records_at_the_levels_of_the_parent_are_handled_by_its_loggers(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    done = stand_in(
+        f"""
+import io, logging
+on_import = io.StringIO()
+logging.basicConfig(stream=on_import)  # as a main module does
+settling.begin(7, {LEVELS})
+log = logging.getLogger("elsewhere.deeper")
+class Local:
+    def __repr__(self): return "local"
+log.debug("below")
+log.info("first %d", 1)
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("second", extra={{"tags": {{"a"}}, "local": Local()}})
+log.warning("%d", "no number")
+logging.getLogger("other").info("below")
+assert settling.end() == 3, settling._records
+assert on_import.getvalue() == ""
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["first 1", "second", "%d ('no number',)"]
+    record: Any = records[1]
+    assert (record.levelname, record.name, record.funcName, record.tags, record.local) == (
+        *("ERROR", "elsewhere.deeper", "<module>"),
+        {"a"},
+        "local",
+    )
+    assert "ZeroDivisionError" in record.exc_text
+    assert record.processName == f"unfazed-worker-{record.process}"
+    assert record.process != os.getpid()
+
+
+def test_logging_that_is_imported_later_is_forwarded_from_then_on(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    done = stand_in(
+        f"""
+assert "logging" not in sys.modules
+for serial in (1, 2):
+    settling.begin(serial, {LEVELS})
+settling.begin(3, None)
+import json
+settling.begin(4, {LEVELS})
+import logging
+logging.getLogger("elsewhere").info("later")
+assert settling.end() == 1
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["later"]
+
+
+def test_levels_are_those_of_the_call(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    done = stand_in(
+        f"""
+import logging
+log = logging.getLogger("elsewhere")
+settling.begin(1, {LEVELS})
+log.info("one")
+settling.begin(2, {{'': 30, ' disabled': 0}})
+assert not log.isEnabledFor(20)
+log.warning("two")
+settling.begin(3, {{'': 30, 'elsewhere': 10, ' disabled': 40}})
+log.error("disabled")
+logging.disable(0)
+log.error("disabled there")
+settling.begin(4, None)
+log.critical("not wanted")
+assert log.isEnabledFor(30) and not log.isEnabledFor(20)
+settling.begin(5, {LEVELS})
+log.info("five")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["one", "two", "five"]
+
+
+def test_handlers_that_a_function_adds_work(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    done = stand_in(
+        f"""
+import io, logging
+settling.begin(1, {LEVELS})
+handler = logging.StreamHandler(io.StringIO())
+log = logging.getLogger("elsewhere")
+log.addHandler(handler)
+log.info("both")
+settling.begin(2, None)
+log.warning("here alone")
+assert handler.stream.getvalue() == "both\\nhere alone\\n"
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["both"]
+
+
+def test_a_record_is_handled_in_the_context_of_its_call(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+    logging.getLogger("elsewhere").handlers[0].addFilter(lambda _: seen.append(variable.get()) is None)
+    context = contextvars.copy_context()
+    context.run(variable.set, "of the call")
+    flying = flight(relay, 5, context)
+    stand_in(
+        f"""
+import logging
+settling.begin(5, {LEVELS})
+logging.getLogger("elsewhere").info("one")
+settling.begin(6, {LEVELS})
+logging.getLogger("elsewhere").info("two")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert seen == ["of the call", "unset"]
+    assert flying.records >= 1
+
+
+def test_a_handler_that_raises_is_reported_and_the_next_record_handled(
+    relay: _relay.Relay, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *args: reported.append(args[0]))
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return bool(1 / (record.getMessage() != "one"))
+
+    logging.getLogger("elsewhere").handlers[0].addFilter(refuse)
+    stand_in(
+        f"""
+import logging
+settling.begin(5, {LEVELS})
+logging.getLogger("elsewhere").info("one")
+logging.getLogger("elsewhere").info("two")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert reported == [ZeroDivisionError]
+    assert messages(records) == ["two"]
+
+
+def test_what_only_the_worker_can_read_comes_as_text(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    stand_in(
+        f"""
+import logging, types
+module = sys.modules["there"] = types.ModuleType("there")
+exec("class Thing: pass", module.__dict__)
+settling.begin(5, {LEVELS})
+logging.getLogger("elsewhere").info("one", extra={{"thing": module.Thing()}})
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert re.match("<there.Thing object", vars(records[0])["thing"])
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_records_is_woken_by_the_last_one_or_the_end(relay: _relay.Relay) -> None:
+    flying = _relay.Flight(current_loop(), contextvars.copy_context(), int)
+    relay.flights[1] = flying
+    await flying.heard(relay, 0)
+    heard: list[str] = []
+
+    async def hear() -> None:
+        await flying.heard(relay, 2)
+        heard.append("two")
+
+    with anyio.fail_after(GRACE_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hear)
+            await let_others_run()
+            flying.record_handled()
+            await let_others_run()
+            assert heard == []
+            flying.record_handled()
+        assert heard == ["two"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flying.heard, relay, 10)
+            await let_others_run()
+            await anyio.to_thread.run_sync(relay.stop)
+        another = _relay.Flight(current_loop(), contextvars.copy_context(), int)
+        await another.heard(relay, 1)
+        await relay.settled(current_loop())
+
+
+# How workers end
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(3)", "with exit code 3"),
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("sys.exit(settling.end())", None),
+    ],
+    ids=["exit", "signal", "between calls"],
+)
+def test_a_call_is_told_how_its_worker_has_ended(relay: _relay.Relay, end: str, status: str | None) -> None:
+    flying = flight(relay, 5)
+    stand_in(f"settling.begin(5, None)\n{end}", relay.address)
+    relay.stop()
+
+    # `subprocess` may read the status first
+    assert flying.begun == (status is not None)
+    assert flying.status in (status, "for an unknown reason")
+
+
+def test_a_worker_that_hangs_up_is_there_for_a_while(relay: _relay.Relay) -> None:
+    done = stand_in("settling.LAST_SECONDS = 0\ntrampoline.retire()", relay.address)
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "text"),
+    [
+        (os.CLD_EXITED, 3, "with exit code 3"),
+        (os.CLD_KILLED, signal.SIGTERM, "killed by SIGTERM"),
+        (os.CLD_DUMPED, signal.SIGSEGV, "killed by SIGSEGV"),
+        (os.CLD_KILLED, 99, "killed by signal 99"),
+    ],
+)
+def test_an_end_in_words(code: int, number: int, text: str) -> None:
+    assert _relay._status(SimpleNamespace(si_code=code, si_status=number)) == text
+    assert _relay._status(None) is None
+
+
+@pytest.mark.parametrize("error", [AttributeError, ProcessLookupError], ids=["not on Linux", "it has ended"])
+def test_without_a_way_to_watch_it_a_worker_is_heard_all_the_same(
+    relay: _relay.Relay, stderr: Written, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(pid: int) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    flying = flight(relay, 5)
+    stand_in("print('heard')", relay.address)
+    relay.stop()
+
+    assert stderr.getvalue() == "heard\n"
+    assert not flying.begun
+
+
+def test_a_call_whose_loop_is_gone_is_told_nothing(relay: _relay.Relay) -> None:
+    class Gone(Loop):
+        def post(self, func: Any, *args: object) -> None:
+            raise RuntimeError("gone")
+
+    flying = _relay.Flight(Gone(), contextvars.copy_context(), pytest.fail)  # type: ignore[arg-type]
+    flying.lose("with exit code 1")
+
+    assert flying.begun
+
+
+# Who else connects
+
+
+def connect(relay: _relay.Relay) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(GRACE_SECONDS)
+    connection.connect(relay.address[0])
+    return connection
+
+
+@pytest.mark.parametrize("hello", [b"", b"no token", bytes(20)])
+def test_who_does_not_know_the_token_is_sent_away(relay: _relay.Relay, stderr: Written, hello: bytes) -> None:
+    with connect(relay) as connection:
+        if hello:
+            socket.send_fds(connection, [hello], [0, 1])
+        else:
+            connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+
+    assert stand_in("print('heard')", relay.address).returncode == 0
+    relay.stop()
+    assert stderr.getvalue() == "heard\n"
+
+
+def test_another_user_is_sent_away(relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with connect(relay) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_who_says_nothing_holds_up_nobody(relay: _relay.Relay, stderr: Written) -> None:
+    with connect(relay):
+        assert stand_in("print('heard')", relay.address).returncode == 0
+        wait_until(lambda: stderr.getvalue() == "heard\n", "the other one is heard")
+
+
+# Without a relay
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_where_there_can_be_no_relay_calls_work(
+    background: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(_relay, "Relay", fail)
+
+    warm_up_processpool_sync(1)
+    assert run_in_processpool_sync(abs, -1) == 1
+
+
+def test_elsewhere_than_on_linux_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_relay, "sys", SimpleNamespace(platform="darwin"))
+
+    assert _relay.current() is None
