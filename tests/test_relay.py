@@ -229,7 +229,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
     """What the logger `elsewhere` has handled, from the level INFO on."""
     found: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = found.append  # type: ignore[method-assign]
+    handler.emit = found.append  # type: ignore[assignment]
     logger = logging.getLogger("elsewhere")
     logger.addHandler(handler)
     logger.propagate = False
@@ -362,7 +362,12 @@ assert handler.stream.getvalue() == "both\\nhere alone\\n"
 def test_a_record_is_handled_in_the_context_of_its_call(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
-    logging.getLogger("elsewhere").handlers[0].addFilter(lambda _: seen.append(variable.get()) is None)
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append(variable.get())
+        return True
+
+    logging.getLogger("elsewhere").handlers[0].addFilter(note)
     context = contextvars.copy_context()
     context.run(variable.set, "of the call")
     flying = flight(relay, 5, context)

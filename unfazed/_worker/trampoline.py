@@ -9,7 +9,7 @@ import pickle
 from types import CoroutineType
 from typing import NoReturn
 
-from . import settling
+from . import payloads, settling
 
 # An outcome is one of these, with what it is about and the text of a traceback.
 VALUE = "value"
@@ -18,6 +18,8 @@ UNREADABLE_ERROR = "unreadable error"  # in place of one that does not survive p
 UNREADABLE_REQUEST = "unreadable request"  # the function or its arguments cannot be found here, and the reason
 COROUTINE = "coroutine"  # the function turned out to be async
 UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled, its type and the reason
+
+UNREACHABLE = b"unreachable"  # instead of an outcome, where the memory with the call cannot be opened
 
 _calls = 0  # how many there have been
 _initialized: set[bytes] = set()
@@ -29,6 +31,7 @@ def run(
     initializer: bytes | None = None,
     line: settling.Address | None = None,
     levels: dict[str, int] | None = None,
+    memory: payloads.Address | None = None,
 ) -> tuple[int, int, int, bytes]:
     """Run a pickled `(func, args, kwargs)` in this process.
 
@@ -38,6 +41,7 @@ def run(
         initializer: A pickled function without arguments, to be called first if it has not been called here.
         line: Where the parent takes output, log records and the number of the current call.
         levels: The levels of the parent's loggers; `None` where it wants no log records.
+        memory: Where a large call is, and a large outcome is to be put; `None` where all goes through the pipe.
 
     Returns:
         The number of the call, how many calls there have been here, how many log records this one has sent, and its
@@ -47,7 +51,7 @@ def run(
     settling.settle_in(line)
     settling.begin(serial, levels)
     _calls += 1
-    outcome = _initialize(initializer) or _run(request)
+    outcome = _initialize(initializer) or _run(request, None if memory is None else payloads.open_at(memory))
     return serial, _calls, settling.end(), outcome
 
 
@@ -68,9 +72,13 @@ def _initialize(initializer: bytes | None) -> bytes | None:
     return None
 
 
-def _run(request: bytes) -> bytes:
+def _run(request: bytes, memory: payloads.Memory | None) -> bytes:
     try:
-        func, args, kwargs = pickle.loads(request)
+        func, args, kwargs = payloads.unpack(request, memory)
+    except payloads.UnreachableError:
+        return UNREACHABLE
+    except MemoryError as exc:
+        return _pack_error(exc)
     except Exception as exc:
         return _pack(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {exc}", _text_of(exc))
     try:
@@ -82,7 +90,9 @@ def _run(request: bytes) -> bytes:
         value.close()
         return _pack(COROUTINE, None, "")
     try:
-        return _pack(VALUE, value, "")
+        return payloads.pack((VALUE, value, ""), memory)
+    except MemoryError as exc:
+        return _pack_error(exc)
     except Exception as exc:
         return _pack(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {exc}", _text_of(exc))
 

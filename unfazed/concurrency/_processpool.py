@@ -23,7 +23,7 @@ from anyio import (
     to_process,
 )
 
-from .._worker import logs, settling, trampoline
+from .._worker import logs, payloads, settling, trampoline
 from . import _relay, _slots
 from ._checks import (
     Dual,
@@ -38,7 +38,7 @@ from ._checks import (
 from ._errors import NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError
 from ._eventloop import submit_to_background
 from ._loops import current_loop
-from ._references import load, to_send
+from ._references import Unpickler, to_send
 from ._synccalls import call_from_sync, lending
 from ._waits import NO_LIMIT, Timeout, call_in, hold_slot
 
@@ -66,11 +66,19 @@ _serials = itertools.count(1)  # numbers of calls; 0 is none
 NO_OPTIONS: Final = ProcessOptions()
 
 
-def _pack(func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str) -> bytes:
+def _pack(
+    func: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, Any],
+    helper: str,
+    memory: payloads.Memory | None,
+) -> bytes:
     """Pickle a call, or say what cannot be pickled and what to write instead."""
     sent = to_send(func)
     try:
-        return pickle.dumps((sent, args, kwargs), pickle.HIGHEST_PROTOCOL)
+        return payloads.pack((sent, args, kwargs), memory)
+    except MemoryError:
+        raise
     except Exception as exc:
         name = name_of(func)
         try:
@@ -105,11 +113,13 @@ def _innermost(func: object) -> object:
     return func
 
 
-def _unpack(outcome: bytes, func: object, helper: str) -> Any:
+def _unpack(outcome: bytes, memory: payloads.Memory | None, func: object, helper: str) -> Any:
     """Return the value that a worker sent, or raise the error."""
     name = name_of(func)
     try:
-        kind, about, text = load(outcome)
+        kind, about, text = payloads.unpack(outcome, memory, Unpickler)
+    except MemoryError:
+        raise
     except Exception as exc:
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
     if kind == trampoline.VALUE:
@@ -148,8 +158,14 @@ class _Call:
         self._name = name_of(func)
         self._options = options
         self._timeout = None if options.timeout is None else Timeout(options.timeout, self._name)
-        self._request = _pack(func, args, kwargs, helper)
         self._initializer = None if options.initializer is None else _pack_initializer(options.initializer)
+        self._memory = payloads.borrow()
+        self._in_use = False  # whether a worker may read or write the memory
+        try:
+            self._request = _pack(func, args, kwargs, helper, self._memory)
+        except BaseException:
+            self._give_back()
+            raise
         self._serial = next(_serials)
         self._context = copy_context()  # in which its log records are handled
         self._levels = logs.levels() if _relay.settings.logs else None
@@ -229,7 +245,9 @@ class _Call:
         """Send the call and return its outcome; then end the worker if it has served its time, or is out of step."""
         address = None if relay is None else relay.address
         initializer = self._initializer
-        answer = await _ask(trampoline.run, self._serial, self._request, initializer, address, self._levels)
+        memory = None if self._memory is None else self._memory.address
+        self._in_use = True
+        answer = await _ask(trampoline.run, self._serial, self._request, initializer, address, self._levels, memory)
         pending = 0  # how many answers are to come that nobody waits for
         while (mine := self._recognize(answer)) is None:
             # The answer to something else: Ctrl-C, before the worker had been told to ignore it, or a call before
@@ -240,6 +258,11 @@ class _Call:
                 raise WorkerProcessError(self._name, reason) from error
             pending += 1
         _, calls, records, outcome = mine
+        self._in_use = False
+        if outcome == trampoline.UNREACHABLE:
+            self._request = payloads.to_plain(self._request, self._memory)
+            self._give_back()
+            return await self._exchange(relay, flight)
         max_calls = self._options.max_calls
         if pending or (max_calls is not None and calls >= max_calls):
             await _retire(pending)
@@ -252,12 +275,25 @@ class _Call:
         known = cast("tuple[int, int, int, bytes]", answer)
         return known if isinstance(answer, tuple) and known[:1] == (self._serial,) else None
 
-    def read(self, outcome: bytes) -> Any:
-        return _unpack(outcome, self._func, self._helper)
+    def _give_back(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            payloads.give_back(memory, clean=not self._in_use)
+
+    async def value(self) -> Any:
+        """Run the call for async code, and return its value."""
+        try:
+            return _unpack(await self.run(), self._memory, self._func, self._helper)
+        finally:
+            self._give_back()
 
     def wait_for(self, helper: str, instead: str) -> Any:
         """Run the call for sync code, and return its value."""
-        return self.read(call_from_sync(self.run, self._name, helper, instead, submit_to_background))
+        try:
+            outcome = call_from_sync(self.run, self._name, helper, instead, submit_to_background)
+            return _unpack(outcome, self._memory, self._func, self._helper)
+        finally:
+            self._give_back()
 
 
 async def _ask(func: Callable[..., object], *args: object) -> object:
@@ -327,7 +363,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
     call = _Call("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs)
-    result: T = call.read(await call.run())
+    result: T = await call.value()
     return result
 
 
@@ -479,8 +515,7 @@ class ProcessPlace(ProcessOptions):
 
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for async code."""
-        call = _Call("in_processpool", func, args, kwargs, self)
-        return call.read(await call.run())
+        return await _Call("in_processpool", func, args, kwargs, self).value()
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for sync code."""

@@ -68,7 +68,7 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
     return Reference(func, wrapper)
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     """Reads what a worker sent, to which our `__main__` goes by another name, as in `multiprocessing`."""
 
     def find_class(self, module: str, name: str, /) -> Any:
@@ -77,4 +77,4 @@ class _Unpickler(pickle.Unpickler):
 
 def load(data: bytes) -> Any:
     """Return the object that a worker process has pickled."""
-    return _Unpickler(io.BytesIO(data)).load()
+    return Unpickler(io.BytesIO(data)).load()
