@@ -76,6 +76,28 @@ def return_worker_only() -> object:
     return WorkerOnly()
 
 
+class TooLarge:
+    """There is not enough memory to pickle it, or to read it elsewhere than in process *pid*."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.pid is None:
+            raise MemoryError
+        return _make_too_large, (self.pid,)
+
+
+def _make_too_large(pid: int) -> TooLarge:
+    if pid != os.getpid():
+        raise MemoryError
+    return TooLarge(pid)
+
+
+def return_too_large(readable: bool) -> TooLarge:
+    return TooLarge(os.getpid() if readable else None)
+
+
 def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 

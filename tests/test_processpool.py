@@ -15,6 +15,7 @@ import anyio.to_process
 import process_functions as functions
 import pytest
 
+from unfazed._worker import payloads
 from unfazed.concurrency import (
     NotSendableError,
     RemoteError,
@@ -321,3 +322,63 @@ if __name__ == "__main__":
 
     assert err == ""
     assert "below() or its arguments cannot be found in the worker process" in out
+
+
+# Large payloads
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_large_arguments_and_results_go_there_and_back(caller: Caller, kind: type[bytes | bytearray]) -> None:
+    data = kind(os.urandom(3 * payloads.LARGE))
+
+    for _ in range(3):
+        (there,), _ = caller("processpool", functions.echo, data)
+
+        assert there == data
+        assert type(there) is kind
+    assert not payloads._lent
+
+
+def test_after_a_call_that_went_wrong_its_memory_is_not_used_again(background: Any) -> None:
+    data = bytes(3 * payloads.LARGE)
+    assert run_in_processpool_sync(len, data) == len(data)
+    kept = list(payloads._free)
+
+    with pytest.raises(WorkerProcessError):
+        run_in_processpool_sync(functions.end_at_once, 3)
+
+    assert not set(kept) & set(payloads._free)
+    assert not payloads._lent
+    assert run_in_processpool_sync(len, data) == len(data)
+
+
+def test_a_worker_that_cannot_open_the_memory_is_sent_the_bytes(
+    background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def borrow() -> payloads.Memory | None:
+        memory = lend()
+        assert memory is not None
+        memory.address = ("/proc/self/fd/12345", "nothing there")
+        return memory
+
+    lend = payloads.borrow
+    monkeypatch.setattr(payloads, "borrow", borrow)
+    data = os.urandom(3 * payloads.LARGE)
+
+    assert run_in_processpool_sync(functions.echo, data) == ((data,), {})
+    assert not payloads._lent
+
+
+def test_what_memory_does_not_suffice_for_is_a_memory_error(background: Any) -> None:
+    calls: list[tuple[Any, object]] = [
+        (functions.echo, functions.TooLarge()),  # to be packed here
+        (functions.echo, functions.TooLarge(os.getpid())),  # to be read there
+        (functions.return_too_large, False),  # to be packed there
+        (functions.return_too_large, True),  # to be read here
+    ]
+    for func, argument in calls:
+        with pytest.raises(MemoryError):
+            run_in_processpool_sync(func, argument)
+
+        assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})
+    assert not payloads._lent
