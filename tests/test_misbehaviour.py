@@ -312,10 +312,10 @@ def test_results_that_fail_as_they_are_pickled_are_an_error(call: Callable[..., 
 
 
 def assert_died(error: WorkerProcessError, name: str, status: str, background: Backend) -> None:
-    assert f"{name}() ended" in str(error)
-    known = f"{name}() ended {status} before it answered"
-    unknown = f"{name}() ended for an unknown reason before it answered"
-    assert str(error) in ((known, unknown) if background[0] == "asyncio" else (known,))
+    assert error.name == name
+    assert f"{name}()" in str(error)
+    known, unknown = f"ended {status} before it answered", "ended for an unknown reason before it answered"
+    assert error.reason in ((known, unknown) if background[0] == "asyncio" else (known,))
 
 
 @pytest.mark.parametrize("code", [0, 1, 255])

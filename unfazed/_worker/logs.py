@@ -55,8 +55,11 @@ def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> Non
         logging.Logger.callHandlers = _forward  # type: ignore[method-assign]
     if levels == _levels:
         return
-    for name in (_levels or {}).keys() - (levels or {}).keys() - {DISABLED}:
-        logging.getLogger(name).setLevel(logging.WARNING if name == ROOT else logging.NOTSET)
+    for name in (_levels or {}).keys() - (levels or {}).keys():
+        if name == DISABLED:
+            logging.disable(logging.NOTSET)
+        else:
+            logging.getLogger(name).setLevel(logging.WARNING if name == ROOT else logging.NOTSET)
     for name, level in (levels or {}).items():
         if name == DISABLED:
             logging.disable(level)
@@ -97,6 +100,9 @@ def _pack(record: logging.LogRecord) -> bytes:
         value = fields.pop(name)
         try:
             others[name] = pickle.dumps(value)
-        except Exception:
-            fields[name] = repr(value)
+        except BaseException:  # whatever its `__reduce__` raises: it is not the function that fails
+            try:
+                fields[name] = repr(value)
+            except Exception:
+                fields[name] = f"<{type(value).__qualname__}>"
     return pickle.dumps((fields, others))
