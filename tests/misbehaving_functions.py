@@ -307,3 +307,7 @@ def block_sigterm_and_wait(started: Path, awaited: Path) -> None:
 
 def apply(func: Callable[..., Any], *args: Any) -> Any:
     return func(*args)
+
+
+def fork_and_return() -> int:
+    return os.fork()

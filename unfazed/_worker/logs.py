@@ -42,6 +42,7 @@ def read(frame: bytes, load: Callable[[bytes], Any]) -> logging.LogRecord:
 _levels: dict[str, int] | None = None  # as they have been set; None: nothing is forwarded
 _send: Callable[[bytes], None] | None = None
 _call_handlers = logging.Logger.callHandlers
+_basic_config = logging.basicConfig
 
 
 def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> None:
@@ -53,6 +54,7 @@ def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> Non
         for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
             getattr(logger, "handlers", []).clear()
         logging.Logger.callHandlers = _forward  # type: ignore[method-assign]
+        logging.basicConfig = _configure
     if levels == _levels:
         return
     for name in (_levels or {}).keys() - (levels or {}).keys():
@@ -66,6 +68,18 @@ def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> Non
         else:
             logging.getLogger(name).setLevel(level)
     _levels = levels
+
+
+def forget() -> None:
+    """Forward nothing from now on: this is a forked child, which would mix its records with those of the worker."""
+    global _levels
+    _levels = None
+
+
+def _configure(**kwargs: Any) -> None:
+    """Do what `logging.basicConfig` does, unless it is `logging.warning` and the like that want some handler."""
+    if kwargs or _levels is None:
+        _basic_config(**kwargs)
 
 
 def _forward(self: logging.Logger, record: logging.LogRecord) -> None:

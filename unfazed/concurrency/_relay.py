@@ -53,7 +53,8 @@ class Flight:
         self.loop = loop
         self.context = context  # in which its log records are handled
         self.on_lost = on_lost  # is called in the loop's thread when the worker has died
-        self.begun = False  # whether a worker that has died was at it
+        self.begun = False  # whether a worker that has died was at it, or has answered
+        self.outcome: bytes | None = None  # what it has answered
         self.status = "for an unknown reason"  # how that worker has ended
         self.records = 0  # how many of its log records have been handled
         self._wanted = 0
@@ -95,7 +96,8 @@ class _Worker:
         self.memory: mmap.mmap | None = None
 
     def serial(self) -> int:
-        return 0 if self.memory is None else int.from_bytes(self.memory[:], "big")
+        """Return the number of the call that runs there, or has run last; 0 is none."""
+        return 0 if self.memory is None else int.from_bytes(self.memory[:], "big") & ~settling.ANSWERED
 
 
 @final
