@@ -170,6 +170,7 @@ def _move_streams(output: int | None) -> None:
     _talk = os.dup(0), os.dup(1)
     _reopen(sys.__stdin__, _talk[0], "rb")
     _reopen(sys.__stdout__, _talk[1], "wb")
+    _close_duplicates()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     for number in (1, 2):
@@ -181,6 +182,16 @@ def _move_streams(output: int | None) -> None:
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         if _reopen(stream, number, "wb"):
             cast("io.TextIOWrapper", stream).reconfigure(line_buffering=True)
+
+
+def _close_duplicates() -> None:
+    """Close what else leads to where anyio talks: uvloop leaves it open, and children that are forked would keep it."""
+    with suppress(OSError):  # there is no such directory
+        talk = [os.fstat(fd) for fd in (0, 1)]
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):  # that of the directory itself
+                if fd > 2 and fd not in _talk and any(os.path.samestat(os.fstat(fd), each) for each in talk):
+                    os.close(fd)
 
 
 def _reopen(stream: Any, fd: int, mode: str) -> bool:

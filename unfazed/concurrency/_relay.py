@@ -40,7 +40,9 @@ CHUNK_BYTES: Final = 1 << 16  # read at a time
 LAST_CHUNKS: Final = 64  # more than a dead worker can have left; a child of it may write without end
 CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for what workers have written; arbitrary
-ROUNDS: Final = 4  # after so many looks at everything a worker that has just connected is known, and its end; see `_accept`
+ROUNDS: Final = (
+    4  # after so many looks at everything a worker that has just connected is known, and its end; see `_accept`
+)
 ACCEPT_PAUSE_SECONDS: Final = 0.01  # before the next try where there are too many files; arbitrary
 LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept back; arbitrary
 
@@ -162,7 +164,8 @@ class Relay:
         while True:
             events = self._selector.select(0 if self._tasks else None)
             for key, _ in events:
-                if key.fileobj in self._selector.get_map():  # it has not been closed by another one's event
+                # It has not been closed by another one's event. Not by its object, whose number is lost by then.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
             self._round += 1
             self._do_tasks(self._round if events else sys.maxsize)
