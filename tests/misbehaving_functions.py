@@ -62,7 +62,7 @@ def close_streams() -> str:
 
 
 def lose_streams() -> str:
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdin = sys.stdout = sys.stderr = None
     return "done"
 
 
@@ -72,7 +72,7 @@ class _BadStream:
 
 
 def put_bad_stream() -> str:
-    sys.stdout = _BadStream()  # type: ignore[assignment]
+    sys.stdout = _BadStream()
     return "done"
 
 
@@ -87,11 +87,11 @@ def leave_thread_that_writes_megabyte(awaited: Path, ended: Path) -> str:
 
 
 def print_everywhere(word: str) -> None:
-    print(f"{word} printed")
-    print(f"{word} to stderr", file=sys.stderr)
+    print(f"{word} printed")  # noqa: T201
+    print(f"{word} to stderr", file=sys.stderr)  # noqa: T201
     os.write(1, f"{word} to 1\n".encode())
     os.write(2, f"{word} to 2\n".encode())
-    print(f"{word} without an end", end="")
+    print(f"{word} without an end", end="")  # noqa: T201
 
 
 def print_slowly(word: str, ready: Path, others: Path) -> None:
@@ -116,7 +116,7 @@ def flood_until(started: Path, awaited: Path) -> None:
 
 def fail_with_note() -> NoReturn:
     exc = ValueError("noted")
-    exc.__notes__ = ["a note from the worker"]  # type: ignore[attr-defined]
+    exc.__notes__ = ["a note from the worker"]
     raise exc
 
 
@@ -174,14 +174,14 @@ def return_what_ends_the_pickler() -> object:
     return EndsThePickler()
 
 
-class ErrorWithoutText(Exception):
+class WithoutTextError(Exception):
     def __str__(self) -> NoReturn:
         raise LookupError("no text")
 
 
 class FailsWithoutText:
     def __reduce__(self) -> NoReturn:
-        raise ErrorWithoutText
+        raise WithoutTextError
 
 
 def return_what_fails_without_text() -> object:
@@ -189,7 +189,7 @@ def return_what_fails_without_text() -> object:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 # Log records

@@ -188,7 +188,7 @@ def _close_duplicates() -> None:
     """Close what else leads to where anyio talks: uvloop leaves it open, and children that are forked would keep it."""
     with suppress(OSError):  # there is no such directory
         talk = [os.fstat(fd) for fd in (0, 1)]
-        for fd in map(int, os.listdir("/proc/self/fd")):
+        for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  numbers, and no module more
             with suppress(OSError):  # that of the directory itself
                 if fd > 2 and fd not in _talk and any(os.path.samestat(os.fstat(fd), each) for each in talk):
                     os.close(fd)

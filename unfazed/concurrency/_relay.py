@@ -206,7 +206,8 @@ class Relay:
     def _greet(self, worker: _Worker) -> None:
         """Take in what a worker says first. Whoever does not know the token is no worker of ours."""
         token = self.address.token
-        hello, fds = b"", []
+        hello = b""
+        fds: list[int] = []
         with suppress(OSError):  # it has gone away
             hello, fds, _, _ = socket.recv_fds(worker.connection, len(token) + 4, 2)
         self._selector.unregister(worker.connection)
