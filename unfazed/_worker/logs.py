@@ -40,6 +40,7 @@ def read(frame: bytes, load: Callable[[bytes], Any]) -> logging.LogRecord:
 _levels: dict[str, int] | None = None  # as they have been set; None: nothing is forwarded
 _send: Callable[[bytes], None] | None = None
 _call_handlers = logging.Logger.callHandlers
+_basic_config = logging.basicConfig
 
 
 def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> None:
@@ -51,16 +52,32 @@ def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> Non
         for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
             getattr(logger, "handlers", []).clear()
         logging.Logger.callHandlers = _forward  # type: ignore[method-assign]
+        logging.basicConfig = _configure
     if levels == _levels:
         return
-    for name in (_levels or {}).keys() - (levels or {}).keys() - {DISABLED}:
-        logging.getLogger(name).setLevel(logging.WARNING if name == ROOT else logging.NOTSET)
+    for name in (_levels or {}).keys() - (levels or {}).keys():
+        if name == DISABLED:
+            logging.disable(logging.NOTSET)
+        else:
+            logging.getLogger(name).setLevel(logging.WARNING if name == ROOT else logging.NOTSET)
     for name, level in (levels or {}).items():
         if name == DISABLED:
             logging.disable(level)
         else:
             logging.getLogger(name).setLevel(level)
     _levels = levels
+
+
+def forget() -> None:
+    """Forward nothing from now on: this is a forked child, which would mix its records with those of the worker."""
+    global _levels
+    _levels = None
+
+
+def _configure(**kwargs: Any) -> None:
+    """Do what `logging.basicConfig` does, unless it is `logging.warning` and the like that want some handler."""
+    if kwargs or _levels is None:
+        _basic_config(**kwargs)
 
 
 def _forward(self: logging.Logger, record: logging.LogRecord) -> None:
@@ -93,7 +110,10 @@ def _pack(record: logging.LogRecord) -> bytes:
     others: dict[str, bytes] = {}
     for name, value in fields.items():
         if type(value) not in PLAIN:
-            with suppress(Exception):
+            with suppress(BaseException):  # whatever its `__reduce__` raises: it is not the function that fails
                 others[name] = pickle.dumps(value)
-            fields[name] = repr(value)
+            try:
+                fields[name] = repr(value)
+            except Exception:
+                fields[name] = f"<{type(value).__qualname__}>"
     return pickle.dumps((fields, others))

@@ -21,6 +21,7 @@ ORPHAN_CHECK_SECONDS = 1.0  # how often a worker looks whether its parent is sti
 LAST_SECONDS = 0.5  # how long a worker whose pipe was closed stays, which is longer than to kill it takes
 Address = tuple[str, bytes]  # where the parent listens, and what it wants to hear first
 SERIAL_BYTES = 8  # the size of the memory where the parent sees which call runs
+ANSWERED = 1 << 63  # is added there to the number of a call that has ended, and whose answer is on its way
 
 
 class _Line:
@@ -45,7 +46,7 @@ class _Line:
         self.lock = threading.Lock()
 
     def note(self, serial: int) -> None:
-        """Tell the parent, which may look after the death of this process, which call runs here; 0: none."""
+        """Tell the parent, which may look after the death of this process, which call runs here."""
         self.memory[:] = serial.to_bytes(SERIAL_BYTES, "big")
 
     def send(self, frame: bytes) -> None:
@@ -64,6 +65,7 @@ def _open_memory() -> int:
 
 _settled_in = False
 _line: _Line | None = None
+_talk: tuple[int, ...] = ()  # the file descriptors through which anyio talks
 _serial = 0  # of the call that runs, or ran last
 _records = 0  # how many log records it has sent
 
@@ -83,6 +85,8 @@ def settle_in(address: Address | None) -> None:
         except OSError:  # too many files, or the parent is gone
             _line = None
     _move_streams(None if _line is None else _line.output)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_talk)
     # At the end of its loop, anyio closes its pipe and kills it: see `hang_up`.
     atexit.register(time.sleep, LAST_SECONDS)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
@@ -108,10 +112,10 @@ def begin(serial: int, levels: dict[str, int] | None) -> None:
 def end() -> int:
     """Note that the call has ended. Return how many log records it has sent."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # none, or closed by the function
+        with suppress(Exception):  # none, or closed by the function, or anything that it has put there
             stream.flush()
     if _line is not None:
-        _line.note(0)
+        _line.note(_serial | ANSWERED)
     return _records
 
 
@@ -124,6 +128,24 @@ def hang_up() -> NoReturn:
     os.close(cast("io.TextIOWrapper", sys.__stdout__).fileno())
     time.sleep(LAST_SECONDS)
     os._exit(0)
+
+
+def _leave_talk() -> None:
+    """Leave what connects it with the parent to the worker, in a child that it has forked.
+
+    Two on one line would get mixed, a child that returns from the function would answer as well, and one that lives
+    on would hide that the worker has died.
+    """
+    global _line
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in _talk:
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+    if _line is not None:
+        _line.socket.close()
+    _line = None
+    if "unfazed._worker.logs" in sys.modules:
+        sys.modules["unfazed._worker.logs"].forget()
 
 
 def _send_record(frame: bytes) -> None:
@@ -139,8 +161,11 @@ def _move_streams(output: int | None) -> None:
     It reads from and writes to the streams that the interpreter has opened for these, and has put others in their
     place, which lead nowhere.
     """
-    _reopen(sys.__stdin__, os.dup(0), "rb")
-    _reopen(sys.__stdout__, os.dup(1), "wb")
+    global _talk
+    _talk = os.dup(0), os.dup(1)
+    _reopen(sys.__stdin__, _talk[0], "rb")
+    _reopen(sys.__stdout__, _talk[1], "wb")
+    _close_duplicates()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     for number in (1, 2):
@@ -152,6 +177,16 @@ def _move_streams(output: int | None) -> None:
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         if _reopen(stream, number, "wb"):
             cast("io.TextIOWrapper", stream).reconfigure(line_buffering=True)
+
+
+def _close_duplicates() -> None:
+    """Close what else leads to where anyio talks: uvloop leaves it open, and children that are forked would keep it."""
+    with suppress(OSError):  # there is no such directory
+        talk = [os.fstat(fd) for fd in (0, 1)]
+        for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  numbers, and no module more
+            with suppress(OSError):  # that of the directory itself
+                if fd > 2 and fd not in _talk and any(os.path.samestat(os.fstat(fd), each) for each in talk):
+                    os.close(fd)
 
 
 def _reopen(stream: Any, fd: int, mode: str) -> bool:

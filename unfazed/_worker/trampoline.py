@@ -79,8 +79,8 @@ def _run(request: bytes, memory: payloads.Memory | None) -> bytes:
         return UNREACHABLE
     except MemoryError as exc:
         return _pack_error(exc)
-    except Exception as exc:
-        return _pack(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {exc}", _text_of(exc))
+    except BaseException as exc:
+        return _pack(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {_reason_of(exc)}", _text_of(exc))
     try:
         value = func(*args, **kwargs)
     except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
@@ -93,8 +93,8 @@ def _run(request: bytes, memory: payloads.Memory | None) -> bytes:
         return payloads.pack((VALUE, value, ""), memory)
     except MemoryError as exc:
         return _pack_error(exc)
-    except Exception as exc:
-        return _pack(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {exc}", _text_of(exc))
+    except BaseException as exc:  # whatever its `__reduce__` raises
+        return _pack(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {_reason_of(exc)}", _text_of(exc))
 
 
 def _pack(kind: str, about: object, text: str) -> bytes:
@@ -106,7 +106,7 @@ def _pack_error(exc: BaseException) -> bytes:
     try:
         packed = _pack(ERROR, exc, text)
         pickle.loads(packed)  # an exception whose constructor takes other arguments than it passes on fails here
-    except Exception:
+    except BaseException:  # whatever its `__reduce__` raises
         return _pack(UNREADABLE_ERROR, _summary_of(exc), text)
     return packed
 
@@ -121,3 +121,10 @@ def _summary_of(exc: BaseException) -> str:
     import traceback
 
     return "".join(traceback.format_exception_only(type(exc), exc)).strip()
+
+
+def _reason_of(exc: BaseException) -> str:
+    try:
+        return str(exc) or type(exc).__qualname__
+    except Exception:
+        return _summary_of(exc)

@@ -211,7 +211,7 @@ class _Call:
             try:
                 if relay is not None:
                     relay.flights[self._serial] = flight
-                outcome = await self._send_once(relay, flight, life)
+                await self._send_once(relay, flight, life)
             except BrokenWorkerProcess as exc:
                 interrupted = isinstance(exc.__cause__, KeyboardInterrupt)  # by Ctrl-C, before it could be told not to
                 starting = "initialization" in str(exc)
@@ -222,27 +222,25 @@ class _Call:
                 if not starting and (relay is None or flight.begun or not tries_left):
                     raise WorkerProcessError(self._name, f"ended {flight.status} before it answered") from exc
             else:
-                if outcome is None and flight.begun:
+                if flight.outcome is None and flight.begun:
                     raise WorkerProcessError(self._name, f"ended {flight.status} before it answered")
-                return outcome or b""  # which nobody reads: who has had it killed raises
+                return flight.outcome or b""  # which nobody reads: who has had it killed raises
             finally:
                 if relay is not None:
                     del relay.flights[self._serial]
         raise AssertionError("the last try returns or raises")
 
-    async def _send_once(self, relay: _relay.Relay | None, flight: _relay.Flight, life: CancelScope) -> bytes | None:
-        """Send the call to a worker, unless it is to be killed. Return the outcome; `None` where it has been killed."""
+    async def _send_once(self, relay: _relay.Relay | None, flight: _relay.Flight, life: CancelScope) -> None:
+        """Send the call to a worker, unless it is to be killed. There is no outcome where it has been killed."""
         if self._timeout is not None or self._options.kill_on_cancel:
             # Killed while it starts, a worker would be left behind. This one is the next to be taken.
             await _ask(os.getpid)
-        if self._killed:
-            return None
-        with life:
-            return await self._exchange(relay, flight)
-        return None
+        if not self._killed:
+            with life:
+                await self._exchange(relay, flight)
 
-    async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> bytes:
-        """Send the call and return its outcome; then end the worker if it has served its time, or is out of step."""
+    async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> None:
+        """Send the call and take its outcome; then end the worker if it has served its time, or is out of step."""
         address = None if relay is None else relay.address
         initializer = self._initializer
         memory = None if self._memory is None else self._memory.address
@@ -262,13 +260,14 @@ class _Call:
         if outcome == trampoline.UNREACHABLE:
             self._request = payloads.to_plain(self._request, self._memory)
             self._give_back()
-            return await self._exchange(relay, flight)
+            await self._exchange(relay, flight)
+            return
+        flight.outcome = outcome  # before all that ends when the worker does
         max_calls = self._options.max_calls
         if pending or (max_calls is not None and calls >= max_calls):
             await _retire(pending)
         if relay is not None:
             await flight.heard(relay, records)
-        return outcome
 
     def _recognize(self, answer: object) -> tuple[int, int, int, bytes] | None:
         """Return *answer* if it is the one to this call."""

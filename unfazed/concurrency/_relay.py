@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -36,8 +37,13 @@ if TYPE_CHECKING:
     from ._calls import Loop
 
 CHUNK_BYTES: Final = 1 << 16  # read at a time
+LAST_CHUNKS: Final = 64  # more than a dead worker can have left; a child of it may write without end
 CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for what workers have written; arbitrary
+ROUNDS: Final = (
+    4  # after so many looks at everything a worker that has just connected is known, and its end; see `_accept`
+)
+ACCEPT_PAUSE_SECONDS: Final = 0.01  # before the next try where there are too many files; arbitrary
 LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept back; arbitrary
 
 
@@ -49,7 +55,8 @@ class Flight:
         self.loop = loop
         self.context = context  # in which its log records are handled
         self.on_lost = on_lost  # is called in the loop's thread when the worker has died
-        self.begun = False  # whether a worker that has died was at it
+        self.begun = False  # whether a worker that has died was at it, or has answered
+        self.outcome: bytes | None = None  # what it has answered
         self.status = "for an unknown reason"  # how that worker has ended
         self.records = 0  # how many of its log records have been handled
         self._wanted = 0
@@ -91,7 +98,8 @@ class _Worker:
         self.memory: mmap.mmap | None = None
 
     def serial(self) -> int:
-        return 0 if self.memory is None else int.from_bytes(self.memory[:], "big")
+        """Return the number of the call that runs there, or has run last; 0 is none."""
+        return 0 if self.memory is None else int.from_bytes(self.memory[:], "big") & ~settling.ANSWERED
 
 
 @final
@@ -99,6 +107,7 @@ class Relay:
     """The thread, and what it listens to."""
 
     def __init__(self) -> None:
+        self._wake = -1
         # In Linux's abstract namespace: no file is left behind, whatever ends this process.
         self._token = os.urandom(16)
         self.address: settling.Address = f"\0unfazed-{os.getpid()}-{os.urandom(8).hex()}", self._token
@@ -108,7 +117,8 @@ class Relay:
         self.process = os.getpid()
         self.flights: dict[int, Flight] = {}  # by serial number
         self._workers: set[_Worker] = set()  # whose output can still come
-        self._tasks: deque[Callable[[], object]] = deque()  # to be done when nothing has happened
+        self._round = 0  # how often the thread has looked whether anything has happened
+        self._tasks: deque[tuple[int, Callable[[], object]]] = deque()  # to be done when nothing has, or in which round
         self.stopped = False
         self._wake_end, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
@@ -135,28 +145,33 @@ class Relay:
         self.stopped = True
 
     def _when_idle(self, task: Callable[[], object]) -> None:
-        """Have the thread do something when there is nothing else to do, or do it here if it has ended."""
-        self._tasks.append(task)
+        """Have the thread do something when there is nothing else to do, or do it here if it has ended.
+
+        There is always something else to do where a worker writes without end; so not later than after some rounds,
+        of which one may be under way.
+        """
+        self._tasks.append((self._round + 1 + ROUNDS, task))
         with suppress(OSError):  # it will wake all the same, or has ended
             os.write(self._wake, b"x")
         if self.stopped:  # either we see this, or the thread sees the task
-            self._do_tasks()
+            self._do_tasks(sys.maxsize)
 
-    def _do_tasks(self) -> None:
+    def _do_tasks(self, due: int) -> None:
         with suppress(IndexError):
-            while True:
-                self._tasks.popleft()()
+            while self._tasks[0][0] <= due:
+                self._tasks.popleft()[1]()
 
     def _serve(self) -> None:
         while True:
             events = self._selector.select(0 if self._tasks else None)
             for key, _ in events:
-                if key.fileobj in self._selector.get_map():  # it has not been closed by another one's event
+                # It has not been closed by another one's event. Not by its object, whose number is lost by then.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
-            if not events:
-                self._do_tasks()
-                if self.stopped:
-                    break
+            self._round += 1
+            self._do_tasks(self._round if events else sys.maxsize)
+            if self.stopped:
+                break
         for worker in tuple(self._workers):
             self._write(worker, b"\n" if worker.line else b"")
         for key in list(self._selector.get_map().values()):
@@ -165,18 +180,23 @@ class Relay:
             else:
                 os.close(key.fd)
         self._selector.close()
-        self._do_tasks()
+        self._do_tasks(sys.maxsize)
         for flight in tuple(self.flights.values()):
             flight.abandon()
 
     def __del__(self) -> None:
-        os.close(self._wake)
+        if self._wake >= 0:  # it could be made
+            os.close(self._wake)
 
     def _woken(self) -> None:
         os.read(self._wake_end, CHUNK_BYTES)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # too many files: the worker has its answer when there are fewer
+            time.sleep(ACCEPT_PAUSE_SECONDS)
+            return
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         if CREDENTIALS.unpack(credentials)[1] != os.getuid():  # anybody on this machine can connect
             connection.close()
@@ -187,7 +207,10 @@ class Relay:
     def _greet(self, worker: _Worker) -> None:
         """Take in what a worker says first. Whoever does not know the token is no worker of ours."""
         token = self._token
-        hello, fds, _, _ = socket.recv_fds(worker.connection, len(token) + 4, 2)
+        hello = b""
+        fds: list[int] = []
+        with suppress(OSError):  # it has gone away
+            hello, fds, _, _ = socket.recv_fds(worker.connection, len(token) + 4, 2)
         self._selector.unregister(worker.connection)
         if len(fds) != 2 or hello[: len(token)] != token:
             for fd in fds:
@@ -222,8 +245,9 @@ class Relay:
                 status = _status(os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)) or status
             self._selector.unregister(pidfd)
             os.close(pidfd)
-        while self._receive(worker) or self._print(worker):
-            pass
+        for _ in range(LAST_CHUNKS):
+            if not (self._receive(worker) or self._print(worker)):
+                break
         flight = self.flights.get(worker.serial())
         if flight is not None:
             flight.lose(status)
@@ -263,8 +287,9 @@ class Relay:
                 handle(record)
             else:
                 flight.context.run(handle, record)
-        except Exception as exc:
-            sys.excepthook(type(exc), exc, exc.__traceback__)
+        except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
+            with suppress(BaseException):
+                sys.excepthook(type(exc), exc, exc.__traceback__)
         finally:
             if flight is not None:
                 flight.record_handled()
@@ -292,7 +317,7 @@ class Relay:
             end = len(worker.line)
         text, worker.line[:] = worker.line[:end].decode("utf-8", "backslashreplace"), worker.line[end:]
         if text and settings.output and sys.stderr is not None:
-            with suppress(OSError, ValueError):  # it is closed
+            with suppress(Exception):  # it is closed, or anything that users put there
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
@@ -316,6 +341,7 @@ class _Settings:
 
 settings = _Settings()
 _relay: Relay | None = None
+_starting = threading.Lock()  # guards `_relay`; made anew in a forked child
 
 
 def current() -> Relay | None:
@@ -323,10 +349,20 @@ def current() -> Relay | None:
     global _relay
     if sys.platform != "linux":
         return None
-    if _relay is None or _relay.process != os.getpid():
-        try:
-            _relay = Relay()
-        except (OSError, RuntimeError):  # too many files; too many threads, or the interpreter is exiting
-            return None
-        atexit.register(_relay.stop)
-    return _relay
+    with _starting:  # two loops may come at once, and the workers of both must end up with the relay of their calls
+        if _relay is None or _relay.process != os.getpid():
+            try:
+                _relay = Relay()
+            except (OSError, RuntimeError):  # too many files; too many threads, or the interpreter is exiting
+                return None
+            atexit.register(_relay.stop)
+        return _relay
+
+
+def _forget_lock() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_forget_lock)
