@@ -26,6 +26,7 @@ import psutil
 import pytest
 from conftest import GRACE_SECONDS, let_others_run, wait_until
 
+from unfazed._worker import payloads
 from unfazed.concurrency import (
     CallTimeoutError,
     EventLoopThread,
@@ -440,7 +441,10 @@ def test_a_call_that_ends_its_worker_runs_once(call: Callable[..., Any], tmp_pat
     assert (tmp_path / "runs").read_text() == "x"
 
 
-def test_a_call_runs_once_though_its_worker_is_killed_as_it_answers(background: Backend, tmp_path: Path) -> None:
+def test_a_call_runs_once_though_its_worker_is_killed_as_it_answers(
+    background: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payloads, "borrow", lambda: None)  # so that the answer has to go through the pipe
     runs = tmp_path / "runs"
 
     async def main() -> None:
