@@ -195,7 +195,7 @@ def wait_until_relay_idle() -> None:
 
         relay = _relay.current()
         assert relay is not None
-        await relay.settled(current_loop())
+        await relay.settled(current_loop(), hears=True)
 
     run_in_eventloop_sync(settled)
 
@@ -905,14 +905,7 @@ def test_a_handler_that_logs_itself_is_harmless(background: Backend, kept: Keepe
     assert kept.messages() == ["once", "again"]
 
 
-@pytest.mark.parametrize(
-    "nested",
-    ["echo"]
-    + [
-        pytest.param(nested, marks=pytest.mark.xfail(run=False, reason="the relay waits for itself"))
-        for nested in ("log", "die", "write")
-    ],
-)
+@pytest.mark.parametrize("nested", ["echo", "log", "die", "write"])
 def test_a_handler_may_make_calls(background: Backend, kept: Keeper, nested: str) -> None:
     made: list[object] = []
     what: dict[str, tuple[Any, ...]] = {
@@ -933,6 +926,7 @@ def test_a_handler_may_make_calls(background: Backend, kept: Keeper, nested: str
     in_time(run_in_processpool_sync, misbehaving.log, LOGGER, (30, "outer"))
 
     assert len(made) == 1
+    assert isinstance(made[0], WorkerProcessError) == (nested == "die")
     assert_ten_calls_work()
 
 

@@ -454,7 +454,7 @@ async def test_who_waits_for_records_is_woken_by_the_last_one_or_the_end(relay: 
             await anyio.to_thread.run_sync(relay.stop)
         another = _relay.Flight(current_loop(), contextvars.copy_context(), int)
         await another.heard(relay, 1)
-        await relay.settled(current_loop())
+        await relay.settled(current_loop(), hears=True)
 
 
 # How workers end

@@ -80,7 +80,7 @@ def test_what_turns_out_to_be_async_is_said_to_be() -> None:
 
 def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_settled_in", False)
-    monkeypatch.setattr(settling, "_move_streams", lambda output: None)
+    monkeypatch.setattr(settling, "_move_streams", lambda: None)
     watching: list[int] = []
     at_exit: list[object] = []
     monkeypatch.setattr(atexit, "register", lambda *args: at_exit.append(args))
@@ -101,7 +101,7 @@ def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_settled_in", False)
-    monkeypatch.setattr(settling, "_move_streams", lambda output: None)
+    monkeypatch.setattr(settling, "_move_streams", lambda: None)
     monkeypatch.setattr(settling, "_end_with", lambda parent: None)
     monkeypatch.setattr(atexit, "register", lambda *args: None)
     before = signal.getsignal(signal.SIGINT)

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, cast
 ORPHAN_CHECK_SECONDS = 1.0  # how often a worker looks whether its parent is still there
 LAST_SECONDS = 0.5  # how long a worker whose pipe was closed stays, which is longer than to kill it takes
 Address = tuple[str, bytes]  # where the parent listens, and what it wants to hear first
+WELCOME = b"!"  # what the parent says to a worker that it has taken in
+WELCOME_SECONDS = 5.0  # how long to wait for that; arbitrary
 SERIAL_BYTES = 8  # the size of the memory where the parent sees which call runs
 ANSWERED = 1 << 63  # is added there to the number of a call that has ended, and whose answer is on its way
 
@@ -40,9 +42,19 @@ class _Line:
         self.socket.connect(name)
         here, self.output = os.pipe()
         hello = token + os.getpid().to_bytes(4, "big")
-        socket.send_fds(self.socket, [hello], [here, file])
-        os.close(here)
-        os.close(file)
+        try:
+            socket.send_fds(self.socket, [hello], [here, file])
+            self.socket.settimeout(WELCOME_SECONDS)
+            if self.socket.recv(1) != WELCOME:
+                raise ConnectionError("the parent has no descriptors left")
+            self.socket.settimeout(None)
+        except OSError:
+            self.socket.close()
+            os.close(self.output)
+            raise
+        finally:
+            os.close(here)
+            os.close(file)
         self.lock = threading.Lock()
 
     def note(self, serial: int) -> None:
@@ -72,24 +84,41 @@ _records = 0  # how many log records it has sent
 
 def settle_in(address: Address | None) -> None:
     """See to it, once, that this worker is not interrupted, talks undisturbed, and ends with its parent."""
-    global _settled_in, _line
-    if _settled_in:
-        return
-    _settled_in = True
+    global _settled_in
+    if not _settled_in:
+        _settled_in = True
+        _settle_in()
+    if _line is None and address is not None:
+        _connect(address)
+
+
+def is_connected() -> bool:
+    """Return whether the parent hears this worker. Not where there were no file descriptors left."""
+    return _line is not None
+
+
+def _settle_in() -> None:
     if threading.current_thread() is threading.main_thread():
         # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
         signal.signal(signal.SIGINT, _ignore)
-    if address is not None:
-        try:
-            _line = _Line(address)
-        except OSError:  # too many files, or the parent is gone
-            _line = None
-    _move_streams(None if _line is None else _line.output)
+    _move_streams()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_talk)
     # At the end of its loop, anyio closes its pipe and kills it: see `hang_up`.
     atexit.register(time.sleep, LAST_SECONDS)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
+
+
+def _connect(address: Address) -> None:
+    """Have the parent hear what is written and logged here."""
+    global _line
+    try:
+        _line = _Line(address)
+    except OSError:  # too many files, here or there, or the parent is gone
+        return
+    for number in (1, 2):
+        os.dup2(_line.output, number)
+    os.close(_line.output)
 
 
 def begin(serial: int, levels: dict[str, int] | None) -> None:
@@ -155,7 +184,7 @@ def _send_record(frame: bytes) -> None:
     _records += 1
 
 
-def _move_streams(output: int | None) -> None:
+def _move_streams() -> None:
     """Have anyio talk through other descriptors, and put at 0, 1 and 2 what anybody may use.
 
     It reads from and writes to the streams that the interpreter has opened for these, and has put others in their
@@ -167,12 +196,9 @@ def _move_streams(output: int | None) -> None:
     _reopen(sys.__stdout__, _talk[1], "wb")
     _close_duplicates()
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    for number in (1, 2):
-        os.dup2(nothing if output is None else output, number)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
     os.close(nothing)
-    if output is not None:
-        os.close(output)
     _reopen(sys.stdin, 0, "rb")
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         if _reopen(stream, number, "wb"):

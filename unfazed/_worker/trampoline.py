@@ -19,6 +19,7 @@ UNREADABLE_REQUEST = "unreadable request"  # the function or its arguments canno
 COROUTINE = "coroutine"  # the function turned out to be async
 UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled, its type and the reason
 
+UNHEARD = b"unheard"  # instead of an outcome, where the parent does not hear this worker as it thinks
 UNREACHABLE = b"unreachable"  # instead of an outcome, where the memory with the call cannot be opened
 
 _calls = 0  # how many there have been
@@ -49,6 +50,8 @@ def run(
     """
     global _calls
     settling.settle_in(line)
+    if line is not None and not settling.is_connected():
+        return serial, _calls, 0, UNHEARD
     settling.begin(serial, levels)
     _calls += 1
     outcome = _initialize(initializer) or _run(request, None if memory is None else payloads.open_at(memory))

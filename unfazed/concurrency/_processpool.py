@@ -171,6 +171,7 @@ class _Call:
         self._levels = logs.levels() if _relay.settings.logs else None
         self._life: CancelScope | None = None  # around its stay in a worker: cancelled to end that
         self._killed = False
+        self._hears = not _relay.is_handling()  # a handler would wait for itself
 
     async def run(self) -> bytes:
         """Send the call to a worker and return its pickled outcome.
@@ -218,11 +219,13 @@ class _Call:
                 if starting and not (interrupted and tries_left):
                     raise WorkerProcessError(self._name, _why_not_started(exc.__cause__)) from exc
                 if relay is not None:
-                    await relay.settled(loop)
+                    await relay.settled(loop, self._hears)
                 if not starting and (relay is None or flight.begun or not tries_left):
                     raise WorkerProcessError(self._name, f"ended {flight.status} before it answered") from exc
             else:
                 if flight.outcome is None and flight.begun:
+                    if relay is not None:
+                        await relay.settled(loop, self._hears)
                     raise WorkerProcessError(self._name, f"ended {flight.status} before it answered")
                 return flight.outcome or b""  # which nobody reads: who has had it killed raises
             finally:
@@ -257,6 +260,10 @@ class _Call:
             pending += 1
         _, calls, records, outcome = mine
         self._in_use = False
+        if outcome == trampoline.UNHEARD:
+            flight.begun = True  # nobody could tell
+            await self._exchange(None, flight)
+            return
         if outcome == trampoline.UNREACHABLE:
             self._request = payloads.to_plain(self._request, self._memory)
             self._give_back()
@@ -266,7 +273,7 @@ class _Call:
         max_calls = self._options.max_calls
         if pending or (max_calls is not None and calls >= max_calls):
             await _retire(pending)
-        if relay is not None:
+        if relay is not None and self._hears:
             await flight.heard(relay, records)
 
     def _recognize(self, answer: object) -> tuple[int, int, int, bytes] | None:

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event
@@ -119,6 +120,8 @@ class Relay:
         self._workers: set[_Worker] = set()  # whose output can still come
         self._round = 0  # how often the thread has looked whether anything has happened
         self._tasks: deque[tuple[int, Callable[[], object]]] = deque()  # to be done when nothing has, or in which round
+        self._handler: threading.Thread | None = None  # of log records, from the first one on
+        self._records: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self.stopped = False
         self._wake_end, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
@@ -128,10 +131,14 @@ class Relay:
         self._thread = threading.Thread(target=self._serve, name="unfazed-relay", daemon=True)
         self._thread.start()
 
-    async def settled(self, loop: Loop) -> None:
-        """Wait until all that has happened to workers before this call has been noted."""
+    async def settled(self, loop: Loop, hears: bool) -> None:
+        """Wait until all that has happened to workers before this call has been noted, and if it *hears*, handled."""
         event = Event()
-        self._when_idle(lambda: set_from_anywhere(loop, event))
+
+        def tell() -> None:
+            set_from_anywhere(loop, event)
+
+        self._when_idle(partial(self._after_records, tell) if hears else tell)
         await event.wait()
 
     def stop(self) -> None:
@@ -140,6 +147,28 @@ class Relay:
             return
         self._when_idle(self._end)
         self._thread.join(STOP_SECONDS)
+        if self._handler is not None:
+            self._records.put(None)
+            self._handler.join(STOP_SECONDS)
+
+    def _after_records(self, task: Callable[[], object]) -> None:
+        """Have something done when the log records that have come so far have been handled."""
+        if self._handler is None:
+            task()
+        else:
+            self._records.put(task)
+
+    def _handle_soon(self, frame: bytes) -> None:
+        """Have a log record handled, in a thread of its own: a handler may wait for a worker, of which we must hear."""
+        if self._handler is None:
+            self._handler = threading.Thread(target=self._handle_all, name="unfazed-logs", daemon=True)
+            self._handler.start()
+        self._records.put(partial(self._handle, frame))
+
+    def _handle_all(self) -> None:
+        _here.handling = True
+        while (task := self._records.get()) is not None:
+            task()
 
     def _end(self) -> None:
         self.stopped = True
@@ -224,6 +253,8 @@ class Relay:
         os.set_blocking(worker.output, False)
         self._selector.register(worker.connection, selectors.EVENT_READ, partial(self._receive, worker))
         self._selector.register(worker.output, selectors.EVENT_READ, partial(self._print, worker))
+        with suppress(OSError):  # it has ended
+            worker.connection.send(settling.WELCOME)
         self._watch(worker, int.from_bytes(hello[len(token) :], "big"))
 
     def _watch(self, worker: _Worker, pid: int) -> None:
@@ -273,7 +304,7 @@ class Relay:
                 break
             frame = bytes(worker.received[4:end])
             del worker.received[:end]
-            self._handle(frame)
+            self._handle_soon(frame)
         return True
 
     def _handle(self, frame: bytes) -> None:
@@ -332,6 +363,14 @@ def _status(result: Any) -> str | None:
         return f"killed by {signal.Signals(result.si_status).name}"
     except ValueError:
         return f"killed by signal {result.si_status}"
+
+
+_here = threading.local()
+
+
+def is_handling() -> bool:
+    """Return whether this thread is handling log records."""
+    return getattr(_here, "handling", False)
 
 
 class _Settings:
