@@ -98,6 +98,27 @@ def return_too_large(readable: bool) -> TooLarge:
     return TooLarge(os.getpid() if readable else None)
 
 
+initialized: list[int] = []
+
+
+def initialize() -> None:
+    initialized.append(1)
+
+
+class BadTextError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Unpicklable:
+    def __reduce__(self) -> NoReturn:
+        raise BadTextError
+
+
+def return_unpicklable_with_bad_text() -> Unpicklable:
+    return Unpicklable()
+
+
 def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 

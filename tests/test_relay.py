@@ -22,6 +22,7 @@ import anyio
 import pytest
 from conftest import GRACE_SECONDS, let_others_run, wait_until
 
+from unfazed._worker import logs
 from unfazed.concurrency import _relay, run_in_processpool_sync, warm_up_processpool_sync
 from unfazed.concurrency._loops import current_loop
 
@@ -338,6 +339,65 @@ log.info("five")
     assert messages(records) == ["one", "two", "five"]
 
 
+def test_the_levels_of_a_process_are_those_that_are_set() -> None:
+    logger = logging.getLogger("elsewhere.levels.set")
+    logger.setLevel(logging.INFO)
+    try:
+        found = logs.levels()
+    finally:
+        logger.setLevel(logging.NOTSET)
+
+    assert found.items() >= {"": logging.root.level, logs.DISABLED: 0, "elsewhere.levels.set": logging.INFO}.items()
+    assert "elsewhere.levels" not in found
+
+
+def test_a_forked_child_leaves_the_line_to_the_worker(
+    relay: _relay.Relay, records: list[logging.LogRecord], stderr: Written
+) -> None:
+    done = stand_in(
+        f"""
+import logging
+settling.begin(1, {LEVELS})
+pid = os.fork()
+if not pid:
+    logging.getLogger("elsewhere").warning("of the child")
+    assert sys.__stdin__.buffer.read() == b""
+    sys.__stdout__.write("lost")
+    settling.end()
+    sys.exit(0)
+os.waitpid(pid, 0)
+logging.getLogger("elsewhere").info("of the worker")
+assert sys.__stdin__.buffer.read() == b"talk"
+""",
+        relay.address,
+        b"talk",
+    )
+    relay.stop()
+
+    assert (done.stdout, done.returncode) == (b"", 0)
+    assert messages(records) == ["of the worker"]
+    assert stderr.getvalue() == "of the child\n"
+
+
+def test_what_has_neither_a_pickle_nor_a_text_comes_by_its_class(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    stand_in(
+        f"""
+import logging
+class Odd:
+    def __reduce__(self): raise SystemExit
+    def __repr__(self): raise ValueError
+settling.begin(1, {LEVELS})
+logging.getLogger("elsewhere").info("one", extra={{"odd": Odd()}})
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert vars(records[0])["odd"] == "<Odd>"
+
+
 def test_handlers_that_a_function_adds_work(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
     done = stand_in(
         f"""
@@ -560,6 +620,40 @@ def test_who_says_nothing_holds_up_nobody(relay: _relay.Relay, stderr: Written) 
     with connect(relay):
         assert stand_in("print('heard')", relay.address).returncode == 0
         wait_until(lambda: stderr.getvalue() == "heard\n", "the other one is heard")
+
+
+@pytest.mark.parametrize("welcome", [b"", b"?"])
+def test_a_worker_that_is_not_taken_in_is_silent(welcome: bytes) -> None:
+    name = f"\0unfazed-test-{os.getpid()}-{welcome!r}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(welcome)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = stand_in("assert not settling.is_connected()\nprint('dropped')", (name, b"token"))
+        thread.join()
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> None:
+    flying = flight(relay, 5)
+    done = subprocess.run(
+        [sys.executable, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
+        capture_output=True,
+        check=False,
+    )
+    relay.stop()
+
+    assert done.returncode == 0
+    assert flying.begun
 
 
 # Without a relay

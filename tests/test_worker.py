@@ -14,7 +14,7 @@ from typing import Any
 import process_functions as functions
 import pytest
 
-from unfazed._worker import settling, trampoline
+from unfazed._worker import payloads, settling, trampoline
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +127,48 @@ def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         settling._end_with(1)
     assert parents == []
+
+
+def test_an_initializer_is_called_once_and_again_if_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trampoline, "_initialized", set())
+    monkeypatch.setattr(functions, "initialized", [])
+    request = pickle.dumps((functions.echo, (), {}))
+
+    def outcome(initializer: object) -> Any:
+        return pickle.loads(trampoline.run(1, request, pickle.dumps(initializer))[3])
+
+    for _ in range(2):
+        assert outcome(functions.initialize)[0] == trampoline.VALUE
+        assert outcome(functions.fail_with_two_arguments)[0] == trampoline.UNREADABLE_ERROR
+    assert functions.initialized == [1]
+
+
+def test_what_memory_does_not_suffice_for_is_the_error() -> None:
+    elsewhere = pickle.dumps((functions.echo, (functions.TooLarge(os.getpid() + 1),), {}))
+
+    for request in (elsewhere, pickle.dumps((functions.return_too_large, (False,), {}))):
+        kind, error, _ = pickle.loads(trampoline.run(1, request)[3])
+
+        assert kind == trampoline.ERROR
+        assert isinstance(error, MemoryError)
+
+
+def test_a_request_in_memory_that_cannot_be_opened_is_to_be_sent_again() -> None:
+    request = payloads.SHARED + b"100"
+
+    assert trampoline.run(1, request, memory=("/nothing/there", "label"))[3] == trampoline.UNREACHABLE
+
+
+def test_a_worker_that_its_parent_does_not_hear_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "_connect", lambda address: None)
+    request = pickle.dumps((functions.echo, (), {}))
+
+    assert trampoline.run(1, request, None, ("nobody", b""))[3] == trampoline.UNHEARD
+    assert pickle.loads(trampoline.run(1, request)[3])[0] == trampoline.VALUE
+
+
+def test_an_error_whose_text_fails_is_summed_up() -> None:
+    kind, reason, _ = run(functions.return_unpicklable_with_bad_text)
+
+    assert kind == trampoline.UNSENDABLE_VALUE
+    assert "BadTextError" in reason
