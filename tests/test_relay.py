@@ -647,6 +647,7 @@ def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> No
     flying = flight(relay, 5)
     done = subprocess.run(
         [sys.executable, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
+        input=b"",
         capture_output=True,
         check=False,
     )
