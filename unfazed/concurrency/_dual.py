@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
+    from types import CodeType
     from typing import Concatenate
 
     from anyio import CapacityLimiter
@@ -99,7 +100,7 @@ class DualCallable(Dual, Generic[P, T]):
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
     # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
-    __code__ = cast("Any", __call__).__code__
+    __code__: CodeType = cast("Any", __call__).__code__
     __defaults__ = None
     __kwdefaults__ = None
 
@@ -156,7 +157,8 @@ class DualMethod(Generic[P, T]):
 
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
-        self.__isabstractmethod__ = getattr(dual.__wrapped__, "__isabstractmethod__", False)  # no copy in a `__dict__`
+        # there is no copy in a `__dict__`
+        self.__isabstractmethod__: bool = getattr(dual.__wrapped__, "__isabstractmethod__", False)
         self._dual = dual
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
