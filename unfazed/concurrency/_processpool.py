@@ -28,7 +28,7 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout, call_in, hold_slot
+from ._waits import NO_LIMIT, Timeout, call_in, hold_slot, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ class _Call:
         at all where that is the option; then the worker is killed.
         """
         try:
-            return await lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
+            return await lending(within(self._timeout, self._run))
         except BrokenWorkerProcess as exc:
             if "initialization" in str(exc):
                 reason = (
