@@ -183,7 +183,7 @@ async def seen(event: threading.Event) -> None:
 
 async def let_others_run() -> None:
     with anyio.CancelScope(shield=True):
-        for _ in range(5):
+        for _ in range(10):
             await anyio.lowlevel.checkpoint()
 
 

@@ -97,8 +97,7 @@ print(*sorted(added))
     assert set(added) <= {
         *("unfazed", "pickle", "_pickle", "_compat_pickle", "copyreg", "traceback", "atexit"),
         *("queue", "_queue", "heapq", "_heapq"),
-        *("array", "mmap", "socket"),  # as soon as a loop runs, asyncio or trio needs the last one as well
-        *("copy",),  # since Python 3.15, with one of these
+        *("array", "mmap", "socket", "_socket"),  # as soon as a loop runs, asyncio or trio needs the last one as well
     }
 
 

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, let_others_run, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -48,11 +48,6 @@ only_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 def one_thread() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(max_workers=1) as executor:
         yield executor
-
-
-async def checkpoints() -> None:
-    for _ in range(10):
-        await anyio.lowlevel.checkpoint()
 
 
 async def wait_for(path: Path) -> None:
@@ -243,7 +238,7 @@ async def test_a_call_that_queues_and_is_cancelled_abandons_nothing() -> None:
         await blocking.wait_until_started()
         async with anyio.create_task_group() as cancelled:
             cancelled.start_soon(in_threadpool(pytest.fail, limiter=limiter, abandon_on_cancel=True), "must not run")
-            await checkpoints()
+            await let_others_run()
             cancelled.cancel_scope.cancel()
         assert (queued(limiter), count_abandoned_threads()) == (0, 0)
         blocking.may_end.set()
@@ -428,7 +423,7 @@ def test_a_coroutine_that_is_late_is_cancelled_once_and_its_cleanup_awaited(call
         except anyio.get_cancelled_exc_class():
             seen.append("cancelled")
             with anyio.CancelScope(shield=shielded):
-                await checkpoints()
+                await let_others_run()
                 await anyio.sleep(SOON)
             seen.append("cleaned up")
             raise
@@ -525,7 +520,7 @@ async def test_a_cancelled_call_with_a_timeout_waits_for_its_thread() -> None:
         await blocking.wait_until_started()
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            await checkpoints()
+            await let_others_run()
             assert not outcome
             blocking.may_end.set()
 
@@ -585,7 +580,7 @@ async def test_a_cancelled_call_kills_its_process_when_its_timeout_is_over(tmp_p
         await wait_for(started)
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            await checkpoints()
+            await let_others_run()
             assert not errors
 
     assert isinstance(errors[0], anyio.get_cancelled_exc_class())

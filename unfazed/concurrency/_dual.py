@@ -5,7 +5,6 @@ What a *place* is, the modules of the helpers say: each knows how to run a funct
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
@@ -129,6 +128,8 @@ class DualCallable(Dual, Generic[P, T]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy what the function is bound to, as for a function: where it runs, with its limiter, is shared."""
+        import copy  # which whoever calls this has loaded, and nobody else needs
+
         func = copy.deepcopy(self._func, memo)
         return self if func is self._func else self._rebound(func)
 

@@ -24,7 +24,7 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop, forget_library
 from ._references import to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import Timeout, set_from_anywhere, wait_for_end
+from ._waits import Timeout, set_from_anywhere, wait_for_end, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -76,7 +76,7 @@ class _Call(Generic[T]):
         Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has
         started, it never starts; later, we wait for its end as for a thread, but not beyond the timeout.
         """
-        return lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
+        return lending(within(self._timeout, self._run))
 
     async def _run(self, timer: CancelScope | None) -> Answer[T]:
         executor, loop, event = self._executor, current_loop(), Event()

@@ -19,7 +19,7 @@ from ._checks import async_function_error, close_coroutine, name_of
 from ._contexts import Claim
 from ._loops import current_loop, forget_library
 from ._synccalls import Worker, lending, thread
-from ._waits import NO_LIMIT, Timeout, hold_slot, outlast, set_from_anywhere
+from ._waits import NO_LIMIT, Timeout, hold_slot, outlast, set_from_anywhere, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -102,7 +102,7 @@ class Job(Worker, Generic[T]):
         no way to end a thread. What it comes to is dropped then. It is not waited for any longer than the timeout,
         nor at all where that is the option: abandoned, it gives its slot back itself.
         """
-        return lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
+        return lending(within(self._timeout, self._run))
 
     async def _run(self, timer: CancelScope | None) -> Answer[T]:
         loop = self.loop = current_loop()

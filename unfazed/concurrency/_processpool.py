@@ -40,7 +40,7 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import Unpickler, to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout, call_in, hold_slot
+from ._waits import NO_LIMIT, Timeout, call_in, hold_slot, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +180,7 @@ class _Call:
         then. So a task of its own does that, which nobody cancels, and we wait for it: not beyond the timeout, nor
         at all where that is the option; then the worker is killed.
         """
-        return await lending(self._run(None) if self._timeout is None else self._timeout.bound(self._run))
+        return await lending(within(self._timeout, self._run))
 
     async def _run(self, timer: CancelScope | None) -> bytes:
         loop = current_loop()

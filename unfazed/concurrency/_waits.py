@@ -189,6 +189,11 @@ class Timeout:
         raise self.error()
 
 
+def within(timeout: Timeout | None, run: Callable[[CancelScope | None], Awaitable[T]]) -> Awaitable[T]:
+    """Return what *run* does, within *timeout* if there is one."""
+    return run(None) if timeout is None else timeout.bound(run)
+
+
 def cancelled_classes() -> tuple[type[BaseException], ...]:
     """Return the cancellation classes of the libraries that are loaded."""
     found: list[type[BaseException]] = []
