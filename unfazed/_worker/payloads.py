@@ -28,6 +28,9 @@ KEPT = 128 * 1024 * 1024  # bytes of pages in all free memories; otherwise arbit
 MOST_FREE = 8  # as many memories are kept, each with a file descriptor; arbitrary
 MOST_LENT = 64  # with more calls than that in flight, the others use the pipe; arbitrary
 MOST_OPEN = 16  # as many memories a worker keeps open; arbitrary
+PLAIN = frozenset((type(None), bool, int, float))
+SIZED = frozenset((str, bytes))
+GLANCE = 1024  # items, up to which such an object is small; arbitrary
 READ_AHEAD = 64 * 1024  # bytes, as many as a pickler writes at once
 START = 3584  # where a pickle begins: an AMD copies at a third of its speed to page offsets just above the source's
 HUGE = 4 * 1024 * 1024  # bytes, from which on an object gets huge pages, as in NumPy
@@ -231,6 +234,12 @@ class _Sink:
             self.memory.remove()
             self.memory.truncate(0)
         self.fd = self.memory = None
+
+
+def is_small(value: object) -> bool:
+    """Return whether *value* can be told at a glance to be small, and plain: its pickle needs no memory."""
+    kind = type(value)
+    return kind in PLAIN or (kind in SIZED and len(value) <= GLANCE)  # type: ignore[arg-type]
 
 
 def pack(obj: object, memory: Memory | None) -> bytes:

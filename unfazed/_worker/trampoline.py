@@ -22,6 +22,8 @@ UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled,
 UNHEARD = b"unheard"  # instead of an outcome, where the parent does not hear this worker as it thinks
 UNREACHABLE = b"unreachable"  # instead of an outcome, where the memory with the call cannot be opened
 
+Outcome = bytes | tuple[object]  # a packed one, or else a small and plain value
+
 _calls = 0  # how many there have been
 _initialized: set[bytes] = set()
 
@@ -33,7 +35,7 @@ def run(
     line: settling.Address | None = None,
     levels: dict[str, int] | None = None,
     memory: payloads.Address | None = None,
-) -> tuple[int, int, int, bytes]:
+) -> tuple[int, int, int, Outcome]:
     """Run a pickled `(func, args, kwargs)` in this process.
 
     Args:
@@ -46,7 +48,7 @@ def run(
 
     Returns:
         The number of the call, how many calls there have been here, how many log records this one has sent, and its
-        pickled outcome.
+        outcome.
     """
     global _calls
     settling.settle_in(line)
@@ -75,7 +77,7 @@ def _initialize(initializer: bytes | None) -> bytes | None:
     return None
 
 
-def _run(request: bytes, memory: payloads.Memory | None) -> bytes:
+def _run(request: bytes, memory: payloads.Memory | None) -> Outcome:
     try:
         func, args, kwargs = payloads.unpack(request, memory)
     except payloads.UnreachableError:
@@ -89,6 +91,8 @@ def _run(request: bytes, memory: payloads.Memory | None) -> bytes:
     except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
         exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
         return _pack_error(exc)
+    if payloads.is_small(value):
+        return (value,)
     if isinstance(value, CoroutineType):
         value.close()
         return _pack(COROUTINE, None, "")

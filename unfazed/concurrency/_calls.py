@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from ._errors import LoopEndedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
 T = TypeVar("T")
@@ -46,6 +46,13 @@ class Loop(Protocol):
 
     def submit(self, call: Call[Any], context: Context) -> None:
         """Have the loop run *call* in a task of its own, in a copy of *context* or in itself. Returns at once."""
+
+    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
+        """Run what raises nothing in a task of its own, from within this loop. Only the end of the loop cancels it.
+
+        Return what keeps the task alive. *on_end* is called at its end at the latest, even if it never began.
+        """
+        ...
 
     def is_gone(self) -> bool:
         """Return whether what was posted may have been dropped."""

@@ -16,7 +16,7 @@ from ._errors import LoopEndedError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
     import trio
@@ -72,6 +72,16 @@ class AsyncioLoop:
 
     async def _run(self, call: Call[Any]) -> None:
         await call.run(_current_task().cancel)
+
+    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
+        running = run()
+        try:
+            task = self.native.create_task(running)
+        except BaseException:  # of a task factory of the user's
+            running.close()
+            raise
+        task.add_done_callback(lambda _: on_end())
+        return task
 
     def is_gone(self) -> bool:
         # A loop that stands still may be run again, but for the last hour of the interpreter.
@@ -161,6 +171,14 @@ class TrioLoop:
     async def _run(self, call: Call[Any]) -> None:
         with CancelScope() as scope:
             await call.run(scope.cancel)
+
+    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
+        import trio
+
+        try:
+            return trio.lowlevel.spawn_system_task(run)
+        except RuntimeError:  # the main task has ended
+            raise LoopEndedError("the event loop of this call has ended") from None
 
     def is_gone(self) -> bool:
         try:

@@ -40,12 +40,14 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import Unpickler, to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout, call_in, hold_slot, within
+from ._waits import NO_LIMIT, Timeout, call_beside, hold_slot, within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio import CapacityLimiter
+
+    from ._calls import Loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +77,8 @@ def _pack(
 ) -> bytes:
     """Pickle a call, or say what cannot be pickled and what to write instead."""
     sent = to_send(func)
+    if not kwargs and all(map(payloads.is_small, args)):
+        memory = None
     try:
         return payloads.pack((sent, args, kwargs), memory)
     except MemoryError:
@@ -113,8 +117,10 @@ def _innermost(func: object) -> object:
     return func
 
 
-def _unpack(outcome: bytes, memory: payloads.Memory | None, func: object, helper: str) -> Any:
+def _unpack(outcome: trampoline.Outcome, memory: payloads.Memory | None, func: object, helper: str) -> Any:
     """Return the value that a worker sent, or raise the error."""
+    if isinstance(outcome, tuple):
+        return outcome[0]
     name = name_of(func)
     try:
         kind, about, text = payloads.unpack(outcome, memory, Unpickler)
@@ -155,9 +161,8 @@ class _Call:
     ) -> None:
         self._helper = helper
         self._func = func
-        self._name = name_of(func)
         self._options = options
-        self._timeout = None if options.timeout is None else Timeout(options.timeout, self._name)
+        self._timeout = None if options.timeout is None else Timeout(options.timeout, name_of(func))
         self._initializer = None if options.initializer is None else _pack_initializer(options.initializer)
         self._memory = payloads.borrow()
         self._in_use = False  # whether a worker may read or write the memory
@@ -173,27 +178,27 @@ class _Call:
         self._killed = False
         self._hears = not _relay.is_handling()  # a handler would wait for itself
 
-    async def run(self) -> bytes:
-        """Send the call to a worker and return its pickled outcome.
+    def run(self) -> Awaitable[trampoline.Outcome]:
+        """Send the call to a worker and return its outcome.
 
         anyio ends the worker where asyncio cancels the task that waits for it, and leaves one behind that is starting
         then. So a task of its own does that, which nobody cancels, and we wait for it: not beyond the timeout, nor
         at all where that is the option; then the worker is killed.
         """
-        return await lending(within(self._timeout, self._run))
+        return lending(within(self._timeout, self._run))
 
-    async def _run(self, timer: CancelScope | None) -> bytes:
+    async def _run(self, timer: CancelScope | None) -> trampoline.Outcome:
         loop = current_loop()
         limiter, kill_on_cancel, *_ = self._options
         slot = await hold_slot(loop, limiter or to_process.current_default_process_limiter())
-
-        def cancel(_: object) -> None:
-            if kill_on_cancel:
-                self._kill()
-
         try:
-            return await call_in(
-                loop.submit, self._send, self._name, loop, on_cancel=cancel, timer=timer, on_timeout=self._kill
+            return await call_beside(
+                partial(self._send, loop),
+                name_of(self._func),
+                loop,
+                on_cancel=self._kill if kill_on_cancel else _wait_all_the_same,
+                timer=timer,
+                on_timeout=self._kill,
             )
         finally:
             _slots.release(slot)
@@ -203,44 +208,43 @@ class _Call:
         if self._life is not None:
             self._life.cancel()
 
-    async def _send(self) -> bytes:
+    def _error(self, reason: str) -> WorkerProcessError:
+        return WorkerProcessError(name_of(self._func), reason)
+
+    async def _send(self, loop: Loop) -> trampoline.Outcome:
         """Have a worker run the call, whatever became of that worker since its last one."""
-        relay, loop = _relay.current(), current_loop()
+        relay = _relay.current()
         for tries_left in reversed(range(TRIES)):
             self._life = life = CancelScope()
             flight = _relay.Flight(loop, self._context, life.cancel)
             try:
                 if relay is not None:
                     relay.flights[self._serial] = flight
-                await self._send_once(relay, flight, life)
+                if self._timeout is not None or self._options.kill_on_cancel:
+                    # Killed while it starts, a worker would be left behind. This one is the next to be taken.
+                    await _ask(os.getpid)
+                if not self._killed:
+                    with life:
+                        await self._exchange(relay, flight)
             except BrokenWorkerProcess as exc:
                 interrupted = isinstance(exc.__cause__, KeyboardInterrupt)  # by Ctrl-C, before it could be told not to
                 starting = "initialization" in str(exc)
                 if starting and not (interrupted and tries_left):
-                    raise WorkerProcessError(self._name, _why_not_started(exc.__cause__)) from exc
+                    raise self._error(_why_not_started(exc.__cause__)) from exc
                 if relay is not None:
                     await relay.settled(loop, self._hears)
                 if not starting and (relay is None or flight.begun or not tries_left):
-                    raise WorkerProcessError(self._name, f"ended {flight.status} before it answered") from exc
+                    raise self._error(f"ended {flight.status} before it answered") from exc
             else:
                 if flight.outcome is None and flight.begun:
                     if relay is not None:
                         await relay.settled(loop, self._hears)
-                    raise WorkerProcessError(self._name, f"ended {flight.status} before it answered")
+                    raise self._error(f"ended {flight.status} before it answered")
                 return flight.outcome or b""  # which nobody reads: who has had it killed raises
             finally:
                 if relay is not None:
                     del relay.flights[self._serial]
         raise AssertionError("the last try returns or raises")
-
-    async def _send_once(self, relay: _relay.Relay | None, flight: _relay.Flight, life: CancelScope) -> None:
-        """Send the call to a worker, unless it is to be killed. There is no outcome where it has been killed."""
-        if self._timeout is not None or self._options.kill_on_cancel:
-            # Killed while it starts, a worker would be left behind. This one is the next to be taken.
-            await _ask(os.getpid)
-        if not self._killed:
-            with life:
-                await self._exchange(relay, flight)
 
     async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> None:
         """Send the call and take its outcome; then end the worker if it has served its time, or is out of step."""
@@ -255,8 +259,7 @@ class _Call:
             # that. Nothing comes in between: the next question goes to the worker that was used last.
             error, answer = answer, await _ask(os.getpid)
             if isinstance(answer, int) and isinstance(error, BaseException):  # that was ours: we are not found there
-                reason = f"could not run it ({type(error).__qualname__}: {error})"
-                raise WorkerProcessError(self._name, reason) from error
+                raise self._error(f"could not run it ({type(error).__qualname__}: {error})") from error
             pending += 1
         _, calls, records, outcome = mine
         self._in_use = False
@@ -276,9 +279,9 @@ class _Call:
         if relay is not None and self._hears:
             await flight.heard(relay, records)
 
-    def _recognize(self, answer: object) -> tuple[int, int, int, bytes] | None:
+    def _recognize(self, answer: object) -> tuple[int, int, int, trampoline.Outcome] | None:
         """Return *answer* if it is the one to this call."""
-        known = cast("tuple[int, int, int, bytes]", answer)
+        known = cast("tuple[int, int, int, trampoline.Outcome]", answer)
         return known if isinstance(answer, tuple) and known[:1] == (self._serial,) else None
 
     def _give_back(self) -> None:
@@ -296,7 +299,7 @@ class _Call:
     def wait_for(self, helper: str, instead: str) -> Any:
         """Run the call for sync code, and return its value."""
         try:
-            outcome = call_from_sync(self.run, self._name, helper, instead, submit_to_background)
+            outcome = call_from_sync(self.run, name_of(self._func), helper, instead, submit_to_background)
             return _unpack(outcome, self._memory, self._func, self._helper)
         finally:
             self._give_back()
@@ -426,9 +429,7 @@ async def warm_up_processpool(count: int, /) -> None:
     """
     require_count(count, "count", "warm_up_processpool")
     loop = current_loop()
-    await call_in(
-        loop.submit, partial(_start_workers, count), "warm_up_processpool", loop, on_cancel=_wait_all_the_same
-    )
+    await call_beside(partial(_start_workers, count), "warm_up_processpool", loop, on_cancel=_wait_all_the_same)
 
 
 def warm_up_processpool_sync(count: int, /) -> None:
@@ -456,8 +457,8 @@ def warm_up_processpool_sync(count: int, /) -> None:
     call_from_sync(warm_up, helper, helper, f"await warm_up_processpool({count})", submit_to_background)
 
 
-def _wait_all_the_same(_: object) -> None:
-    """Do nothing about a cancellation: a worker that is starting would be left behind."""
+def _wait_all_the_same() -> None:
+    """Do nothing about a cancellation: the worker is at work, or starting, and would be left behind."""
 
 
 async def _start_workers(count: int) -> None:

@@ -62,6 +62,9 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
     """Return what to pickle in order to send *func*."""
     if not isinstance(func, (FunctionType, MethodType)):
         return func
+    named: object = getattr(sys.modules.get(func.__module__), func.__name__, None)
+    if named is func:  # as most are
+        return func
     wrapper = found_by_name(func)
     if wrapper is None or wrapper is func or getattr(wrapper, "__wrapped__", None) != func:
         return func

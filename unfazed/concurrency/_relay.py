@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
+    from .._worker import trampoline
     from ._calls import Loop
 
 CHUNK_BYTES: Final = 1 << 16  # read at a time
@@ -52,12 +53,14 @@ LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept ba
 class Flight:
     """A call that a worker runs, as the relay sees it."""
 
+    __slots__ = ("_event", "_wanted", "begun", "context", "loop", "on_lost", "outcome", "records", "status")
+
     def __init__(self, loop: Loop, context: Context, on_lost: Callable[[], object]) -> None:
         self.loop = loop
         self.context = context  # in which its log records are handled
         self.on_lost = on_lost  # is called in the loop's thread when the worker has died
         self.begun = False  # whether a worker that has died was at it, or has answered
-        self.outcome: bytes | None = None  # what it has answered
+        self.outcome: trampoline.Outcome | None = None  # what it has answered
         self.status = "for an unknown reason"  # how that worker has ended
         self.records = 0  # how many of its log records have been handled
         self._wanted = 0
@@ -386,10 +389,13 @@ _starting = threading.Lock()  # guards `_relay`; made anew in a forked child
 def current() -> Relay | None:
     """Return the relay of this process, started if need be; `None` where there can be none."""
     global _relay
+    relay = _relay
+    if relay is not None:
+        return relay
     if sys.platform != "linux":
         return None
     with _starting:  # two loops may come at once, and the workers of both must end up with the relay of their calls
-        if _relay is None or _relay.process != os.getpid():
+        if _relay is None:
             try:
                 _relay = Relay()
             except (OSError, RuntimeError):  # too many files; too many threads, or the interpreter is exiting
@@ -398,10 +404,11 @@ def current() -> Relay | None:
         return _relay
 
 
-def _forget_lock() -> None:
-    global _starting
+def _start_afresh() -> None:
+    global _relay, _starting
+    _relay = None  # its thread is not in this child
     _starting = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_forget_lock)
+    os.register_at_fork(after_in_child=_start_afresh)

@@ -6,13 +6,12 @@ import math
 import sys
 import time
 from contextvars import Context, copy_context
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
 from . import _slots
-from ._calls import Answer, Call
+from ._calls import Answer, Call, without_our_frame
 from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
 from ._loops import running_loop
 
@@ -138,26 +137,66 @@ async def call_in(
     here: Loop,
     *,
     context: Context | None = None,
-    on_cancel: Callable[[Call[T]], object] | None = None,
-    timer: CancelScope | None = None,
-    on_timeout: Callable[[], object] | None = None,
 ) -> T:
     """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
-    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task, unless
-    there is something else to do *on_cancel*; the caller's cancellation is raised when the task has ended.
-    `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us: whoever writes the answer, the task or the end
-    of its loop.
+    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task; the
+    caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the answer, the task or the
+    end of its loop.
     """
     event = Event()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
     submit(call, copy_context() if context is None else context)
-    await wait_for_end(event, call.cancel if on_cancel is None else partial(on_cancel, call), timer, on_timeout)
+    await wait_for_end(event, call.cancel)
     try:
         return answer.read()
     except cancelled_classes() as exc:
         raise CallCancelledError(name) from exc
+
+
+async def call_beside(
+    work: Callable[[], Awaitable[T]],
+    name: str,
+    here: Loop,
+    *,
+    on_cancel: Callable[[], object],
+    timer: CancelScope | None = None,
+    on_timeout: Callable[[], object] | None = None,
+) -> T:
+    """Run *work* in a task of its own in the current loop, *here*, and wait for its end.
+
+    Where the caller is cancelled, the task is not: there may be something else to do *on_cancel*. The caller's
+    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us:
+    the task, or the end of the loop, which alone cancels it.
+    """
+    ended = Event()
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    async def run() -> None:
+        try:
+            value = await work()
+        except BaseException as exc:
+            outcome.append((None, without_our_frame(exc)))
+        else:
+            outcome.append((value, None))
+        ended.set()
+
+    task = here.spawn(run, ended.set)
+    await wait_for_end(ended, on_cancel, timer, on_timeout)
+    del task
+    if not outcome:
+        raise CallCancelledError(name)
+    value, error = outcome.pop()
+    if error is None:
+        result: T = value
+        return result
+    try:
+        if isinstance(error, get_cancelled_exc_class()):
+            raise CallCancelledError(name) from error
+        raise error
+    finally:
+        del error
 
 
 class Timeout:
