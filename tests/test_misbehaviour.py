@@ -1309,7 +1309,7 @@ def test_a_forked_child_uses_the_pool_and_so_does_its_parent(tmp_path: Path, bac
     out, err = run_program(
         tmp_path,
         """
-import os, sys
+import os, signal, sys
 from unfazed.concurrency import *
 
 def ten_calls():
@@ -1323,7 +1323,7 @@ if __name__ == "__main__":
     if not pid:
         fine = ten_calls() and run_in_processpool_sync(os.getpid) not in workers
         try:
-            run_in_processpool_sync(os._exit, 3)
+            run_in_processpool_sync(signal.raise_signal, signal.SIGKILL)
         except WorkerProcessError:
             fine = fine and ten_calls()
         sys.exit(7 if fine else 1)
