@@ -379,6 +379,50 @@ assert sys.__stdin__.buffer.read() == b"talk"
     assert stderr.getvalue() == "of the child\n"
 
 
+def test_a_forked_child_holds_up_nobody_who_waits_for_the_end_of_the_worker() -> None:
+    """Not even where the worker has inherited each of its ends twice, as on uvloop."""
+    may_end, told = os.pipe()
+    try:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import os\nfor number in (0, 1, 2): os.dup(number)\n"
+                + start(None)
+                + f"""
+if not os.fork():
+    os.close({told})
+    os.read({may_end}, 1)  # what it waits for comes after the end of the worker
+    os._exit(0)
+""",
+            ],
+            input=b"",
+            capture_output=True,
+            pass_fds=(may_end, told),
+            timeout=GRACE_SECONDS,
+            check=False,
+        )
+    finally:
+        os.close(may_end)
+        os.close(told)
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_streams_stay_open_where_the_output_of_workers_leads_to_the_same_device() -> None:
+    source = start(None) + "assert sys.stdin.read() == ''\nprint('dropped')\nsettling.end()"
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=GRACE_SECONDS,
+        check=False,
+    )
+
+    assert (done.stdout, done.returncode) == (b"", 0)
+
+
 def test_what_has_neither_a_pickle_nor_a_text_comes_by_its_class(
     relay: _relay.Relay, records: list[logging.LogRecord]
 ) -> None:
