@@ -6,30 +6,31 @@ The workers here are stand-ins: programs that do what a worker does, and end by 
 from __future__ import annotations
 
 import contextvars
+import errno
 import io
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Gate, let_others_run, wait_until
 
-from unfazed._worker import logs
+from unfazed._worker import logs, settling
 from unfazed.concurrency import _relay, run_in_processpool_sync, warm_up_processpool_sync
 from unfazed.concurrency._loops import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from unfazed._worker import settling
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no relay")
 
@@ -379,6 +380,18 @@ assert sys.__stdin__.buffer.read() == b"talk"
     assert stderr.getvalue() == "of the child\n"
 
 
+def test_where_nothing_can_be_done_after_a_fork_a_worker_settles_in() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os\ndel os.register_at_fork\n" + start(None)],
+        input=b"",
+        capture_output=True,
+        timeout=GRACE_SECONDS,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
 def test_a_forked_child_holds_up_nobody_who_waits_for_the_end_of_the_worker() -> None:
     """Not even where the worker has inherited each of its ends twice, as on uvloop."""
     may_end, told = os.pipe()
@@ -461,6 +474,47 @@ assert handler.stream.getvalue() == "both\\nhere alone\\n"
 
     assert (done.stderr, done.returncode) == (b"", 0)
     assert messages(records) == ["both"]
+
+
+def test_handlers_are_configured_by_a_function_alone_and_not_by_the_first_record(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    done = stand_in(
+        f"""
+import io, logging
+settling.begin(1, {LEVELS})
+logging.warning("of the root")
+assert not logging.root.handlers
+stream = io.StringIO()
+logging.basicConfig(stream=stream, format="%(message)s")
+logging.getLogger("elsewhere").info("both")
+assert stream.getvalue() == "both\\n"
+logging.root.handlers.clear()
+settling.begin(2, None)
+logging.warning("here alone")
+assert logging.root.handlers
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["both"]
+
+
+def test_a_process_name_of_the_function_s_own_is_kept(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    stand_in(
+        f"""
+import logging, multiprocessing
+multiprocessing.current_process().name = "own"
+settling.begin(1, {LEVELS})
+logging.getLogger("elsewhere").info("one")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert [record.processName for record in records] == ["own"]
 
 
 def test_a_record_is_handled_in_the_context_of_its_call(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
@@ -583,6 +637,78 @@ def test_a_call_is_told_how_its_worker_has_ended(relay: _relay.Relay, end: str, 
     assert flying.status in (status, "for an unknown reason")
 
 
+@contextmanager
+def worker(relay: _relay.Relay, source: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that has settled in as a worker does, and then runs what it reads."""
+    source = start(relay.address) + source + "\nsys.__stdout__.write('ready')\nsys.__stdout__.flush()\n"
+    command = [sys.executable, "-c", source + "exec(sys.__stdin__.read())"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(5) == b"ready"
+            yield process
+        finally:
+            process.kill()
+
+
+class Hold:
+    """Holds up a relay's thread, and then shows it the deaths of workers before all else that has happened."""
+
+    def __init__(self, relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._gate = Gate()
+        self._relay = relay
+        self._select = relay._selector.select
+        self.together: list[int] = []  # how many events there were with each death
+        monkeypatch.setattr(relay._selector, "select", self._select_deaths_first)
+
+    def __enter__(self) -> None:
+        self._relay._when_idle(self._gate.wait)
+        assert self._gate.reached.wait(GRACE_SECONDS)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._gate.opened.set()
+
+    def _select_deaths_first(self, timeout: float | None) -> list[Any]:
+        found = sorted(self._select(timeout), key=lambda event: not self._is_death(event))
+        if found and self._is_death(found[0]):
+            self.together.append(len(found))
+        return found
+
+    def _is_death(self, event: Any) -> bool:
+        called: object = getattr(event[0].data, "func", None)
+        return called == self._relay._ended
+
+
+def test_what_has_happened_to_a_worker_along_with_its_death_is_harmless(
+    relay: _relay.Relay, stderr: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sees its death takes in all the rest, and closes what other events are about."""
+    hold = Hold(relay, monkeypatch)
+    flying = flight(relay, 5)
+    with worker(relay, "settling.begin(5, None)") as process:
+        with hold:
+            process.communicate(b"print('the last')", timeout=GRACE_SECONDS)
+        wait_until(lambda: flying.begun, "its death is not noticed")
+    relay.stop()
+
+    assert stderr.getvalue() == "the last\n"
+    assert hold.together == [3]
+
+
+def test_a_worker_whose_child_writes_without_end_is_seen_to_have_died(
+    relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_relay.settings, "output", False)
+    monkeypatch.setattr(_relay, "LAST_CHUNKS", 1)  # so that there is more, however fast it writes
+    hold = Hold(relay, monkeypatch)
+    flying = flight(relay, 5)
+    with worker(relay, "settling.begin(5, None)") as process:
+        with hold:
+            flood = b"os.write(1, b'begun')\nif not os.fork():\n  while True: os.write(1, b'x' * 4096)"
+            process.communicate(flood, timeout=GRACE_SECONDS)
+        wait_until(lambda: flying.begun, "its death is not noticed")
+
+
 def test_a_worker_that_hangs_up_is_there_for_a_while(relay: _relay.Relay) -> None:
     done = stand_in("settling.LAST_SECONDS = 0\ntrampoline.retire()", relay.address)
 
@@ -687,6 +813,25 @@ def test_a_worker_that_is_not_taken_in_is_silent(welcome: bytes) -> None:
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
+def test_a_worker_that_goes_away_without_listening_is_heard_all_the_same(relay: _relay.Relay, stderr: Written) -> None:
+    output, writing = os.pipe()
+    memory = os.memfd_create("serial")
+    os.ftruncate(memory, settling.SERIAL_BYTES)
+    with connect(relay) as connection:
+        hello = relay.address[1] + os.getpid().to_bytes(4, "big")
+        socket.send_fds(connection, [hello], [output, memory])
+        # What comes is not read, and so the relay's next look at the connection fails.
+        wait_until(lambda: select.select([connection], [], [], 0)[0], "it is not welcome")
+    os.write(writing, b"heard\n")
+    for fd in (output, writing, memory):
+        os.close(fd)
+    wait_until(lambda: stderr.getvalue() == "heard\n", "it is not heard")
+
+    assert stand_in("print('another')", relay.address).returncode == 0
+    relay.stop()
+    assert stderr.getvalue() == "heard\nanother\n"
+
+
 def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> None:
     flying = flight(relay, 5)
     done = subprocess.run(
@@ -702,6 +847,16 @@ def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> No
 
 
 # Without a relay
+
+
+def test_a_relay_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(family: int) -> NoReturn:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(socket, "socket", fail)
+
+    with pytest.raises(OSError, match="too many"):
+        _relay.Relay()
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
