@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no relay")
 
+# Python 3.12 and later complain of a fork in a process that has threads.
+PYTHON = (sys.executable, "-W", "ignore::DeprecationWarning")
+
 
 @pytest.fixture
 def relay() -> Iterator[_relay.Relay]:
@@ -63,7 +66,7 @@ def stand_in(
     source: str, address: settling.Address | None, talk: bytes = b"", *options: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program that has settled in as a worker does."""
-    command = [sys.executable, *options, "-c", start(address) + source]
+    command = [*PYTHON, *options, "-c", start(address) + source]
     return subprocess.run(command, input=talk, capture_output=True, timeout=30, check=False)
 
 
@@ -175,7 +178,7 @@ def test_what_has_no_end_of_line_comes_when_it_is_long(relay: _relay.Relay, stde
     length = _relay.LINE_BYTES + 2
     process = subprocess.Popen(
         [
-            sys.executable,
+            *PYTHON,
             "-c",
             start(relay.address) + f"os.write(1, b'x' * {length})\nsys.__stdin__.read()",
         ],
@@ -188,7 +191,7 @@ def test_what_has_no_end_of_line_comes_when_it_is_long(relay: _relay.Relay, stde
 def test_at_the_end_the_rest_of_a_line_comes(relay: _relay.Relay, stderr: Written) -> None:
     process = subprocess.Popen(
         [
-            sys.executable,
+            *PYTHON,
             "-c",
             start(relay.address)
             + """
@@ -298,7 +301,7 @@ assert "logging" not in sys.modules
 for serial in (1, 2):
     settling.begin(serial, {LEVELS})
 settling.begin(3, None)
-import json
+import colorsys  # which nobody has imported before
 settling.begin(4, {LEVELS})
 import logging
 logging.getLogger("elsewhere").info("later")
@@ -382,7 +385,7 @@ assert sys.__stdin__.buffer.read() == b"talk"
 
 def test_where_nothing_can_be_done_after_a_fork_a_worker_settles_in() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import os\ndel os.register_at_fork\n" + start(None)],
+        [*PYTHON, "-c", "import os\ndel os.register_at_fork\n" + start(None)],
         input=b"",
         capture_output=True,
         timeout=GRACE_SECONDS,
@@ -398,7 +401,7 @@ def test_a_forked_child_holds_up_nobody_who_waits_for_the_end_of_the_worker() ->
     try:
         done = subprocess.run(
             [
-                sys.executable,
+                *PYTHON,
                 "-c",
                 "import os\nfor number in (0, 1, 2): os.dup(number)\n"
                 + start(None)
@@ -425,7 +428,7 @@ if not os.fork():
 def test_streams_stay_open_where_the_output_of_workers_leads_to_the_same_device() -> None:
     source = start(None) + "assert sys.stdin.read() == ''\nprint('dropped')\nsettling.end()"
     done = subprocess.run(
-        [sys.executable, "-c", source],
+        [*PYTHON, "-c", source],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -641,7 +644,7 @@ def test_a_call_is_told_how_its_worker_has_ended(relay: _relay.Relay, end: str, 
 def worker(relay: _relay.Relay, source: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program that has settled in as a worker does, and then runs what it reads."""
     source = start(relay.address) + source + "\nsys.__stdout__.write('ready')\nsys.__stdout__.flush()\n"
-    command = [sys.executable, "-c", source + "exec(sys.__stdin__.read())"]
+    command = [*PYTHON, "-c", source + "exec(sys.__stdin__.read())"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -835,7 +838,7 @@ def test_a_worker_that_goes_away_without_listening_is_heard_all_the_same(relay: 
 def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> None:
     flying = flight(relay, 5)
     done = subprocess.run(
-        [sys.executable, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
+        [*PYTHON, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
         input=b"",
         capture_output=True,
         check=False,
