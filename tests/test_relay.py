@@ -22,11 +22,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
+import misbehaving_functions as misbehaving
 import pytest
 from conftest import GRACE_SECONDS, Gate, let_others_run, wait_until
 
 from unfazed._worker import logs, settling
-from unfazed.concurrency import _relay, run_in_processpool_sync, warm_up_processpool_sync
+from unfazed.concurrency import WorkerProcessError, _relay, run_in_processpool_sync, warm_up_processpool_sync
 from unfazed.concurrency._loops import current_loop
 
 if TYPE_CHECKING:
@@ -873,6 +874,25 @@ def test_where_there_can_be_no_relay_calls_work(
 
     warm_up_processpool_sync(1)
     assert run_in_processpool_sync(abs, -1) == 1
+
+
+def test_where_there_is_no_relay_a_death_is_told_and_the_next_call_works(
+    background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_relay, "current", lambda: None)
+
+    with pytest.raises(WorkerProcessError, match=r"die\(\) ended for an unknown reason before it answered"):
+        run_in_processpool_sync(misbehaving.die, 3)
+    assert run_in_processpool_sync(abs, -1) == 1
+
+
+def test_a_worker_that_finds_nobody_at_the_address_runs_the_call_unheard(
+    background: Any, relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay.address = "\0nobody listens here", b"token"
+    monkeypatch.setattr(_relay, "current", lambda: relay)
+
+    assert [run_in_processpool_sync(abs, -number) for number in range(3)] == [0, 1, 2]
 
 
 def test_elsewhere_than_on_linux_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
