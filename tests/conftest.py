@@ -216,11 +216,20 @@ def end_relay() -> None:
         relay.stop()
 
 
+_earlier: set[psutil.Process] = set()  # children that were there when the test began: Python's resource tracker
+
+
+def children() -> list[psutil.Process]:
+    """Return the child processes that the test has started."""
+    return [child for child in psutil.Process().children() if child not in _earlier]
+
+
 @pytest.fixture(autouse=True)
 def leave_nothing_behind() -> Iterator[None]:
     """Fail a test after which a thread, a child process, a slot or an un-awaited coroutine is left."""
     threads = set(threading.enumerate())
-    children = set(psutil.Process().children(recursive=True))
+    _earlier.clear()
+    _earlier.update(psutil.Process().children(recursive=True))
 
     yield
 
@@ -233,7 +242,7 @@ def leave_nothing_behind() -> Iterator[None]:
         lambda: all(thread in threads or thread.name.startswith("Trio thread") for thread in threading.enumerate()),
         "a thread is left",
     )
-    wait_until(lambda: not set(psutil.Process().children(recursive=True)) - children, "a child process is left")
+    wait_until(lambda: not set(psutil.Process().children(recursive=True)) - _earlier, "a child process is left")
     assert not _slots._watched
     assert all(limit.occupied == 0 and limit.running == 0 for limit in tuple(_slots._limits.values()))
     gc.collect()  # whatever is to complain when it is collected does it here

@@ -24,7 +24,7 @@ import misbehaving_functions as misbehaving
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, let_others_run, wait_until
+from conftest import GRACE_SECONDS, children, let_others_run, wait_until
 
 from unfazed._worker import payloads
 from unfazed.concurrency import (
@@ -506,7 +506,7 @@ def test_many_deaths_leave_nothing_behind(background: Backend) -> None:
 
     assert_ten_calls_work()
     wait_until(lambda: misbehaving.descriptors() <= before, "file descriptors are left")
-    wait_until(lambda: len(psutil.Process().children()) == 1, "processes are left")
+    wait_until(lambda: len(children()) == 1, "processes are left")
     wait_until(
         lambda: threading.active_count() <= threads + 2, "threads are left"
     )  # of asyncio, which wait for a child
@@ -544,7 +544,7 @@ def test_cancelled_as_its_worker_starts_a_call_leaves_no_process(background: Bac
             await wait_for_children(1)
             tasks.cancel_scope.cancel()
         assert [await run_in_processpool(functions.echo, n) for n in range(10)] == [((n,), {}) for n in range(10)]
-        assert len(psutil.Process().children()) == 1
+        assert len(children()) == 1
 
     backend, backend_options = background
     anyio.run(main, backend=backend, backend_options=backend_options)
@@ -552,7 +552,7 @@ def test_cancelled_as_its_worker_starts_a_call_leaves_no_process(background: Bac
 
 async def wait_for_children(count: int) -> None:
     with anyio.fail_after(GRACE_SECONDS), anyio.CancelScope(shield=True):
-        while len(psutil.Process().children()) < count:
+        while len(children()) < count:
             await anyio.sleep(0.001)
 
 
@@ -572,18 +572,19 @@ def test_a_loop_that_ends_amid_a_call_leaves_no_process(background: Backend, set
     async def main() -> None:
         task = asyncio.create_task(run_in_processpool(misbehaving.pid_after, tmp_path, awaited))
         # Not while asyncio opens the pipes of a process: cancelled then, it waits for ever (3.11).
-        while not (children := psutil.Process().children()) or "anyio.to_process" not in children[0].cmdline():
-            await anyio.sleep(0.001)
-        await let_others_run()
-        while settled and not list(tmp_path.iterdir()):
-            await anyio.sleep(0.001)
+        with anyio.fail_after(GRACE_SECONDS):
+            while not (found := children()) or "anyio.to_process" not in found[0].cmdline():
+                await anyio.sleep(0.001)
+            await let_others_run()
+            while settled and not list(tmp_path.iterdir()):
+                await anyio.sleep(0.001)
         tasks.append(task)  # kept, or it would be collected
 
     tasks: list[asyncio.Task[int]] = []
     anyio.run(main, backend=background[0], backend_options=background[1])
     tasks.clear()
 
-    wait_until(lambda: not psutil.Process().children(), "a process is left")
+    wait_until(lambda: not children(), "a process is left")
     awaited.touch()
 
 
@@ -991,12 +992,12 @@ def log():
 
 def test_warm_workers_are_distinct_and_used_by_later_calls(background: Backend, tmp_path: Path) -> None:
     warm_up_processpool_sync(3)
-    workers = {child.pid for child in psutil.Process().children()}
+    workers = {child.pid for child in children()}
     warm_up_processpool_sync(3)
     run_in_eventloop_sync(warm_up_processpool, 2)
 
     assert len(workers) == 3
-    assert {child.pid for child in psutil.Process().children()} == workers
+    assert {child.pid for child in children()} == workers
     with ThreadPoolExecutor(2) as threads:
         calls = [
             threads.submit(run_in_processpool_sync, misbehaving.pid_after, tmp_path, tmp_path / "go") for _ in "ab"
@@ -1020,7 +1021,7 @@ def test_wrong_counts_are_refused(count: Any, background: Backend) -> None:
 def test_no_workers_are_not_started(background: Backend) -> None:
     warm_up_processpool_sync(0)
 
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_warming_up_cancelled_leaves_nothing(background: Backend) -> None:
@@ -1029,10 +1030,10 @@ def test_warming_up_cancelled_leaves_nothing(background: Backend) -> None:
             tasks.start_soon(warm_up_processpool, 2)
             await wait_for_children(1)
             tasks.cancel_scope.cancel()
-        assert len(psutil.Process().children()) == 2
+        assert len(children()) == 2
 
     anyio.run(main, backend=background[0], backend_options=background[1])
-    wait_until(lambda: not psutil.Process().children(), "a process is left")
+    wait_until(lambda: not children(), "a process is left")
 
 
 # Workers that are replaced
@@ -1046,7 +1047,7 @@ def test_a_worker_is_replaced_after_so_many_calls(background: Backend) -> None:
     assert pids[0::2] == pids[1::2]
     assert len(set(pids)) == 3
     assert_ten_calls_work()
-    wait_until(lambda: len(psutil.Process().children()) == 1, "a retired worker is left")
+    wait_until(lambda: len(children()) == 1, "a retired worker is left")
 
 
 def test_workers_are_replaced_by_calls_in_parallel(background: Backend) -> None:
@@ -1097,7 +1098,7 @@ def test_an_initializer_runs_once_in_each_worker(background: Backend, tmp_path: 
         for each in [threads.submit(initialized.sync, misbehaving.times_initialized) for _ in range(6)]:
             assert each.result() == 1
 
-    workers = {str(child.pid) for child in psutil.Process().children()}
+    workers = {str(child.pid) for child in children()}
     assert {path.name for path in tmp_path.iterdir()} <= {f"{pid} 1" for pid in workers}
     assert_ten_calls_work()
 
@@ -1308,7 +1309,7 @@ def test_a_forked_child_uses_the_pool_and_so_does_its_parent(tmp_path: Path, bac
     out, err = run_program(
         tmp_path,
         """
-import os, sys
+import os, signal, sys
 from unfazed.concurrency import *
 
 def ten_calls():
@@ -1322,7 +1323,7 @@ if __name__ == "__main__":
     if not pid:
         fine = ten_calls() and run_in_processpool_sync(os.getpid) not in workers
         try:
-            run_in_processpool_sync(os._exit, 3)
+            run_in_processpool_sync(signal.raise_signal, signal.SIGKILL)
         except WorkerProcessError:
             fine = fine and ten_calls()
         sys.exit(7 if fine else 1)

@@ -6,32 +6,37 @@ The workers here are stand-ins: programs that do what a worker does, and end by 
 from __future__ import annotations
 
 import contextvars
+import errno
 import io
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
+import misbehaving_functions as misbehaving
 import pytest
-from conftest import GRACE_SECONDS, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Gate, let_others_run, wait_until
 
-from unfazed._worker import logs
-from unfazed.concurrency import _relay, run_in_processpool_sync, warm_up_processpool_sync
+from unfazed._worker import logs, settling
+from unfazed.concurrency import WorkerProcessError, _relay, run_in_processpool_sync, warm_up_processpool_sync
 from unfazed.concurrency._loops import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unfazed._worker import settling
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no relay")
+
+# Python 3.12 and later complain of a fork in a process that has threads.
+PYTHON = (sys.executable, "-W", "ignore::DeprecationWarning")
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def stand_in(
     source: str, address: settling.Address | None, talk: bytes = b"", *options: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program that has settled in as a worker does."""
-    command = [sys.executable, *options, "-c", start(address) + source]
+    command = [*PYTHON, *options, "-c", start(address) + source]
     return subprocess.run(command, input=talk, capture_output=True, timeout=30, check=False)
 
 
@@ -174,7 +179,7 @@ def test_what_has_no_end_of_line_comes_when_it_is_long(relay: _relay.Relay, stde
     length = _relay.LINE_BYTES + 2
     process = subprocess.Popen(
         [
-            sys.executable,
+            *PYTHON,
             "-c",
             start(relay.address) + f"os.write(1, b'x' * {length})\nsys.__stdin__.read()",
         ],
@@ -187,7 +192,7 @@ def test_what_has_no_end_of_line_comes_when_it_is_long(relay: _relay.Relay, stde
 def test_at_the_end_the_rest_of_a_line_comes(relay: _relay.Relay, stderr: Written) -> None:
     process = subprocess.Popen(
         [
-            sys.executable,
+            *PYTHON,
             "-c",
             start(relay.address)
             + """
@@ -297,7 +302,7 @@ assert "logging" not in sys.modules
 for serial in (1, 2):
     settling.begin(serial, {LEVELS})
 settling.begin(3, None)
-import json
+import colorsys  # which nobody has imported before
 settling.begin(4, {LEVELS})
 import logging
 logging.getLogger("elsewhere").info("later")
@@ -379,6 +384,62 @@ assert sys.__stdin__.buffer.read() == b"talk"
     assert stderr.getvalue() == "of the child\n"
 
 
+def test_where_nothing_can_be_done_after_a_fork_a_worker_settles_in() -> None:
+    done = subprocess.run(
+        [*PYTHON, "-c", "import os\ndel os.register_at_fork\n" + start(None)],
+        input=b"",
+        capture_output=True,
+        timeout=GRACE_SECONDS,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_a_forked_child_holds_up_nobody_who_waits_for_the_end_of_the_worker() -> None:
+    """Not even where the worker has inherited each of its ends twice, as on uvloop."""
+    may_end, told = os.pipe()
+    try:
+        done = subprocess.run(
+            [
+                *PYTHON,
+                "-c",
+                "import os\nfor number in (0, 1, 2): os.dup(number)\n"
+                + start(None)
+                + f"""
+if not os.fork():
+    os.close({told})
+    os.read({may_end}, 1)  # what it waits for comes after the end of the worker
+    os._exit(0)
+""",
+            ],
+            input=b"",
+            capture_output=True,
+            pass_fds=(may_end, told),
+            timeout=GRACE_SECONDS,
+            check=False,
+        )
+    finally:
+        os.close(may_end)
+        os.close(told)
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_streams_stay_open_where_the_output_of_workers_leads_to_the_same_device() -> None:
+    source = start(None) + "assert sys.stdin.read() == ''\nprint('dropped')\nsettling.end()"
+    done = subprocess.run(
+        [*PYTHON, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=GRACE_SECONDS,
+        check=False,
+    )
+
+    assert (done.stdout, done.returncode) == (b"", 0)
+
+
 def test_what_has_neither_a_pickle_nor_a_text_comes_by_its_class(
     relay: _relay.Relay, records: list[logging.LogRecord]
 ) -> None:
@@ -417,6 +478,47 @@ assert handler.stream.getvalue() == "both\\nhere alone\\n"
 
     assert (done.stderr, done.returncode) == (b"", 0)
     assert messages(records) == ["both"]
+
+
+def test_handlers_are_configured_by_a_function_alone_and_not_by_the_first_record(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    done = stand_in(
+        f"""
+import io, logging
+settling.begin(1, {LEVELS})
+logging.warning("of the root")
+assert not logging.root.handlers
+stream = io.StringIO()
+logging.basicConfig(stream=stream, format="%(message)s")
+logging.getLogger("elsewhere").info("both")
+assert stream.getvalue() == "both\\n"
+logging.root.handlers.clear()
+settling.begin(2, None)
+logging.warning("here alone")
+assert logging.root.handlers
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["both"]
+
+
+def test_a_process_name_of_the_function_s_own_is_kept(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    stand_in(
+        f"""
+import logging, multiprocessing
+multiprocessing.current_process().name = "own"
+settling.begin(1, {LEVELS})
+logging.getLogger("elsewhere").info("one")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert [record.processName for record in records] == ["own"]
 
 
 def test_a_record_is_handled_in_the_context_of_its_call(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
@@ -539,6 +641,78 @@ def test_a_call_is_told_how_its_worker_has_ended(relay: _relay.Relay, end: str, 
     assert flying.status in (status, "for an unknown reason")
 
 
+@contextmanager
+def worker(relay: _relay.Relay, source: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that has settled in as a worker does, and then runs what it reads."""
+    source = start(relay.address) + source + "\nsys.__stdout__.write('ready')\nsys.__stdout__.flush()\n"
+    command = [*PYTHON, "-c", source + "exec(sys.__stdin__.read())"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(5) == b"ready"
+            yield process
+        finally:
+            process.kill()
+
+
+class Hold:
+    """Holds up a relay's thread, and then shows it the deaths of workers before all else that has happened."""
+
+    def __init__(self, relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._gate = Gate()
+        self._relay = relay
+        self._select = relay._selector.select
+        self.together: list[int] = []  # how many events there were with each death
+        monkeypatch.setattr(relay._selector, "select", self._select_deaths_first)
+
+    def __enter__(self) -> None:
+        self._relay._when_idle(self._gate.wait)
+        assert self._gate.reached.wait(GRACE_SECONDS)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._gate.opened.set()
+
+    def _select_deaths_first(self, timeout: float | None) -> list[Any]:
+        found = sorted(self._select(timeout), key=lambda event: not self._is_death(event))
+        if found and self._is_death(found[0]):
+            self.together.append(len(found))
+        return found
+
+    def _is_death(self, event: Any) -> bool:
+        called: object = getattr(event[0].data, "func", None)
+        return called == self._relay._ended
+
+
+def test_what_has_happened_to_a_worker_along_with_its_death_is_harmless(
+    relay: _relay.Relay, stderr: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sees its death takes in all the rest, and closes what other events are about."""
+    hold = Hold(relay, monkeypatch)
+    flying = flight(relay, 5)
+    with worker(relay, "settling.begin(5, None)") as process:
+        with hold:
+            process.communicate(b"print('the last')", timeout=GRACE_SECONDS)
+        wait_until(lambda: flying.begun, "its death is not noticed")
+    relay.stop()
+
+    assert stderr.getvalue() == "the last\n"
+    assert hold.together == [3]
+
+
+def test_a_worker_whose_child_writes_without_end_is_seen_to_have_died(
+    relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_relay.settings, "output", False)
+    monkeypatch.setattr(_relay, "LAST_CHUNKS", 1)  # so that there is more, however fast it writes
+    hold = Hold(relay, monkeypatch)
+    flying = flight(relay, 5)
+    with worker(relay, "settling.begin(5, None)") as process:
+        with hold:
+            flood = b"os.write(1, b'begun')\nif not os.fork():\n  while True: os.write(1, b'x' * 4096)"
+            process.communicate(flood, timeout=GRACE_SECONDS)
+        wait_until(lambda: flying.begun, "its death is not noticed")
+
+
 def test_a_worker_that_hangs_up_is_there_for_a_while(relay: _relay.Relay) -> None:
     done = stand_in("settling.LAST_SECONDS = 0\ntrampoline.retire()", relay.address)
 
@@ -643,10 +817,29 @@ def test_a_worker_that_is_not_taken_in_is_silent(welcome: bytes) -> None:
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
+def test_a_worker_that_goes_away_without_listening_is_heard_all_the_same(relay: _relay.Relay, stderr: Written) -> None:
+    output, writing = os.pipe()
+    memory = os.memfd_create("serial")
+    os.ftruncate(memory, settling.SERIAL_BYTES)
+    with connect(relay) as connection:
+        hello = relay.address[1] + os.getpid().to_bytes(4, "big")
+        socket.send_fds(connection, [hello], [output, memory])
+        # What comes is not read, and so the relay's next look at the connection fails.
+        wait_until(lambda: select.select([connection], [], [], 0)[0], "it is not welcome")
+    os.write(writing, b"heard\n")
+    for fd in (output, writing, memory):
+        os.close(fd)
+    wait_until(lambda: stderr.getvalue() == "heard\n", "it is not heard")
+
+    assert stand_in("print('another')", relay.address).returncode == 0
+    relay.stop()
+    assert stderr.getvalue() == "heard\nanother\n"
+
+
 def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> None:
     flying = flight(relay, 5)
     done = subprocess.run(
-        [sys.executable, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
+        [*PYTHON, "-c", "import os\ndel os.memfd_create\n" + start(relay.address) + "settling.begin(5, None)"],
         input=b"",
         capture_output=True,
         check=False,
@@ -660,6 +853,16 @@ def test_without_a_memfd_a_file_tells_which_call_runs(relay: _relay.Relay) -> No
 # Without a relay
 
 
+def test_a_relay_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(family: int) -> NoReturn:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(socket, "socket", fail)
+
+    with pytest.raises(OSError, match="too many"):
+        _relay.Relay()
+
+
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
 def test_where_there_can_be_no_relay_calls_work(
     background: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -671,6 +874,25 @@ def test_where_there_can_be_no_relay_calls_work(
 
     warm_up_processpool_sync(1)
     assert run_in_processpool_sync(abs, -1) == 1
+
+
+def test_where_there_is_no_relay_a_death_is_told_and_the_next_call_works(
+    background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_relay, "current", lambda: None)
+
+    with pytest.raises(WorkerProcessError, match=r"die\(\) ended for an unknown reason before it answered"):
+        run_in_processpool_sync(misbehaving.die, 3)
+    assert run_in_processpool_sync(abs, -1) == 1
+
+
+def test_a_worker_that_finds_nobody_at_the_address_runs_the_call_unheard(
+    background: Any, relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay.address = "\0nobody listens here", b"token"
+    monkeypatch.setattr(_relay, "current", lambda: relay)
+
+    assert [run_in_processpool_sync(abs, -number) for number in range(3)] == [0, 1, 2]
 
 
 def test_elsewhere_than_on_linux_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

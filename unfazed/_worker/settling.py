@@ -206,12 +206,13 @@ def _move_streams() -> None:
 
 
 def _close_duplicates() -> None:
-    """Close what else leads to where anyio talks: uvloop leaves it open, and children that are forked would keep it."""
+    """Close what else leads to anyio: uvloop leaves it open, and children that are forked would keep it."""
     with suppress(OSError):  # there is no such directory
-        talk = [os.fstat(fd) for fd in (0, 1)]
+        # Not a device, such as /dev/null, where the streams that anyio has put in place lead as well.
+        ends = [end for end in map(os.fstat, (0, 1, 2)) if not end.st_rdev]
         for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  numbers, and no module more
             with suppress(OSError):  # that of the directory itself
-                if fd > 2 and fd not in _talk and any(os.path.samestat(os.fstat(fd), each) for each in talk):
+                if fd > 2 and fd not in _talk and any(os.path.samestat(os.fstat(fd), each) for each in ends):
                     os.close(fd)
 
 
