@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_process
 
 from unfazed.concurrency import (
     EventLoopThread,
@@ -26,6 +27,7 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    warm_up_processpool,
 )
 
 try:
@@ -117,6 +119,10 @@ async def watch(run: Run) -> None:
 
 async def watched(run: Run, kind: str, paths: list[Path], advance: Callable[[], None]) -> None:
     """Do the work in one of three ways, and watch the event loop meanwhile."""
+    if kind != "blocking":
+        # Each loop has worker processes of its own: started now, they do not count as work.
+        limiter = anyio.to_process.current_default_process_limiter()
+        await warm_up_processpool(int(min(TASKS, limiter.total_tokens)) if kind == "async" else 1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, run)
         await anyio.sleep(0)

@@ -23,13 +23,25 @@ def settled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_settled_in", True)
 
 
+def packed(request: bytes, initializer: bytes | None = None) -> tuple[str, Any, str]:
+    """Return what the outcome of a request says."""
+    outcome = trampoline.run(1, request, initializer)[3]
+    assert isinstance(outcome, bytes)
+    said: tuple[str, Any, str] = pickle.loads(outcome)
+    return said
+
+
 def run(func: object, *args: object, **kwargs: object) -> tuple[str, Any, str]:
-    outcome: tuple[str, Any, str] = pickle.loads(trampoline.run(1, pickle.dumps((func, args, kwargs)))[3])
-    return outcome
+    return packed(pickle.dumps((func, args, kwargs)))
 
 
 def test_a_value_comes_back() -> None:
     assert run(functions.echo, 1, a=2) == (trampoline.VALUE, ((1,), {"a": 2}), "")
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 1.5, "text", b"bytes"], ids=repr)
+def test_a_small_and_plain_value_comes_back_as_it_is(value: object) -> None:
+    assert trampoline.run(1, pickle.dumps((max, ([value],), {})))[3] == (value,)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
@@ -59,7 +71,7 @@ def test_a_value_that_cannot_be_pickled_comes_as_text() -> None:
 def test_a_request_that_cannot_be_read_is_an_error() -> None:
     request = pickle.dumps((functions.echo, (), {})).replace(b"echo", b"ecco")
 
-    kind, reason, text = pickle.loads(trampoline.run(1, request)[3])
+    kind, reason, text = packed(request)
 
     assert kind == trampoline.UNREADABLE_REQUEST
     assert "ecco" in reason
@@ -135,7 +147,7 @@ def test_an_initializer_is_called_once_and_again_if_it_failed(monkeypatch: pytes
     request = pickle.dumps((functions.echo, (), {}))
 
     def outcome(initializer: object) -> Any:
-        return pickle.loads(trampoline.run(1, request, pickle.dumps(initializer))[3])
+        return packed(request, pickle.dumps(initializer))
 
     for _ in range(2):
         assert outcome(functions.initialize)[0] == trampoline.VALUE
@@ -147,7 +159,7 @@ def test_what_memory_does_not_suffice_for_is_the_error() -> None:
     elsewhere = pickle.dumps((functions.echo, (functions.TooLarge(os.getpid() + 1),), {}))
 
     for request in (elsewhere, pickle.dumps((functions.return_too_large, (False,), {}))):
-        kind, error, _ = pickle.loads(trampoline.run(1, request)[3])
+        kind, error, _ = packed(request)
 
         assert kind == trampoline.ERROR
         assert isinstance(error, MemoryError)
@@ -164,7 +176,7 @@ def test_a_worker_that_its_parent_does_not_hear_says_so(monkeypatch: pytest.Monk
     request = pickle.dumps((functions.echo, (), {}))
 
     assert trampoline.run(1, request, None, ("nobody", b""))[3] == trampoline.UNHEARD
-    assert pickle.loads(trampoline.run(1, request)[3])[0] == trampoline.VALUE
+    assert packed(request)[0] == trampoline.VALUE
 
 
 def test_an_error_whose_text_fails_is_summed_up() -> None:
