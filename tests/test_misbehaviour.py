@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import resource
@@ -16,7 +17,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import anyio
 import anyio.to_process
@@ -24,7 +25,7 @@ import misbehaving_functions as misbehaving
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, children, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Gate, children, let_others_run, wait_until
 
 from unfazed._worker import payloads
 from unfazed.concurrency import (
@@ -36,6 +37,7 @@ from unfazed.concurrency import (
     WorkerProcessError,
     WrongFunctionError,
     WrongOptionError,
+    _processpool,
     _relay,
     configure_processpool,
     in_processpool,
@@ -634,6 +636,80 @@ def test_two_loops_that_start_at_once_share_one_relay(background: Backend, monke
     assert len([thread for thread in threading.enumerate() if thread.name == "unfazed-relay"]) == 1
 
 
+class Turn:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.awaited = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.awaited.set()
+            assert self._lock.acquire(timeout=GRACE_SECONDS)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+@pytest.fixture
+def before_fork() -> Iterator[Gate]:
+    """A gate that stands open but for the first one, from within uvloop, who is about to fork."""
+    gate = Gate()
+    gates.append(gate)
+    yield gate
+    gates.clear()
+
+
+gates: list[Gate] = []
+
+
+def pass_gate() -> None:
+    if gates:
+        gates.pop().wait()
+
+
+os.register_at_fork(before=pass_gate)
+
+
+def test_two_loops_start_workers_one_after_the_other(
+    background: Backend, before_fork: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop refuses to start a process while another loop is at it."""
+    backend, options = background
+    if not options:
+        pytest.skip("other loops let no other thread run amid that")
+    turn = Turn()
+    monkeypatch.setattr(_processpool, "_turn", turn)
+    with (
+        EventLoopThread(backend=backend, backend_options=options) as one,
+        EventLoopThread(backend=backend, backend_options=options) as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        first: Any = threads.submit(cast("Any", one.run_sync), run_in_processpool, os.getpid)
+        assert before_fork.reached.wait(GRACE_SECONDS)
+        second: Any = threads.submit(cast("Any", other.run_sync), run_in_processpool, os.getpid)
+        try:
+            wait_until(lambda: turn.awaited.is_set() or second.done(), "nobody starts a second one")
+        finally:
+            before_fork.opened.set()
+        assert first.result(GRACE_SECONDS) != second.result(GRACE_SECONDS)
+
+
+def test_where_no_process_can_be_started_calls_fail(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: object, **kwargs: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anyio.to_process, "open_process", fail)
+        with pytest.raises(WorkerProcessError, match=r"getpid\(\) could not start .*too many open files"):
+            in_time(run_in_processpool_sync, os.getpid)
+        with pytest.raises(WorkerProcessError, match=r"could not start .*too many open files"):
+            in_time(warm_up_processpool_sync, 2)
+
+    assert_ten_calls_work()
+
+
 # The relay's socket
 
 
@@ -1220,6 +1296,67 @@ except WorkerProcessError as exc:
 
     assert out.startswith("error: ")
     assert "`if __name__ == '__main__':`" in out
+
+
+def test_where_processes_are_not_supported_calls_fail(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some event loops of others have none."""
+
+    async def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise NotImplementedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anyio.to_process, "open_process", refuse)
+        with pytest.raises(WorkerProcessError, match=r"getpid\(\) could not run it \(NotImplementedError"):
+            in_time(run_in_processpool_sync, os.getpid)
+
+    assert_ten_calls_work()
+
+
+def test_a_start_that_is_interrupted_is_tried_again_without_a_relay(
+    background: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = _processpool._ask
+    asked: list[object] = []
+
+    async def be_interrupted_once(*args: Any) -> object:
+        asked.append(args)
+        if len(asked) == 1:
+            raise anyio.BrokenWorkerProcess("Error during worker process initialization") from KeyboardInterrupt()
+        return await ask(*args)
+
+    monkeypatch.setattr(_processpool, "_ask", be_interrupted_once)
+    monkeypatch.setattr(_relay, "current", lambda: None)
+
+    assert in_time(run_in_processpool_sync, abs, -1) == 1
+    assert len(asked) == 2
+
+
+def test_workers_that_end_before_they_are_ready_are_an_error(tmp_path: Path, background: Backend) -> None:
+    """In a program of its own, for on trio anyio leaves them to Python's `subprocess`."""
+    out, _ = run_program(
+        tmp_path,
+        """
+import shutil, sys
+from functools import partial
+from unfazed.concurrency import *
+if __name__ == "__main__":
+    configure_background_eventloop(backend=BACKEND, backend_options=OPTIONS)
+    python, sys.executable = sys.executable, shutil.which("true")
+    for call in (partial(run_in_processpool_sync, abs, -1), partial(warm_up_processpool_sync, 2)):
+        try:
+            print(call())
+        except WorkerProcessError as exc:
+            print("error:", exc)
+    sys.executable = python
+    print(run_in_processpool_sync(abs, -1))
+""",
+        background,
+    )
+
+    *errors, value = out.splitlines()
+    assert len(errors) == 2
+    assert all(each.startswith("error: ") and "could not start: a script" in each for each in errors)
+    assert value == "1"
 
 
 def test_classes_of_the_main_module_come_back_and_so_do_its_errors(tmp_path: Path, background: Backend) -> None:

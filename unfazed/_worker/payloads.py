@@ -29,8 +29,7 @@ MOST_FREE = 8  # as many memories are kept, each with a file descriptor; arbitra
 MOST_LENT = 64  # with more calls than that in flight, the others use the pipe; arbitrary
 MOST_OPEN = 16  # as many memories a worker keeps open; arbitrary
 PLAIN = frozenset((type(None), bool, int, float))
-SIZED = frozenset((str, bytes))
-GLANCE = 1024  # items, up to which such an object is small; arbitrary
+GLANCE = 1024  # characters or bytes, up to which a string is small; arbitrary
 READ_AHEAD = 64 * 1024  # bytes, as many as a pickler writes at once
 START = 3584  # where a pickle begins: an AMD copies at a third of its speed to page offsets just above the source's
 HUGE = 4 * 1024 * 1024  # bytes, from which on an object gets huge pages, as in NumPy
@@ -239,7 +238,7 @@ class _Sink:
 def is_small(value: object) -> bool:
     """Return whether *value* can be told at a glance to be small, and plain: its pickle needs no memory."""
     kind = type(value)
-    return kind in PLAIN or (kind in SIZED and len(value) <= GLANCE)  # type: ignore[arg-type]
+    return kind in PLAIN or (isinstance(value, (str, bytes)) and len(value) <= GLANCE and kind in (str, bytes))
 
 
 def pack(obj: object, memory: Memory | None) -> bytes:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import sys
+import threading
+import types
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -43,7 +46,7 @@ from ._synccalls import call_from_sync, lending
 from ._waits import NO_LIMIT, Timeout, call_beside, hold_slot, within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
     from anyio import CapacityLimiter
 
@@ -214,7 +217,9 @@ class _Call:
     async def _send(self, loop: Loop) -> trampoline.Outcome:
         """Have a worker run the call, whatever became of that worker since its last one."""
         relay = _relay.current()
-        for tries_left in reversed(range(TRIES)):
+        tries_left = TRIES
+        while True:
+            tries_left -= 1
             self._life = life = CancelScope()
             flight = _relay.Flight(loop, self._context, life.cancel)
             try:
@@ -237,14 +242,13 @@ class _Call:
                     raise self._error(f"ended {flight.status} before it answered") from exc
             else:
                 if flight.outcome is None and flight.begun:
-                    if relay is not None:
-                        await relay.settled(loop, self._hears)
+                    assert relay is not None, "who else would have told"
+                    await relay.settled(loop, self._hears)
                     raise self._error(f"ended {flight.status} before it answered")
                 return flight.outcome or b""  # which nobody reads: who has had it killed raises
             finally:
                 if relay is not None:
                     del relay.flights[self._serial]
-        raise AssertionError("the last try returns or raises")
 
     async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> None:
         """Send the call and take its outcome; then end the worker if it has served its time, or is out of step."""
@@ -258,7 +262,8 @@ class _Call:
             # The answer to something else: Ctrl-C, before the worker had been told to ignore it, or a call before
             # that. Nothing comes in between: the next question goes to the worker that was used last.
             error, answer = answer, await _ask(os.getpid)
-            if isinstance(answer, int) and isinstance(error, BaseException):  # that was ours: we are not found there
+            if isinstance(error, BaseException) and isinstance(answer, (int, Exception)):
+                # That was ours: we are not found there, or no worker can be asked at all.
                 raise self._error(f"could not run it ({type(error).__qualname__}: {error})") from error
             pending += 1
         _, calls, records, outcome = mine
@@ -307,18 +312,55 @@ class _Call:
 
 async def _ask(func: Callable[..., object], *args: object) -> object:
     """Return what a worker answers, which is the one that answered last, or a new one; an exception as it is."""
+    asking = to_process.run_sync(func, *args, cancellable=True, limiter=NO_LIMIT)
     try:
-        return await to_process.run_sync(func, *args, cancellable=True, limiter=NO_LIMIT)
+        return await (_in_turns(asking) if "uvloop" in sys.modules else asking)
     except (BrokenWorkerProcess, get_cancelled_exc_class()):
         raise
+    except OSError as exc:  # of this process, which cannot start one, or of one that is gone before it is ready
+        raise BrokenWorkerProcess("Error during worker process initialization") from exc
     except BaseException as exc:
         return exc
+
+
+_turn = threading.RLock()  # held for each step of what may start a worker; made anew in a forked child
+
+
+@types.coroutine
+def _in_turns(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await *coroutine*, each step of it while no other thread is at one.
+
+    uvloop lets other threads run while it starts a process, for what is done before a fork is written in Python; and
+    it refuses to start one while another loop is at it, and leaks that one's pipes.
+    """
+    step: Callable[[Any], Any] = coroutine.send
+    sent: Any = None
+    while True:
+        with _turn:
+            try:
+                awaited = step(sent)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+        try:
+            step, sent = coroutine.send, (yield awaited)
+        except BaseException as exc:
+            step, sent = coroutine.throw, exc
+
+
+def _forget_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_forget_turn)
 
 
 async def _retire(pending: int) -> None:
     """End the worker that answered last, and have anyio see that, before it is given another call."""
     with suppress(BrokenWorkerProcess):
-        for _ in range(pending + 1):
+        for _ in range(pending + 1):  # pragma: no branch  the last one breaks the worker
             await _ask(trampoline.retire)
 
 
@@ -328,7 +370,10 @@ def _why_not_started(error: BaseException | None) -> str:
             f"could not start, as it could not import the main module ({error}): `python -m package` needs absolute "
             f"imports in its `__main__.py`, for each worker imports that by its path"
         )
-    reason = "" if error is None or isinstance(error, EndOfStream) else f" ({type(error).__qualname__}: {error})"
+    if isinstance(error, OSError) and not isinstance(error, ProcessLookupError):  # it has none
+        return f"could not start ({type(error).__qualname__}: {error})"
+    silent = error is None or isinstance(error, (EndOfStream, ProcessLookupError))
+    reason = "" if silent else f" ({type(error).__qualname__}: {error})"
     return (
         f"could not start{reason}: a script that uses worker processes needs its own calls behind "
         f"`if __name__ == '__main__':`, for each worker imports it"
