@@ -140,9 +140,12 @@ def begin(serial: int, levels: dict[str, int] | None) -> None:
 
 def end() -> int:
     """Note that the call has ended. Return how many log records it has sent."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # none, or closed by the function, or anything that it has put there
-            stream.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # none, or closed by the function, or anything that it has put there
+        with suppress(Exception):
+            sys.stderr.flush()
     if _line is not None:
         _line.note(_serial | ANSWERED)
     return _records
