@@ -153,6 +153,7 @@ class Relay:
         if self._handler is not None:
             self._records.put(None)
             self._handler.join(STOP_SECONDS)
+        atexit.unregister(self.stop)  # which has kept it, and its end of the pipe
 
     def _after_records(self, task: Callable[[], object]) -> None:
         """Have something done when the log records that have come so far have been handled."""
