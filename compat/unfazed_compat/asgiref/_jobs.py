@@ -1,0 +1,218 @@
+"""A function that a task has a thread call: how the task waits for it, and what becomes of it when it waits no more.
+
+`Job`     the function, and what it comes to
+`Calls`   the async calls that the function makes: what cancels the job cancels them
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from anyio import CancelScope, Event, get_cancelled_exc_class
+
+from unfazed.concurrency import ExecutorError
+
+from ._loops import Cancellable, Loop, TrioLoop, cancelled_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+
+
+class Calls(list[Cancellable]):
+    """The tasks of the async calls that a function in a thread makes, innermost last. For its loop's thread only.
+
+    asgiref knows it as `task_context`, a list of tasks.
+    """
+
+    unheeded = 0  # how many cancellations no task has seen to
+    on_end: Callable[[], object] | None = None  # is called when a task has ended
+    _untold = False  # whether the last cancellation has not been passed on to a task
+    _told: dict[Cancellable, int] | None = None  # how often each task was cancelled
+
+    def cancel(self) -> None:
+        """Cancel the call that is under way, or else the next one."""
+        if self._told is None:
+            self._told = {}
+        self.unheeded += 1
+        self._untold = True  # either we see the task, or `begin` sees this
+        self._tell_innermost(self._told)
+
+    def begin(self, task: Cancellable) -> None:
+        self.append(task)
+        if self._told is not None:
+            self._tell_innermost(self._told)
+
+    def _tell_innermost(self, told: dict[Cancellable, int]) -> None:
+        if not (self and self._untold):
+            return
+        self._untold = False
+        task = self[-1]
+        get_loop: Callable[[], asyncio.AbstractEventLoop] | None = getattr(task, "get_loop", None)  # asyncio's
+        if get_loop is None or get_loop() is asyncio.get_running_loop():
+            self._tell(task, told)
+        else:  # in a new loop, as it was asked for
+            with suppress(RuntimeError):  # it has ended
+                get_loop().call_soon_threadsafe(self._tell, task, told)
+
+    def _tell(self, task: Cancellable, told: dict[Cancellable, int]) -> None:
+        if task in self:
+            told[task] = told.get(task, 0) + 1
+            task.cancel()
+
+    def end(self, task: Cancellable, error: BaseException | None) -> None:
+        """Note that *task* is ending, before it waits again.
+
+        On asyncio, a task that was cancelled and ends otherwise has seen to the cancellation, just as if it had been
+        awaited. On trio a cancellation stays.
+        """
+        on_asyncio = hasattr(task, "get_loop")
+        if self._told is not None and on_asyncio and not isinstance(error, asyncio.CancelledError):
+            self.unheeded -= self._told.get(task, 0)
+        self.remove(task)
+        if self.on_end is not None:
+            self.on_end()
+
+
+class Job(Generic[T]):
+    """A function that a task on *loop* has a thread call, while it waits for it."""
+
+    __slots__ = ("_abandoned", "_claim", "_error", "_func", "_loop", "_over", "_value", "_waiting", "woken_by_loop")
+
+    def __init__(self, loop: Loop, func: Callable[[], T]) -> None:
+        self._loop = loop
+        self._func: Callable[[], T] | None = func
+        self._claim = Lock()  # a flag that is tested and set in one step, by whoever decides what comes of it
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.woken_by_loop = False  # whether its thread is one of the loop's, which will call `wake_up`
+        # The rest is for the loop's thread only.
+        self._waiting: asyncio.Future[None] | Event | None = None
+        self._over = False
+        self._abandoned = False  # whether nobody waits any more
+
+    def run(self) -> None:
+        """Call the function, in the thread."""
+        func = self._func
+        if func is None or not self._claim.acquire(blocking=False):
+            return
+        self._func = None  # its arguments are nothing to the task, which may keep us
+        try:
+            self._value = func()
+        except BaseException as exc:
+            self._error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)  # ours refers back to it
+        self._end()
+
+    def cancel(self) -> bool:
+        """Return whether the function has not started. Then it never does."""
+        return self._claim.acquire(blocking=False)
+
+    def drop(self, error: BaseException) -> None:
+        """Say that the function will never be called, if it has not started. From any thread."""
+        if self.cancel():
+            self._error = error
+            self._end()
+
+    def watch(self, future: Future[Any]) -> None:
+        """Take note of an executor that drops the job."""
+        if future.cancelled():
+            self.drop(_dropped())
+        elif future.exception() is not None:
+            self.drop(cast("BaseException", future.exception()))
+
+    def _end(self) -> None:
+        if self.woken_by_loop and not self._loop.is_closed():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self.wake_up)
+        except RuntimeError:  # it has ended
+            self._show()
+
+    def wake_up(self, _: object = None) -> None:
+        """Note, in the loop, that it is over."""
+        if self.cancel():  # the loop's executor has dropped it
+            self._error = _dropped()
+        self._over = True
+        self._nudge()
+        if self._abandoned:
+            self._show()
+
+    def _nudge(self) -> None:
+        if isinstance(self._waiting, Event):
+            self._waiting.set()
+        elif self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _nudge_from_anywhere(self) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._nudge)
+
+    def _show(self) -> None:
+        """Show the error, if it is one, that nobody is there to be told."""
+        exc, self._error = self._error, None
+        if exc is not None and not isinstance(exc, cancelled_classes()):
+            args = threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+            with suppress(Exception):  # of a hook of the user's, which must not end the thread
+                threading.excepthook(args)
+
+    async def wait(self, calls: Calls | None = None) -> None:
+        """Wait for the function. Who wakes us: the thread, or else its executor, which ends each future it gives out.
+
+        Cancelled before the function has started, it never starts. Later, the async *calls* that it makes are
+        cancelled, and waited for. Then the cancellation is raised, and the function runs on: who has set a time limit
+        must not wait longer. But if all cancellations have been seen to within, this goes on as before.
+        """
+        try:
+            await self._wait()
+            return
+        except BaseException as exc:
+            if self.cancel() or calls is None or not isinstance(exc, get_cancelled_exc_class()):
+                raise
+            cancellation = exc
+        try:
+            calls.on_end = self._nudge_from_anywhere
+            calls.cancel()
+            while not self._over and (calls or not calls.unheeded):
+                try:
+                    # Against a scope of anyio's, which cancels again and again; asyncio's own goes through it.
+                    with CancelScope(shield=True):
+                        await self._wait()
+                except get_cancelled_exc_class() as exc:
+                    cancellation = exc
+                    calls.cancel()
+            if calls.unheeded:
+                self._abandoned = True
+                if self._over:
+                    self._show()
+                raise cancellation
+        finally:
+            del cancellation
+
+    async def _wait(self) -> None:
+        """Wait until it is over, or somebody has given a nudge."""
+        if isinstance(self._loop, TrioLoop):
+            self._waiting = Event()
+            await self._waiting.wait()
+        else:
+            self._waiting = self._loop.create_future()
+            await self._waiting
+
+    def read(self) -> T:
+        """Return or raise what the function did. Only once: an error kept here would be a reference cycle."""
+        error, self._error = self._error, None
+        if error is None:
+            return cast("T", self._value)
+        try:
+            raise error
+        finally:
+            del error, self
+
+
+def _dropped() -> ExecutorError:
+    return ExecutorError("sync_to_async", "was cancelled by its executor, not by its caller")

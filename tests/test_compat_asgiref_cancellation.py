@@ -1,0 +1,731 @@
+"""asgiref's names when calls are cancelled, interrupted, or lose their loop: nothing is swallowed, nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import asgiref.sync
+import pytest
+import unfazed_compat.asgiref as ours
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref_helpers import end_threads, this_thread
+from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, let_others_run, seen, wait_until
+from unfazed_compat.asgiref import (
+    SyncToAsync,
+    ThreadSensitiveContext,
+    _async_to_sync,
+    _companions,
+    _executors,
+    _jobs,
+    async_to_sync,
+    sync_to_async,
+)
+from unfazed_compat.asgiref._calls import Call
+from unfazed_compat.asgiref._executors import Pump, WorkItem
+from unfazed_compat.asgiref._loops import current_loop, is_worker
+
+from unfazed.concurrency import ExecutorError, LoopEndedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+assert end_threads  # a fixture
+
+Backend = tuple[str, dict[str, Any]]
+only_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+EITHER = [
+    pytest.param(ours, id="ours"),
+    pytest.param(asgiref.sync, marks=pytest.mark.xfail(reason="it is better than the original"), id="theirs"),
+]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
+    errors: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    return errors
+
+
+async def cancel_while(call: Callable[[], Any], ready: threading.Event) -> list[Any]:
+    """Cancel *call* when *ready* is set, and return what came of it otherwise."""
+    outcomes: list[Any] = []
+
+    async def make() -> None:
+        outcomes.append(await call())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(make)
+        await seen(ready)
+        tasks.cancel_scope.cancel()
+    return outcomes
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_call_does_not_wait_for_its_thread() -> None:
+    """Whoever has set a time limit must not wait longer."""
+    blocking = Blocking()
+    with anyio.fail_after(GRACE_SECONDS):
+        assert await cancel_while(sync_to_async(blocking), blocking.started) == []
+
+    assert not blocking.ended
+    blocking.may_end.set()
+    await sync_to_async(int)()
+    assert blocking.ended
+
+
+@pytest.mark.anyio
+async def test_what_a_function_raises_that_nobody_waits_for_is_shown(shown: list[BaseException | None]) -> None:
+    started, may_end = threading.Event(), threading.Event()
+    error = ValueError("nobody hears")
+
+    def fail() -> None:
+        started.set()
+        assert may_end.wait(GRACE_SECONDS)
+        raise error
+
+    assert await cancel_while(sync_to_async(fail), started) == []
+    may_end.set()
+    await sync_to_async(int)()
+    await let_others_run()
+
+    assert shown == [error]
+
+
+@pytest.mark.parametrize("thread_sensitive", [True, False])
+def test_it_is_shown_even_when_the_loop_has_ended(shown: list[BaseException | None], thread_sensitive: bool) -> None:
+    started, may_end = threading.Event(), threading.Event()
+    error = ValueError("nobody hears")
+
+    def fail() -> None:
+        started.set()
+        assert may_end.wait(GRACE_SECONDS)
+        raise error
+
+    loop = asyncio.new_event_loop()  # which does not wait for its threads at its end, as `asyncio.run` does
+    loop.run_until_complete(cancel_while(sync_to_async(fail, thread_sensitive=thread_sensitive), started))
+    loop.close()
+    may_end.set()
+    wait_until(lambda: shown, "the error is lost")
+
+    assert shown == [error]
+
+
+@pytest.mark.anyio
+async def test_a_call_that_has_not_started_never_starts() -> None:
+    blocking, made = Blocking(), list[int]()
+    queued = threading.Event()
+
+    async def second() -> None:
+        queued.set()
+        await sync_to_async(made.append)(1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sync_to_async(blocking))
+        await blocking.wait_until_started()
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(second)
+            await let_others_run()
+            inner.cancel_scope.cancel()
+        blocking.may_end.set()
+    await sync_to_async(int)()
+
+    assert made == []
+
+
+@pytest.mark.anyio
+async def test_the_async_code_that_the_thread_waits_for_is_cancelled_and_cleans_up() -> None:
+    started, steps = threading.Event(), []
+
+    async def inner() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await let_others_run()
+            steps.append("cleaned up")
+
+    for thread_sensitive in (True, False):
+        started.clear()
+        assert await cancel_while(sync_to_async(async_to_sync(inner), thread_sensitive=thread_sensitive), started) == []
+        await sync_to_async(int)()
+
+    assert steps == ["cleaned up"] * 2
+
+
+@pytest.mark.anyio
+async def test_a_worker_of_anyio_is_cancelled_with_its_task() -> None:
+    started = threading.Event()
+    ended = []
+
+    async def inner() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(1)
+
+    with anyio.fail_after(GRACE_SECONDS):
+        await cancel_while(lambda: ours_in_anyios_worker(async_to_sync(inner)), started)
+
+    wait_until(lambda: ended, "it is not cancelled")
+
+
+async def ours_in_anyios_worker(call: Callable[[], Any]) -> Any:
+    from unfazed.concurrency import run_in_threadpool
+
+    return await run_in_threadpool(call)
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_async_code_within_may_see_to_a_cancellation() -> None:
+    """Just as if it had been awaited."""
+    started = asyncio.Event()
+
+    async def inner() -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return "seen to"
+
+    task = asyncio.create_task(sync_to_async(async_to_sync(inner))())
+    await started.wait()
+    task.cancel()
+
+    assert await task == "seen to"
+
+
+@pytest.mark.anyio
+@only_asyncio
+@pytest.mark.parametrize("library", EITHER)
+async def test_sync_code_that_catches_everything_swallows_no_cancellation(library: Any) -> None:
+    started = asyncio.Event()
+
+    async def inner() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    def outer() -> str:
+        try:
+            library.async_to_sync(inner)()
+        except BaseException:
+            return "as if nothing had happened"
+        return "never"
+
+    task = asyncio.create_task(library.sync_to_async(outer)())
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task], timeout=GRACE_SECONDS)
+
+    assert task.cancelled()
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_call_can_be_cancelled_twice() -> None:
+    started, again = asyncio.Event(), asyncio.Event()
+
+    async def inner() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            again.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(sync_to_async(async_to_sync(inner))())
+    await started.wait()
+    task.cancel()
+    await again.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, GRACE_SECONDS)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_made_after_the_cancellation_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, may_call, outcomes = threading.Event(), threading.Event(), []
+
+    def outer() -> None:
+        started.set()
+        assert may_call.wait(GRACE_SECONDS)
+        outcomes.append(captured(async_to_sync(anyio.sleep_forever)))
+
+    await cancel_while(sync_to_async(outer), started)
+    may_call.set()
+    with anyio.fail_after(GRACE_SECONDS):
+        await sync_to_async(int)()
+
+    assert isinstance(outcomes[0][1], anyio.get_cancelled_exc_class())
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_cancellation_reaches_a_new_loop() -> None:
+    started = threading.Event()
+
+    async def inner() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    with anyio.fail_after(GRACE_SECONDS):
+        await cancel_while(sync_to_async(async_to_sync(inner, force_new_loop=True)), started)
+        await sync_to_async(int)()
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_worker_that_was_cancelled_before_makes_no_calls() -> None:
+    """anyio's worker threads know that they are cancelled."""
+    started, may_call, outcomes = threading.Event(), threading.Event(), []
+
+    def outer() -> None:
+        started.set()
+        assert may_call.wait(GRACE_SECONDS)
+        outcomes.append(captured(async_to_sync(this_thread)))
+        outcomes.append((is_worker(), None))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: anyio.to_thread.run_sync(outer))
+        await seen(started)
+        tasks.cancel_scope.cancel()
+        may_call.set()
+
+    assert isinstance(outcomes[0][1], asyncio.CancelledError)
+    assert outcomes[1][0]
+
+
+# ---- leaving a context
+
+
+@pytest.mark.anyio
+async def test_leaving_a_context_waits_for_what_its_thread_still_does() -> None:
+    blocking = Blocking()
+    with anyio.fail_after(GRACE_SECONDS):
+        async with ThreadSensitiveContext():
+            assert await cancel_while(sync_to_async(blocking), blocking.started) == []
+            blocking.may_end.set()
+
+    assert blocking.ended
+
+
+@pytest.mark.anyio
+async def test_leaving_a_context_can_be_cancelled() -> None:
+    blocking = Blocking()
+    with anyio.CancelScope() as scope:
+        async with ThreadSensitiveContext():
+            assert await cancel_while(sync_to_async(blocking), blocking.started) == []
+            scope.cancel()
+
+    assert not blocking.ended
+    blocking.may_end.set()
+
+
+# ---- loops that end
+
+
+def test_a_call_to_a_loop_that_ends_is_told_so() -> None:
+    """The loop is cancelled before the call's task has begun."""
+    posted, may_end = threading.Event(), threading.Event()
+    outcomes: list[Any] = []
+
+    def outer() -> None:
+        outcomes.append(captured(async_to_sync(this_thread)))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatched = loop.call_soon_threadsafe
+
+        def post(func: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(func, "__name__", "") == "start":
+                posted.set()
+                return monkeypatched(lambda: (func(*args), [each.cancel() for each in asyncio.all_tasks()]))
+            return monkeypatched(func, *args, **kwargs)
+
+        loop.call_soon_threadsafe = post  # type: ignore[method-assign, assignment]
+        with suppress(asyncio.CancelledError):
+            await sync_to_async(outer)()
+
+    asyncio.run(main())
+    asyncio.run(sync_to_async(int)())
+    may_end.set()
+
+    assert isinstance(outcomes[0][1], asyncio.CancelledError)
+
+
+def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.01)
+    outcomes: list[Any] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def outer() -> None:
+        outcomes.append(captured(async_to_sync(this_thread)))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loops.append(loop)
+        post = loop.call_soon_threadsafe
+        dropped = threading.Event()
+
+        def drop(func: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(func, "__name__", "") == "start":
+                dropped.set()
+                return None
+            return post(func, *args, **kwargs)
+
+        loop.call_soon_threadsafe = drop  # type: ignore[method-assign, assignment]
+        task = asyncio.create_task(sync_to_async(outer)())
+        await seen(dropped)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    asyncio.run(sync_to_async(int)())
+
+    assert isinstance(outcomes[0][1], LoopEndedError)
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_task_factory_that_fails_is_heard_of() -> None:
+    loop = asyncio.get_running_loop()
+    error = ValueError("no tasks today")
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    def outer() -> BaseException | None:
+        loop.set_task_factory(refuse)
+        try:
+            return captured(async_to_sync(this_thread))[1]
+        finally:
+            loop.set_task_factory(None)
+
+    assert await sync_to_async(outer)() is error
+
+
+def test_a_loop_that_has_stopped_is_not_waited_for() -> None:
+    """A worker may outlive the run of its loop: it gets a loop of its own then."""
+    may_call, outcomes = threading.Event(), []
+
+    def outer() -> None:
+        assert may_call.wait(GRACE_SECONDS)
+        outcomes.append(async_to_sync(this_thread)())
+
+    started = threading.Event()
+
+    def announce() -> None:
+        started.set()
+        outer()
+
+    async def start() -> asyncio.Task[None]:
+        task = asyncio.create_task(sync_to_async(announce)())
+        await seen(started)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(start())
+    may_call.set()
+    wait_until(lambda: outcomes, "the call hangs")
+    loop.run_until_complete(task)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+    assert outcomes[0].name.startswith("unfazed-companion")
+
+
+def test_the_end_of_trio_is_told_to_a_call() -> None:
+    trio = pytest.importorskip("trio")
+    started, outcomes = threading.Event(), []
+
+    async def forever() -> None:
+        started.set()
+        await trio.sleep_forever()
+
+    def outer(loop: object) -> None:
+        SyncToAsync.threadlocal.main_event_loop = loop
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        outcomes.append(captured(async_to_sync(forever)))
+
+    threads: list[threading.Thread] = []
+
+    async def main() -> None:
+        threads.append(threading.Thread(target=outer, args=(current_loop(),)))
+        threads[0].start()
+        await seen(started)
+
+    trio.run(main)
+    threads[0].join(GRACE_SECONDS)
+
+    assert isinstance(outcomes[0][1], LoopEndedError)
+
+
+def test_a_loop_of_trio_knows_when_it_has_ended() -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> Any:
+        assert current_loop() == current_loop()
+        assert len({current_loop(), current_loop()}) == 1
+        return current_loop()
+
+    loop = trio.run(main)
+
+    assert loop.is_closed()
+    assert not loop.is_running()
+
+
+def test_a_loop_that_closes_just_now_is_not_used() -> None:
+    class Closing:
+        def is_running(self) -> bool:
+            return True
+
+        def call_soon_threadsafe(self, *_: object) -> None:
+            raise RuntimeError("Event loop is closed")
+
+    def call() -> threading.Thread:
+        SyncToAsync.threadlocal.main_event_loop = Closing()
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        return async_to_sync(this_thread)()
+
+    assert in_plain_thread(call).name.startswith("unfazed-companion")
+
+
+def new_call() -> tuple[Call, Any]:
+    inner = this_thread()
+    result: Future[Any] = Future()
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        result.set_result(await inner)
+
+    return Call(work(), inner, result), inner
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_call_that_is_cancelled_before_it_starts_is_cancelled_at_once() -> None:
+    call, inner = new_call()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call.start(asyncio.get_running_loop())
+    assert isinstance(call.result.exception(0), asyncio.CancelledError)
+    inner.close()
+
+
+def test_a_call_that_was_dropped_never_starts() -> None:
+    for drop_twice in (False, True):
+        call, _ = new_call()
+        call.drop()
+        if drop_twice:
+            call.drop()
+        companion = _companions.Companion()
+        companion.run(call, Pump(None), contextvars.copy_context())
+        companion.shutdown()
+    call, _ = new_call()
+    call.drop()
+    asyncio.run(_async_to_sync._run_in_new_loop(call, Pump(None)))
+    call, inner = new_call()
+    call._inner = asyncio.Event()  # type: ignore[assignment]  # which cannot be closed
+    call.drop()
+    inner.close()
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_coroutine_that_its_loop_forgets_says_so() -> None:
+    result: Future[Any] = Future()
+    inner = asyncio.get_running_loop().create_future()
+    work = async_to_sync(this_thread).main_wrap(result, (None, None, None), None, [contextvars.copy_context()], inner)
+    work.send(None)
+    work.close()
+
+    assert isinstance(result.exception(0), LoopEndedError)
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_a_task_that_has_ended_is_not_told_of_a_cancellation() -> None:
+    calls, told = _jobs.Calls(), dict[Any, int]()
+    calls._tell(asyncio.current_task(), told)  # type: ignore[arg-type]
+
+    assert told == {}
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_what_becomes_of_an_executor_later_is_nothing_to_a_job_that_was_done() -> None:
+    job = _jobs.Job(asyncio.get_running_loop(), int)
+    waiting = asyncio.create_task(job.wait())
+    await asyncio.sleep(0)
+    job.run()
+    job.run()
+    job.drop(ValueError())
+    await waiting
+
+    assert job.read() == 0
+
+
+# ---- pumps
+
+
+def test_a_worker_whose_loop_ends_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: object) -> None:
+        raise LoopEndedError("the event loop has ended")
+
+    monkeypatch.setattr(_executors, "run_in_eventloop_sync", ended)
+
+    assert not Pump(None).serve(lambda: False, lending=True)
+
+
+def test_a_work_item_ends_with_an_executor_that_drops_it() -> None:
+    item, dropped = WorkItem(int), Future[Any]()
+    item.watch(dropped)
+    assert not item.future.cancelled()
+    dropped.cancel()
+    item.watch(dropped)
+    assert item.future.cancelled()
+
+
+def test_a_pump_that_is_interrupted_tells_those_who_wait() -> None:
+    pump = Pump(None)
+    item = in_plain_thread(lambda: pump.submit(int))
+    pump.finish()
+    pump.close(interrupted=True)
+
+    with pytest.raises(ExecutorError, match="interrupted"):
+        item.result(0)
+    with pytest.raises(RuntimeError, match="does not wait"):
+        in_plain_thread(lambda: captured(lambda: pump.submit(int)))[1:] and pump.submit(int)
+
+
+def test_what_came_before_a_pump_closes_is_done() -> None:
+    pump = Pump(None)
+    pump.finish()
+    assert pump.serve(lambda: False)
+    future = in_plain_thread(lambda: pump.submit(int, "12"))
+    pump.close(interrupted=False)
+
+    assert future.result(0) == 12
+
+
+def test_a_pump_hands_on_what_comes_too_late() -> None:
+    outer = Pump(None)
+    inner = Pump(outer)
+    inner.close(interrupted=False)
+    future = in_plain_thread(lambda: inner.submit(int, "12"))
+    outer.close(interrupted=False)
+
+    assert future.result(0) == 12
+
+
+def test_a_pump_hands_on_to_asgirefs_own() -> None:
+    theirs = CurrentThreadExecutor(*[None] * len(inspect.signature(CurrentThreadExecutor).parameters))
+    inner = Pump(theirs)
+    inner.close(interrupted=False)
+    future = in_plain_thread(lambda: inner.submit(int, "12"))
+    until: Future[None] = Future()
+    until.set_result(None)
+    theirs.run_until_future(until)
+
+    assert future.result(0) == 12
+
+
+def test_a_work_item_that_was_cancelled_is_not_done() -> None:
+    item = WorkItem(lambda: 1 / 0)
+    assert item.future.cancel()
+    item.run()
+    dropped = WorkItem(int)
+    assert dropped.future.cancel()
+    dropped.drop(ValueError())
+    failed = WorkItem(lambda: 1 / 0)
+    failed.run()
+
+    assert item.future.cancelled()
+    with pytest.raises(ZeroDivisionError):
+        failed.future.result(0)
+
+
+def test_a_lane_can_be_shut_down_like_any_executor() -> None:
+    lane = _executors.Lane()
+    blocking = Blocking()
+    first, second = lane.submit(blocking), lane.submit(int)
+    assert blocking.started.wait(GRACE_SECONDS)
+    lane.shutdown(wait=False, cancel_futures=True)
+    blocking.may_end.set()
+    lane.shutdown()
+
+    assert first.result(0) == "a value that nobody waits for"
+    with pytest.raises(ExecutorError, match="shut down"):
+        second.result(0)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        lane.submit(int)
+
+
+def test_the_thread_of_a_lane_ends_with_it() -> None:
+    lane = _executors.Lane()
+    thread = lane.submit(threading.current_thread).result(GRACE_SECONDS)
+    del lane
+    thread.join(GRACE_SECONDS)
+
+    assert not thread.is_alive()
+
+
+# ---- Ctrl-C and exit
+
+
+INTERRUPTED = """
+import asyncio, signal, sys, threading
+from contextlib import nullcontext
+from unfazed_compat.asgiref import AsyncSingleThreadContext, async_to_sync, sync_to_async
+
+async def main(again):
+    try:
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        if again:
+            print("again", flush=True)
+            await asyncio.Event().wait()
+        print("cleaned up", await sync_to_async(lambda: threading.current_thread() is threading.main_thread())())
+
+async def quick():
+    return "goes on"
+
+for context in (nullcontext(), AsyncSingleThreadContext()):
+    with context:
+        for again in (False, True):
+            try:
+                async_to_sync(main)(again)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+        print(async_to_sync(quick)(), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_ctrl_c_cancels_the_coroutine_and_a_second_one_stops_waiting() -> None:
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        lines = []
+        for line in program.stdout:
+            lines.append(line.strip())
+            if lines[-1] in ("ready", "again"):
+                os.kill(program.pid, signal.SIGINT)
+
+    assert lines == ["ready", "cleaned up True", "interrupted", "ready", "again", "interrupted", "goes on"] * 2
+    assert program.returncode == 0

@@ -1,0 +1,238 @@
+"""The loops of sync code, one for each thread: how they start, end, and what they survive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import asgiref.sync
+import pytest
+from asgiref_helpers import end_threads, run_program, this_thread
+from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
+from unfazed_compat.asgiref import (
+    AsyncSingleThreadContext,
+    AsyncToSync,
+    _companions,
+    _executors,
+    _shared,
+    async_to_sync,
+    sync_to_async,
+)
+
+from unfazed.concurrency import LoopEndedError
+
+assert end_threads  # a fixture
+
+
+async def raise_in_another_task() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    task = asyncio.create_task(leave())
+    await asyncio.Event().wait()
+    del task
+
+
+def test_a_companion_ends_with_its_thread() -> None:
+    companion = in_plain_thread(async_to_sync(this_thread))
+    companion.join(GRACE_SECONDS)
+
+    assert not companion.is_alive()
+
+
+def test_system_exit_of_another_task_reaches_the_caller_and_the_next_call_works() -> None:
+    error = captured(async_to_sync(raise_in_another_task))[1]
+
+    assert isinstance(error, SystemExit)
+    assert error.code == 3
+    assert async_to_sync(this_thread)().is_alive()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_signal_handler_can_call_while_its_thread_waits() -> None:
+    outcomes: list[Any] = []
+
+    def handle(*_: object) -> None:
+        outcomes.append(async_to_sync(this_thread)())
+
+    async def main() -> threading.Thread:
+        signal.raise_signal(signal.SIGUSR1)
+        while not outcomes:
+            await asyncio.sleep(0)
+        return threading.current_thread()
+
+    def both_ways() -> None:
+        assert async_to_sync(main)() not in outcomes
+        outcomes.clear()
+        with AsyncSingleThreadContext():
+            assert async_to_sync(main)() not in outcomes
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        contextvars.copy_context().run(both_ways)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_executor_that_asgiref_has_put_into_a_context_is_used() -> None:
+    def main() -> None:
+        with AsyncSingleThreadContext() as context:
+            with ThreadPoolExecutor(max_workers=1) as executor:
+                AsyncToSync.context_to_thread_executor[context] = executor
+                thread = executor.submit(threading.current_thread).result()
+
+                assert async_to_sync(this_thread)() is thread
+                assert async_to_sync(sync_to_async(threading.current_thread))() is threading.current_thread()
+            with pytest.raises(RuntimeError, match="shutdown"):
+                async_to_sync(this_thread)()
+
+    contextvars.copy_context().run(main)
+
+
+def test_asgirefs_own_wrappers_and_these_share_threads() -> None:
+    def main() -> None:
+        theirs = asgiref.sync.sync_to_async(threading.current_thread)
+        mine = sync_to_async(threading.current_thread)
+
+        async def both() -> list[threading.Thread]:
+            return [await theirs(), await mine()]
+
+        here = threading.current_thread()
+        assert async_to_sync(both)() == [here, here]
+        assert asgiref.sync.async_to_sync(both)() == [here, here]
+        alone = asyncio.run(both())
+        assert alone[0] is alone[1] is not here
+
+    assert in_plain_thread(lambda: captured(main)) == (None, None)
+
+
+class Leaking:
+    """What asgiref 3.8 has for a `Local`: one value for all contexts that were copied from one."""
+
+    def __init__(self) -> None:
+        self._value: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("leaking")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._value.get({})[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_value":
+            super().__setattr__(name, value)
+        else:
+            values = self._value.get({})
+            values[name] = value
+            self._value.set(values)
+
+    def __delattr__(self, name: str) -> None:
+        del self._value.get({})[name]
+
+
+def test_contexts_are_kept_apart_where_asgiref_does_not() -> None:
+    leaking = Leaking()
+    executors = contextvars.copy_context().run(_shared._isolated, leaking)
+    ours, others, theirs = (cls(None) for cls in (_executors.Pump, _executors.Pump, _executors.Pump))
+
+    def main() -> None:
+        assert executors.current is None
+        executors.current = ours
+        contextvars.copy_context().run(setattr, executors, "current", others)
+        assert leaking.current is others
+        assert executors.current is ours
+        object.__setattr__(theirs, "__class__", _shared.PumpBase)
+        leaking.current = theirs
+        assert executors.current is theirs
+        del executors.current
+        assert executors.current is None
+
+    contextvars.copy_context().run(main)
+
+
+def test_no_companion_starts_when_the_interpreter_is_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_companions, "_exiting", True)
+    with pytest.raises(LoopEndedError, match="exiting"):
+        in_plain_thread(lambda: captured(async_to_sync(this_thread)))[1].__class__ and async_to_sync(this_thread)()
+
+
+def test_no_companion_starts_when_no_thread_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    _companions.end_companions(GRACE_SECONDS)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(LoopEndedError, match="exiting"):
+        async_to_sync(this_thread)()
+
+
+def test_a_companion_that_is_told_to_end_while_it_runs_cancels_the_call() -> None:
+    started = threading.Event()
+
+    async def forever() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    outcomes: list[Any] = []
+    caller = threading.Thread(target=lambda: outcomes.append(captured(async_to_sync(forever))))
+    caller.start()
+    assert started.wait(GRACE_SECONDS)
+    _companions.end_companions(GRACE_SECONDS)
+    caller.join(GRACE_SECONDS)
+
+    assert isinstance(outcomes[0][1], asyncio.CancelledError)
+
+
+def test_a_call_to_a_companion_that_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unfazed_compat.asgiref._executors.GONE_CHECK_SECONDS", 0.01)
+    thread = async_to_sync(this_thread)()
+    companion = next(iter(_companions._running))
+    companion.shutdown()
+    monkeypatch.setattr(companion, "is_lost", lambda: False, raising=False) if False else None
+    _companions._running.add(companion)  # as if it were ending just now
+    try:
+        with pytest.raises(LoopEndedError, match="ended"):
+            async_to_sync(this_thread)()
+    finally:
+        _companions._running.discard(companion)
+    assert not thread.is_alive()
+
+
+EXIT = """
+import asyncio, atexit, threading, time
+from unfazed_compat.asgiref import async_to_sync, sync_to_async
+
+async def main():
+    return await sync_to_async(len)("four")
+
+def late():
+    print(async_to_sync(main)())
+
+atexit.register(late)
+print(async_to_sync(main)())
+started = threading.Event()
+
+async def forever():
+    try:
+        started.set()
+        await asyncio.Event().wait()
+    finally:
+        print("cleaned up", flush=True)
+
+threading.Thread(target=async_to_sync(forever), daemon=True).start()
+started.wait()
+asyncio.run(sync_to_async(print)("in a thread"))
+"""
+
+
+def test_the_interpreter_ends_and_what_runs_cleans_up() -> None:
+    done = run_program(EXIT, "-W", "error")
+
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == sorted(["4", "in a thread", "4", "cleaned up"])
+    wait_until(lambda: True, "")
