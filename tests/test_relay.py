@@ -737,10 +737,14 @@ def test_an_end_in_words(code: int, number: int, text: str) -> None:
 def test_without_a_way_to_watch_it_a_worker_is_heard_all_the_same(
     relay: _relay.Relay, stderr: Written, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def fail(pid: int) -> int:
-        raise error
+    open_pidfd = os.pidfd_open
 
-    monkeypatch.setattr(os, "pidfd_open", fail)
+    def fail_in_relay(*args: int) -> int:
+        if threading.current_thread().name == "unfazed-relay":
+            raise error
+        return open_pidfd(*args)  # for Python's own `subprocess`
+
+    monkeypatch.setattr(os, "pidfd_open", fail_in_relay)
     flying = flight(relay, 5)
     stand_in("print('heard')", relay.address)
     relay.stop()

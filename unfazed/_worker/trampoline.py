@@ -120,8 +120,11 @@ def _pack_error(exc: BaseException) -> bytes:
 
 def _text_of(exc: BaseException) -> str:
     import traceback
+    import warnings
 
-    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.15 has one for a main module that was imported like ours
+        return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
 
 
 def _summary_of(exc: BaseException) -> str:
