@@ -75,16 +75,15 @@ def forget() -> None:
 
 
 def _configure(**kwargs: Any) -> None:
-    """Do what `logging.basicConfig` does, unless it is `logging.warning` and the like that want some handler."""
-    if kwargs or _levels is None:
+    """Do what `logging.basicConfig` does, unless it is for the terminal, where the parent's handlers write already."""
+    if _levels is None or kwargs.keys() & {"filename", "handlers", "stream"}:
         _basic_config(**kwargs)
 
 
 def _forward(self: logging.Logger, record: logging.LogRecord) -> None:
     """Send a record to the parent, and have it handled by what was added here meanwhile."""
     if _levels is not None and _send is not None and record.levelno >= _level_of(record.name, _levels):
-        with suppress(OSError):  # the parent is gone
-            _send(_pack(record))
+        _send(_pack(record))
     if _levels is None or self.hasHandlers():
         _call_handlers(self, record)
 
@@ -96,14 +95,24 @@ def _level_of(name: str, levels: dict[str, int]) -> int:
     return max(levels[name], levels[DISABLED] + 1)
 
 
+def _text_of(value: object, form: Callable[[object], str] = str) -> str:
+    try:
+        return form(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+
+
 def _pack(record: logging.LogRecord) -> bytes:
     try:
         message = record.getMessage()
-    except Exception:  # a wrong format, of which the parent's handlers are to complain
-        message = f"{record.msg} {record.args}"
+    except Exception:  # a wrong format: logging itself would complain, and go on
+        message = f"{_text_of(record.msg)} {_text_of(record.args)}"
     fields = dict(record.__dict__, msg=message, args=None)
     if record.exc_info:
-        fields["exc_text"] = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        try:
+            fields["exc_text"] = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        except Exception:
+            fields["exc_text"] = _text_of(record.exc_info[0])
         fields["exc_info"] = None
     if fields.get("processName") == "MainProcess":
         fields["processName"] = f"unfazed-worker-{os.getpid()}"
@@ -112,8 +121,5 @@ def _pack(record: logging.LogRecord) -> bytes:
         if type(value) not in PLAIN:
             with suppress(BaseException):  # whatever its `__reduce__` raises: it is not the function that fails
                 others[name] = pickle.dumps(value)
-            try:
-                fields[name] = repr(value)
-            except Exception:
-                fields[name] = f"<{type(value).__qualname__}>"
+            fields[name] = _text_of(value, repr)
     return pickle.dumps((fields, others))

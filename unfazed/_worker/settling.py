@@ -35,35 +35,68 @@ class _Line:
         import socket
 
         name, token = address
-        file = _open_memory()
-        os.ftruncate(file, SERIAL_BYTES)
-        self.memory = mmap.mmap(file, SERIAL_BYTES)
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(name)
-        here, self.output = os.pipe()
-        hello = token + os.getpid().to_bytes(4, "big")
+        fds = [file := _open_memory()]
         try:
-            socket.send_fds(self.socket, [hello], [here, file])
-            self.socket.settimeout(WELCOME_SECONDS)
-            if self.socket.recv(1) != WELCOME:
-                raise ConnectionError("the parent has no descriptors left")
-            self.socket.settimeout(None)
-        except OSError:
-            self.socket.close()
-            os.close(self.output)
-            raise
+            os.ftruncate(file, SERIAL_BYTES)
+            self.memory = mmap.mmap(file, SERIAL_BYTES)
+            self.socket = socket.socket(socket.AF_UNIX)
+            fds += os.pipe()
+            try:
+                self.socket.connect(name)
+                socket.send_fds(self.socket, [token + os.getpid().to_bytes(4, "big")], [fds[1], file])
+                self.socket.settimeout(WELCOME_SECONDS)
+                if self.socket.recv(1) != WELCOME:
+                    raise ConnectionError("the parent has no descriptors left")
+                self.socket.settimeout(None)
+                self.output = fds.pop()
+            except OSError:
+                self.socket.close()
+                raise
         finally:
-            os.close(here)
-            os.close(file)
-        self.lock = threading.Lock()
+            for fd in fds:
+                os.close(fd)
+        # Guards all below. Reentrant, for a signal handler may log amid the sending of another record.
+        self._lock = threading.RLock()
+        self._serial = 0  # of the call that runs, or ran last
+        self._records = 0  # how many log records it has sent
+        self._waiting: list[bytes] = []  # records to be sent
+        self._sending = False
 
-    def note(self, serial: int) -> None:
-        """Tell the parent, which may look after the death of this process, which call runs here."""
+    def begin(self, serial: int) -> None:
+        """Note which call runs here from now on."""
+        with self._lock:
+            self._serial, self._records = serial, 0
+            self._note(serial)
+
+    def end(self) -> int:
+        """Note that the call has ended. Return how many log records have been sent with its number."""
+        with self._lock:
+            self._note(self._serial | ANSWERED)
+            return self._records
+
+    def _note(self, serial: int) -> None:
+        """Tell the parent, which may look after the death of this process."""
         self.memory[:] = serial.to_bytes(SERIAL_BYTES, "big")
 
-    def send(self, frame: bytes) -> None:
-        with self.lock:
-            self.socket.sendall(len(frame).to_bytes(4, "big") + frame)
+    def send(self, record: bytes) -> None:
+        """Send a log record. What a signal handler raises amid that leaves the line of no use: it is given up."""
+        with self._lock:
+            self._waiting.append(record)
+            if self._sending:
+                return  # it is sent by whom we have interrupted
+            self._sending = True
+            try:
+                while self._waiting:
+                    frame = self._serial.to_bytes(SERIAL_BYTES, "big") + self._waiting.pop(0)
+                    self.socket.sendall(len(frame).to_bytes(4, "big") + frame)
+                    self._records += 1
+            except ConnectionError:  # the parent is gone
+                self._waiting.clear()
+            except BaseException:
+                _hang_up_line(self)
+                raise
+            finally:
+                self._sending = False
 
 
 def _open_memory() -> int:
@@ -78,8 +111,7 @@ def _open_memory() -> int:
 _settled_in = False
 _line: _Line | None = None
 _talk: tuple[int, ...] = ()  # the file descriptors through which anyio talks
-_serial = 0  # of the call that runs, or ran last
-_records = 0  # how many log records it has sent
+_places: list[tuple[int, int] | None] = []  # where the file descriptors 0, 1 and 2 lead, if no function has changed it
 
 
 def settle_in(address: Address | None) -> None:
@@ -102,6 +134,7 @@ def _settle_in() -> None:
         # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
         signal.signal(signal.SIGINT, _ignore)
     _move_streams()
+    keep_places()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_talk)
     # At the end of its loop, anyio closes its pipe and kills it: see `hang_up`.
@@ -118,16 +151,53 @@ def _connect(address: Address) -> None:
         return
     for number in (1, 2):
         os.dup2(_line.output, number)
-    os.close(_line.output)
+    keep_places()
+
+
+def _hang_up_line(line: _Line) -> None:
+    """Have the parent hear nothing more until the next call, which connects anew."""
+    global _line
+    line.socket.close()
+    os.close(line.output)
+    _line = None
+
+
+def _place(fd: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def keep_places() -> None:
+    """Have the file descriptors 0, 1 and 2 lead where they do now, whatever a function does."""
+    _places[:] = map(_place, (0, 1, 2))
+
+
+def _restore_places() -> None:
+    """Undo what the last function has done to the file descriptors 0, 1 and 2, and to the streams of the same."""
+    if not _places:  # this is no worker
+        return
+    if [*map(_place, (0, 1, 2))] != _places:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing if number == 0 or _line is None else _line.output, number)
+        if nothing > 2:
+            os.close(nothing)
+        keep_places()
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(getattr(sys, name), "closed", False):
+            stream = open(number, mode, buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def begin(serial: int, levels: dict[str, int] | None) -> None:
     """Note which call runs here from now on."""
-    global _serial, _records
-    _serial, _records = serial, 0
+    _restore_places()
     if _line is None:
         return
-    _line.note(serial)
+    _line.begin(serial)
     if "logging" in sys.modules:
         from . import logs
 
@@ -146,9 +216,7 @@ def end() -> int:
     except Exception:  # none, or closed by the function, or anything that it has put there
         with suppress(Exception):
             sys.stderr.flush()
-    if _line is not None:
-        _line.note(_serial | ANSWERED)
-    return _records
+    return 0 if _line is None else _line.end()
 
 
 def hang_up() -> NoReturn:
@@ -168,23 +236,19 @@ def _leave_talk() -> None:
     Two on one line would get mixed, a child that returns from the function would answer as well, and one that lives
     on would hide that the worker has died.
     """
-    global _line
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in _talk:
         os.dup2(nothing, fd, inheritable=False)
     os.close(nothing)
     if _line is not None:
-        _line.socket.close()
-    _line = None
+        _hang_up_line(_line)
     if "unfazed._worker.logs" in sys.modules:
         sys.modules["unfazed._worker.logs"].forget()
 
 
-def _send_record(frame: bytes) -> None:
-    global _records
-    assert _line is not None, "records are forwarded where there is a line"
-    _line.send(_serial.to_bytes(SERIAL_BYTES, "big") + frame)
-    _records += 1
+def _send_record(record: bytes) -> None:
+    if _line is not None:  # it has not been given up
+        _line.send(record)
 
 
 def _move_streams() -> None:

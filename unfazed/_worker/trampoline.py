@@ -71,6 +71,7 @@ def _initialize(initializer: bytes | None) -> bytes | None:
         return None
     try:
         pickle.loads(initializer)()
+        settling.keep_places()  # it may have its own idea of where the output goes
     except BaseException as exc:
         return _pack_error(exc)
     _initialized.add(initializer)
@@ -89,8 +90,7 @@ def _run(request: bytes, memory: payloads.Memory | None) -> Outcome:
     try:
         value = func(*args, **kwargs)
     except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
-        exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
-        return _pack_error(exc)
+        return _pack_error(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
     if payloads.is_small(value):
         return (value,)
     if isinstance(value, CoroutineType):
@@ -122,15 +122,21 @@ def _text_of(exc: BaseException) -> str:
     import traceback
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.15 has one for a main module that was imported like ours
-        return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.15 has one for a main module that was imported like ours
+            return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    except Exception:  # of one whose text, or attributes, are not what they should be
+        return "".join(traceback.format_tb(exc.__traceback__)) + _summary_of(exc)
 
 
 def _summary_of(exc: BaseException) -> str:
     import traceback
 
-    return "".join(traceback.format_exception_only(type(exc), exc)).strip()
+    try:
+        return "".join(traceback.format_exception_only(type(exc), exc)).strip()
+    except Exception:  # as above
+        return type(exc).__qualname__
 
 
 def _reason_of(exc: BaseException) -> str:

@@ -7,6 +7,7 @@ travels with the call, `_worker.trampoline.run`, sees to it that the worker outl
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import pickle
 import sys
@@ -22,6 +23,7 @@ from anyio import (
     CancelScope,
     EndOfStream,
     create_task_group,
+    current_time,
     get_cancelled_exc_class,
     to_process,
 )
@@ -66,6 +68,7 @@ class ProcessOptions(NamedTuple):
     max_calls: int | None = None
 
 
+START_SECONDS: Final = 5.0  # after which a worker has started, or hangs; arbitrary
 TRIES: Final = 3  # how many workers in a row may turn out to have ended before the call; arbitrary
 _serials = itertools.count(1)  # numbers of calls; 0 is none
 NO_OPTIONS: Final = ProcessOptions()
@@ -144,9 +147,8 @@ def _unpack(outcome: trampoline.Outcome, memory: payloads.Memory | None, func: o
         )
     elif kind == trampoline.UNREADABLE_ERROR:
         about = RemoteError(about)
-    about.__cause__ = RemoteTraceback(text)
     try:
-        raise about
+        raise about from RemoteTraceback(text)
     finally:
         del about
 
@@ -179,6 +181,8 @@ class _Call:
         self._levels = logs.levels() if _relay.settings.logs else None
         self._life: CancelScope | None = None  # around its stay in a worker: cancelled to end that
         self._killed = False
+        self._safe_from = -math.inf  # when a worker that is killed is left behind no more, as the loop knows time
+        self._records = 0  # how many log records the worker has sent
         self._hears = not _relay.is_handling()  # a handler would wait for itself
 
     def run(self) -> Awaitable[trampoline.Outcome]:
@@ -209,7 +213,7 @@ class _Call:
     def _kill(self) -> None:
         self._killed = True
         if self._life is not None:
-            self._life.cancel()
+            self._life.deadline = max(current_time(), self._safe_from)
 
     def _error(self, reason: str) -> WorkerProcessError:
         return WorkerProcessError(name_of(self._func), reason)
@@ -225,12 +229,17 @@ class _Call:
             try:
                 if relay is not None:
                     relay.flights[self._serial] = flight
-                if self._timeout is not None or self._options.kill_on_cancel:
-                    # Killed while it starts, a worker would be left behind. This one is the next to be taken.
-                    await _ask(os.getpid)
-                if not self._killed:
-                    with life:
+                with life:
+                    if self._timeout is not None or self._options.kill_on_cancel:
+                        # Killed while it starts, a worker would be left behind. This one is the next to be taken.
+                        self._safe_from = current_time() + START_SECONDS
+                        await _ask(os.getpid)
+                        self._safe_from = -math.inf
+                    if not self._killed:
                         await self._exchange(relay, flight)
+                if flight.outcome is not None and relay is not None and self._hears and not self._killed:
+                    with CancelScope() as self._life:
+                        await flight.heard(relay, self._records)
             except BrokenWorkerProcess as exc:
                 interrupted = isinstance(exc.__cause__, KeyboardInterrupt)  # by Ctrl-C, before it could be told not to
                 starting = "initialization" in str(exc)
@@ -254,8 +263,8 @@ class _Call:
         """Send the call and take its outcome; then end the worker if it has served its time, or is out of step."""
         address = None if relay is None else relay.address
         initializer = self._initializer
-        memory = None if self._memory is None else self._memory.address
         self._in_use = True
+        memory = None if self._memory is None else self._memory.address
         answer = await _ask(trampoline.run, self._serial, self._request, initializer, address, self._levels, memory)
         pending = 0  # how many answers are to come that nobody waits for
         while (mine := self._recognize(answer)) is None:
@@ -277,12 +286,10 @@ class _Call:
             self._give_back()
             await self._exchange(relay, flight)
             return
-        flight.outcome = outcome  # before all that ends when the worker does
+        flight.outcome, self._records = outcome, records  # before all that ends when the worker does
         max_calls = self._options.max_calls
         if pending or (max_calls is not None and calls >= max_calls):
             await _retire(pending)
-        if relay is not None and self._hears:
-            await flight.heard(relay, records)
 
     def _recognize(self, answer: object) -> tuple[int, int, int, trampoline.Outcome] | None:
         """Return *answer* if it is the one to this call."""
@@ -373,6 +380,8 @@ def _why_not_started(error: BaseException | None) -> str:
     if isinstance(error, OSError) and not isinstance(error, ProcessLookupError):  # it has none
         return f"could not start ({type(error).__qualname__}: {error})"
     silent = error is None or isinstance(error, (EndOfStream, ProcessLookupError))
+    if not (silent or isinstance(error, RuntimeError)):
+        return f"could not start, as it could not import the main module ({type(error).__qualname__}: {error})"
     reason = "" if silent else f" ({type(error).__qualname__}: {error})"
     return (
         f"could not start{reason}: a script that uses worker processes needs its own calls behind "
@@ -508,20 +517,25 @@ def _wait_all_the_same() -> None:
 
 async def _start_workers(count: int) -> None:
     """Have so many workers at once say that they are there: each is one that is idle, or a new one."""
-    errors: list[BrokenWorkerProcess] = []
+    errors: list[Exception] = []
     address = None if (relay := _relay.current()) is None else relay.address
 
     async def start() -> None:
         try:
-            await _ask(settling.settle_in, address)
+            answer = await _ask(settling.settle_in, address)
         except BrokenWorkerProcess as exc:
             errors.append(exc)
+        else:
+            if isinstance(answer, Exception):
+                errors.append(answer)
 
     async with create_task_group() as tasks:
         for _ in range(count):
             tasks.start_soon(start)
     if errors:
-        raise WorkerProcessError("warm_up_processpool", _why_not_started(errors[0].__cause__)) from errors[0]
+        error = errors[0]
+        reason = _why_not_started(error.__cause__ if isinstance(error, BrokenWorkerProcess) else error)
+        raise WorkerProcessError("warm_up_processpool", reason) from error
 
 
 def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
@@ -531,7 +545,8 @@ def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
         output: Whether what they write, by `print` or otherwise, appears on `sys.stderr`, in whole lines. Else it is
             dropped.
         logs: Whether the records of their loggers are handled by the loggers of the same name here, if their levels
-            here are met. Else they are dropped; calls that run already are not concerned.
+            here are met. Else they are the worker's own affair, which has no handlers unless the function's modules
+            add some: warnings go to its output. Calls that run already are not concerned.
 
     Raises:
         WrongOptionError: If an option is not True or False.

@@ -9,6 +9,7 @@ known.
 from __future__ import annotations
 
 import atexit
+import codecs
 import logging
 import mmap
 import os
@@ -46,6 +47,7 @@ ROUNDS: Final = (
     4  # after so many looks at everything a worker that has just connected is known, and its end; see `_accept`
 )
 ACCEPT_PAUSE_SECONDS: Final = 0.01  # before the next try where there are too many files; arbitrary
+UNKNOWN: Final = "for an unknown reason"
 LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept back; arbitrary
 
 
@@ -61,7 +63,7 @@ class Flight:
         self.on_lost = on_lost  # is called in the loop's thread when the worker has died
         self.begun = False  # whether a worker that has died was at it, or has answered
         self.outcome: trampoline.Outcome | None = None  # what it has answered
-        self.status = "for an unknown reason"  # how that worker has ended
+        self.status = UNKNOWN  # how that worker has ended
         self.records = 0  # how many of its log records have been handled
         self._wanted = 0
         self._event: Event | None = None
@@ -100,6 +102,8 @@ class _Worker:
         self.line = bytearray()  # of output, as far as it has come
         self.output = -1
         self.memory: mmap.mmap | None = None
+        self.watched = False  # whether its death will be noticed, though its pipes stay open
+        self.decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
 
     def serial(self) -> int:
         """Return the number of the call that runs there, or has run last; 0 is none."""
@@ -165,8 +169,13 @@ class Relay:
     def _handle_soon(self, frame: bytes) -> None:
         """Have a log record handled, in a thread of its own: a handler may wait for a worker, of which we must hear."""
         if self._handler is None:
-            self._handler = threading.Thread(target=self._handle_all, name="unfazed-logs", daemon=True)
-            self._handler.start()
+            handler = threading.Thread(target=self._handle_all, name="unfazed-logs", daemon=True)
+            try:
+                handler.start()
+            except RuntimeError:  # there are too many threads, or the interpreter is exiting
+                self._handle(frame)
+                return
+            self._handler = handler
         self._records.put(partial(self._handle, frame))
 
     def _handle_all(self) -> None:
@@ -257,24 +266,28 @@ class Relay:
         os.set_blocking(worker.output, False)
         self._selector.register(worker.connection, selectors.EVENT_READ, partial(self._receive, worker))
         self._selector.register(worker.output, selectors.EVENT_READ, partial(self._print, worker))
+        self._watch(worker, int.from_bytes(hello[len(token) :], "big"))
         with suppress(OSError):  # it has ended
             worker.connection.send(settling.WELCOME)
-        self._watch(worker, int.from_bytes(hello[len(token) :], "big"))
 
     def _watch(self, worker: _Worker, pid: int) -> None:
-        """Have the death of a worker noticed, though a child that it forked may hold its pipes open."""
+        """Have the death of a worker noticed, though a child that it forked may hold its pipes open.
+
+        Where that can't be, the end of its connection must do.
+        """
         try:
             pidfd = os.pidfd_open(pid)
-        except AttributeError:  # not on Linux
-            return
-        except OSError:  # it has ended, and somebody has read its status
+        except ProcessLookupError:  # it has ended, and somebody has read its status
             self._ended(worker, None)
             return
+        except (AttributeError, OSError):  # this Python, this kernel, or what watches over us has no such thing
+            return
+        worker.watched = True
         self._selector.register(pidfd, selectors.EVENT_READ, partial(self._ended, worker, pidfd))
 
     def _ended(self, worker: _Worker, pidfd: int | None) -> None:
         """Note how a worker has ended, and tell the call that it was at."""
-        status = "for an unknown reason"
+        status = UNKNOWN
         if pidfd is not None:
             with suppress(ChildProcessError):  # somebody else has read its status
                 status = _status(os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)) or status
@@ -283,6 +296,9 @@ class Relay:
         for _ in range(LAST_CHUNKS):
             if not (self._receive(worker) or self._print(worker)):
                 break
+        self._lose(worker, status)
+
+    def _lose(self, worker: _Worker, status: str) -> None:
         flight = self.flights.get(worker.serial())
         if flight is not None:
             flight.lose(status)
@@ -300,6 +316,8 @@ class Relay:
         if not data:
             self._selector.unregister(worker.connection)
             worker.connection.close()
+            if not worker.watched:
+                self._lose(worker, UNKNOWN)
             return False
         worker.received += data
         while len(worker.received) >= 4:
@@ -350,9 +368,9 @@ class Relay:
         end = max(worker.line.rfind(b"\n"), worker.line.rfind(b"\r")) + 1
         if not end and len(worker.line) > LINE_BYTES:
             end = len(worker.line)
-        text, worker.line[:] = worker.line[:end].decode("utf-8", "backslashreplace"), worker.line[end:]
+        text, worker.line[:] = worker.decode(worker.line[:end], worker.output < 0), worker.line[end:]
         if text and settings.output and sys.stderr is not None:
-            with suppress(Exception):  # it is closed, or anything that users put there
+            with suppress(BaseException):  # it is closed, or anything that users put there; this thread must go on
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
