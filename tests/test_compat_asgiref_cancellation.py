@@ -693,6 +693,8 @@ import asyncio, signal, sys, threading
 from contextlib import nullcontext
 from unfazed_compat.asgiref import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is deaf to it
+
 async def main(again):
     try:
         print("ready", flush=True)
