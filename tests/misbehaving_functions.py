@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -74,6 +75,65 @@ class _BadStream:
 def put_bad_stream() -> str:
     sys.stdout = _BadStream()
     return "done"
+
+
+def close_output() -> str:
+    os.close(1)
+    sys.stderr.close()
+    return "done"
+
+
+def open_and_print(path: Path) -> None:
+    with path.open("w") as file:
+        print("printed", flush=True)  # noqa: T201
+        print("to stderr", file=sys.stderr, flush=True)  # noqa: T201
+        file.write("data")
+
+
+def print_euros(count: int) -> None:
+    print("€" * count)  # noqa: T201
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    number: int
+
+
+def raise_frozen() -> NoReturn:
+    raise FrozenError(3)
+
+
+def raise_bad_syntax_error() -> NoReturn:
+    """What its module says of the place is a text, where `traceback` counts on a number."""
+    place: Any = ("file.py", 1, "x", "text")
+    raise SyntaxError("bad", place)
+
+
+class BadTextError(Exception):
+    def __str__(self) -> NoReturn:
+        raise LookupError("of a text")
+
+
+def log_bad_texts(name: str) -> None:
+    logger = __import__("logging").getLogger(name)
+    logger.warning(BadTextError())
+    try:
+        raise_bad_syntax_error()
+    except SyntaxError:
+        logger.exception("bad syntax")
+
+
+def configure_logging_and_log(name: str) -> None:
+    logging = __import__("logging")
+    logging.basicConfig(level=logging.INFO, format="doubled %(message)s")
+    logging.getLogger(name).warning("once")
+
+
+def note_and_crash(path: Path) -> NoReturn:
+    with path.open("a") as file:
+        file.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed")
 
 
 def leave_thread_that_writes_megabyte(awaited: Path, ended: Path) -> str:

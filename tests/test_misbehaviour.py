@@ -144,6 +144,25 @@ def test_streams_may_be_used_and_misused(call: Callable[..., Any], mishap: Calla
     assert call(os.getpid) == pid
 
 
+def test_what_one_call_closes_is_there_for_the_next(
+    call: Callable[..., Any], output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pid = call(os.getpid)
+    call(misbehaving.close_output)
+
+    call(misbehaving.open_and_print, tmp_path / "file")
+
+    assert (tmp_path / "file").read_text() == "data"
+    output.wait_for("printed", "to stderr")
+    assert call(os.getpid) == pid
+
+
+def test_characters_are_not_cut_in_two(background: Backend, output: Output) -> None:
+    run_in_processpool_sync(misbehaving.print_euros, 100_000)
+
+    output.wait_for("€" * 100_000)
+
+
 def test_a_thread_left_behind_writes_as_much_as_it_likes(background: Backend, tmp_path: Path) -> None:
     told, ended = tmp_path / "told", tmp_path / "ended"
     run_in_processpool_sync(misbehaving.leave_thread_that_writes_megabyte, told, ended)
@@ -882,6 +901,65 @@ def test_records_of_a_call_that_crashes_arrive(call: Callable[..., Any], kept: K
     assert_ten_calls_work(call)
 
 
+def test_records_are_handled_before_the_call_returns_though_its_worker_ends(background: Backend, kept: Keeper) -> None:
+    gate = Gate()
+    kept.on_record = lambda record: gate.wait() if record.getMessage() == "0" else None
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(in_processpool(misbehaving.log_many, max_calls=1).sync, LOGGER, 100)
+        assert gate.reached.wait(GRACE_SECONDS)
+        try:
+            wait_until(lambda: not children(), "the worker lives on")
+            wait_until_relay_has_looked()
+            assert not future.done()
+        finally:
+            gate.opened.set()
+        future.result(GRACE_SECONDS)
+
+    assert kept.messages() == [str(number) for number in range(100)]
+    assert_ten_calls_work()
+
+
+def test_a_timeout_ends_the_wait_for_handlers(background: Backend, kept: Keeper) -> None:
+    gate = Gate()
+    kept.on_record = lambda record: gate.wait()
+    try:
+        with pytest.raises(TimeoutError):
+            in_time(in_processpool(misbehaving.log_many, timeout=0.5).sync, LOGGER, 1)
+    finally:
+        gate.opened.set()
+
+    assert_ten_calls_work()
+
+
+def wait_until_relay_has_looked() -> None:
+    """Wait until the relay has noted what has happened so far, though a handler blocks."""
+
+    async def settled() -> None:
+        from unfazed.concurrency._loops import current_loop
+
+        relay = _relay.current()
+        assert relay is not None
+        await relay.settled(current_loop(), hears=False)
+
+    run_in_eventloop_sync(settled)
+
+
+def test_records_with_bad_texts_arrive_and_harm_nobody(background: Backend, kept: Keeper) -> None:
+    run_in_processpool_sync(misbehaving.log_bad_texts, LOGGER)
+
+    assert kept.messages() == ["<BadTextError> ()", "bad syntax"]
+    assert kept.records[1].exc_text == "<class 'SyntaxError'>"
+
+
+def test_the_terminal_is_not_configured_twice(background: Backend, kept: Keeper, output: Output) -> None:
+    run_in_processpool_sync(misbehaving.configure_logging_and_log, LOGGER)
+    run_in_processpool_sync(misbehaving.print_everywhere, "last")
+
+    output.wait_for("last printed")
+    assert kept.messages() == ["once"]
+    assert "doubled" not in output.text()
+
+
 def test_records_of_a_thread_left_behind_arrive(background: Backend, kept: Keeper, tmp_path: Path) -> None:
     run_in_processpool_sync(misbehaving.log_from_thread_left_behind, LOGGER, tmp_path / "awaited")
     (tmp_path / "awaited").touch()
@@ -1298,6 +1376,40 @@ except WorkerProcessError as exc:
     assert "`if __name__ == '__main__':`" in out
 
 
+@pytest.mark.parametrize("error", [AttributeError, partial(OSError, errno.ENOSYS, "x")], ids=["no such name", "ENOSYS"])
+def test_where_deaths_cannot_be_watched_no_call_is_made_twice(
+    background: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Callable[[], Exception]
+) -> None:
+    open_pidfd = os.pidfd_open
+
+    def fail_in_relay(*args: int) -> int:
+        if threading.current_thread().name == "unfazed-relay":
+            raise error()
+        return open_pidfd(*args)
+
+    monkeypatch.setattr(os, "pidfd_open", fail_in_relay)
+    assert_ten_calls_work()
+    with pytest.raises(WorkerProcessError):
+        in_time(run_in_processpool_sync, misbehaving.note_and_crash, tmp_path / "runs")
+
+    assert (tmp_path / "runs").read_text() == "x"
+    assert_ten_calls_work()
+
+
+def test_a_timeout_ends_a_call_to_a_worker_that_has_been_stopped(
+    background: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_processpool, "START_SECONDS", 0.1)
+    pid = run_in_processpool_sync(os.getpid)
+    os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(TimeoutError):
+        in_time(in_processpool(os.getpid, timeout=0.05).sync)
+
+    assert_ten_calls_work()
+    wait_until(lambda: not psutil.pid_exists(pid), "the worker is left")
+
+
 def test_where_processes_are_not_supported_calls_fail(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some event loops of others have none."""
 
@@ -1357,6 +1469,30 @@ if __name__ == "__main__":
     assert len(errors) == 2
     assert all(each.startswith("error: ") and "could not start: a script" in each for each in errors)
     assert value == "1"
+
+
+def test_a_main_module_that_cannot_be_imported_is_told_from_one_without_a_guard(
+    tmp_path: Path, background: Backend
+) -> None:
+    out, _ = run_program(
+        tmp_path,
+        """
+from unfazed.concurrency import *
+if __name__ == "__main__":
+    configure_background_eventloop(backend=BACKEND, backend_options=OPTIONS)
+    try:
+        run_in_processpool_sync(abs, -1)
+    except WorkerProcessError as exc:
+        print(exc)
+else:
+    raise ValueError("no configuration")
+""",
+        background,
+    )
+
+    assert "could not import the main module (ValueError: no configuration)" in out
+    assert "guard" not in out
+    assert "__name__" not in out
 
 
 def test_classes_of_the_main_module_come_back_and_so_do_its_errors(tmp_path: Path, background: Backend) -> None:

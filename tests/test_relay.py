@@ -903,3 +903,129 @@ def test_elsewhere_than_on_linux_there_is_none(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_relay, "sys", SimpleNamespace(platform="darwin"))
 
     assert _relay.current() is None
+
+
+def test_a_record_counts_for_the_call_with_whose_number_it_is_sent(
+    relay: _relay.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that the last call has left behind may be at it as the next call begins."""
+    line = settling._Line(relay.address)
+    begun = threading.Event()
+
+    def begin() -> None:
+        line.begin(2)
+        begun.set()
+
+    class SlowSocket:
+        def sendall(self, data: bytes) -> None:
+            threading.Thread(target=begin).start()
+            assert not begun.wait(0.05)  # it is not to come in between
+
+    sockets, line.socket = line.socket, SlowSocket()  # type: ignore[assignment]
+    line.begin(1)
+    line.send(b"record")
+    assert begun.wait(GRACE_SECONDS)
+
+    assert line.end() == 0
+    sockets.close()
+    os.close(line.output)
+
+
+@pytest.mark.parametrize("error", ["TimeoutError", "KeyError"])
+def test_a_signal_handler_that_raises_amid_a_record_is_heard_and_the_next_call_connects_anew(
+    relay: _relay.Relay, records: list[logging.LogRecord], stderr: Written, error: str
+) -> None:
+    done = stand_in(
+        f"""
+import logging
+class Interrupted:
+    def sendall(self, data):
+        raise {error}
+    def close(self):
+        line.close()
+settling.begin(1, {LEVELS})
+line, settling._line.socket = settling._line.socket, Interrupted()
+try:
+    logging.getLogger("elsewhere").info("lost")
+except {error}:
+    print("raised")
+logging.getLogger("elsewhere").info("dropped")
+assert settling.end() == 0
+settling.settle_in({relay.address!r})
+settling.begin(2, {LEVELS})
+logging.getLogger("elsewhere").info("heard")
+assert settling.end() == 1
+print("printed")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["heard"]
+    assert stderr.getvalue() == "raised\nprinted\n"
+
+
+def test_a_signal_handler_may_log_amid_a_record(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
+    done = stand_in(
+        f"""
+import logging
+class Interrupted:
+    def sendall(self, data):
+        if b"first" in data:
+            logging.getLogger("elsewhere").info("second")
+        line.sendall(data)
+settling.begin(1, {LEVELS})
+line, settling._line.socket = settling._line.socket, Interrupted()
+logging.getLogger("elsewhere").info("first")
+assert settling.end() == 2
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert messages(records) == ["first", "second"]
+
+
+LOG = f"""
+import logging
+settling.begin(1, {LEVELS})
+logging.getLogger("elsewhere").info("heard")
+"""
+
+
+def test_where_no_thread_can_be_started_records_are_handled_all_the_same(
+    relay: _relay.Relay, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "unfazed-logs":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    stand_in(
+        f"import logging; settling.begin(1, {LEVELS}); logging.getLogger('elsewhere').info('heard')", relay.address
+    )
+    relay.stop()
+
+    assert messages(records) == ["heard"]
+
+
+def test_a_stream_that_raises_just_anything_does_not_end_the_relay(
+    relay: _relay.Relay, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bad:
+        def write(self, text: str) -> None:
+            raise SystemExit
+
+    monkeypatch.setattr(sys, "stderr", Bad())
+    stand_in(f"print('x'); import logging; settling.begin(1, {LEVELS}); print('x')", relay.address)
+    stand_in(
+        f"import logging; settling.begin(1, {LEVELS}); logging.getLogger('elsewhere').info('heard')", relay.address
+    )
+    relay.stop()
+
+    assert messages(records) == ["heard"]

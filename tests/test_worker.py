@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Any
 
+import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
 
@@ -52,6 +53,21 @@ def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException
     assert repr(caught) == repr(error)
     assert "in fail\n" in text
     assert "trampoline.py" not in text
+
+
+def test_an_error_with_attributes_that_cannot_be_set_comes_back() -> None:
+    kind, error, text = run(misbehaving.raise_frozen)
+
+    assert (kind, error) == (trampoline.UNREADABLE_ERROR, "misbehaving_functions.FrozenError: 3")
+    assert "in raise_frozen" in text
+
+
+def test_an_error_of_which_no_text_can_be_made_comes_back() -> None:
+    kind, error, text = run(misbehaving.raise_bad_syntax_error)
+
+    assert (kind, type(error)) == (trampoline.ERROR, SyntaxError)
+    assert "in raise_bad_syntax_error" in text
+    assert text.endswith("SyntaxError")
 
 
 def test_an_error_that_cannot_be_read_back_comes_as_text() -> None:

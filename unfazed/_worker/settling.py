@@ -111,6 +111,7 @@ def _open_memory() -> int:
 _settled_in = False
 _line: _Line | None = None
 _talk: tuple[int, ...] = ()  # the file descriptors through which anyio talks
+_streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"))
 _places: list[tuple[int, int] | None] = []  # where the file descriptors 0, 1 and 2 lead, if no function has changed it
 
 
@@ -171,8 +172,9 @@ def _place(fd: int) -> tuple[int, int] | None:
 
 
 def keep_places() -> None:
-    """Have the file descriptors 0, 1 and 2 lead where they do now, whatever a function does."""
+    """Have the file descriptors 0, 1 and 2 lead where they do now, and the streams be these, from call to call."""
     _places[:] = map(_place, (0, 1, 2))
+    _streams.update((name, getattr(sys, name)) for name in _streams)
 
 
 def _restore_places() -> None:
@@ -185,11 +187,12 @@ def _restore_places() -> None:
             os.dup2(nothing if number == 0 or _line is None else _line.output, number)
         if nothing > 2:
             os.close(nothing)
-        keep_places()
-    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(getattr(sys, name), "closed", False):
-            stream = open(number, mode, buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+        _places[:] = map(_place, (0, 1, 2))
+    for number, (name, stream) in enumerate(_streams.items()):
+        if getattr(stream, "closed", False):
+            stream = open(number, "w" if number else "r", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            _streams[name] = stream
+        setattr(sys, name, stream)
 
 
 def begin(serial: int, levels: dict[str, int] | None) -> None:
