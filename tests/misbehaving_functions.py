@@ -348,6 +348,23 @@ def initialize(folder: Path) -> None:
     (folder / f"{os.getpid()} {initialized}").touch()
 
 
+class Initializer:
+    """One that no weak reference can be made to."""
+
+    __slots__ = ("folder", "settings")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = 0
+
+    def __call__(self) -> None:
+        initialize(self.folder)
+
+
+def initialize_with(folder: Path, settings: object) -> None:
+    initialize(folder)
+
+
 def initialize_unless(path: Path) -> None:
     """Fail as long as there is a file."""
     if path.exists():

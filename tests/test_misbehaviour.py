@@ -1257,6 +1257,22 @@ def test_an_initializer_runs_once_in_each_worker(background: Backend, tmp_path: 
     assert_ten_calls_work()
 
 
+def test_an_initializer_is_the_same_whatever_becomes_of_its_arguments(background: Backend, tmp_path: Path) -> None:
+    settings = [1]
+    initializer = partial(misbehaving.initialize_with, tmp_path, settings)
+    initialized = in_processpool(misbehaving.times_initialized, initializer=initializer)
+
+    assert initialized.sync() == 1
+    settings.append(2)
+    assert initialized.sync() == 1
+
+
+def test_an_initializer_may_be_any_object(background: Backend, tmp_path: Path) -> None:
+    initialized = in_processpool(misbehaving.times_initialized, initializer=misbehaving.Initializer(tmp_path))
+
+    assert [initialized.sync(), initialized.sync()] == [1, 1]
+
+
 def test_an_initializer_that_raises_is_tried_again(background: Backend, tmp_path: Path) -> None:
     fails = tmp_path / "fails"
     initialized = in_processpool(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from anyio import (
     BrokenWorkerProcess,
@@ -107,14 +108,23 @@ def _pack(
         raise NotSendableError(problem) from exc
 
 
+# As each was when it was wrapped: a worker calls it once, whatever becomes of what it refers to here.
+_initializers: WeakKeyDictionary[Callable[[], object], bytes] = WeakKeyDictionary()
+
+
 def _pack_initializer(initializer: Callable[[], object]) -> bytes:
+    with suppress(KeyError, TypeError):  # not every object can be a key there
+        return _initializers[initializer]
     try:
-        return pickle.dumps(to_send(initializer), pickle.HIGHEST_PROTOCOL)
+        packed = pickle.dumps(to_send(initializer), pickle.HIGHEST_PROTOCOL)
     except Exception as exc:
         raise NotSendableError(
             f"in_processpool() cannot send its initializer {name_of(initializer)} to a worker process ({exc}): "
             f"there, functions are found by module and name; write it as `def` at the top level of a module"
         ) from exc
+    with suppress(TypeError):
+        _initializers[initializer] = packed
+    return packed
 
 
 def _innermost(func: object) -> object:
