@@ -47,7 +47,8 @@ Backend = tuple[str, dict[str, Any]]
 only_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 EITHER = [
     pytest.param(ours, id="ours"),
-    pytest.param(asgiref.sync, marks=pytest.mark.xfail(reason="it is better than the original"), id="theirs"),
+    # asgiref 3.12 and 3.13 on some Pythons, and not on others
+    pytest.param(asgiref.sync, marks=pytest.mark.xfail(strict=False, reason="the original may swallow it"), id="theirs"),
 ]
 
 
