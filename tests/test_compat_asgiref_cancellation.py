@@ -48,7 +48,9 @@ only_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 EITHER = [
     pytest.param(ours, id="ours"),
     # asgiref 3.12 and 3.13 on some Pythons, and not on others
-    pytest.param(asgiref.sync, marks=pytest.mark.xfail(strict=False, reason="the original may swallow it"), id="theirs"),
+    pytest.param(
+        asgiref.sync, marks=pytest.mark.xfail(strict=False, reason="the original may swallow it"), id="theirs"
+    ),
 ]
 
 
