@@ -109,10 +109,10 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     """The parent's own helpers do not come along, where the main module does not import them on the other side."""
     source = """
 if __name__ == "__main__":
-    import anyio, anyio.to_process
-    from unfazed.concurrency import run_in_processpool_sync
+    from anyio import to_process
+    from unfazed.concurrency import run_in_eventloop_sync, run_in_processpool_sync
     modules = "sorted(__import__('sys').modules)"
-    needed = anyio.run(anyio.to_process.run_sync, eval, modules)  # by anyio's worker itself, which differs
+    needed = run_in_eventloop_sync(to_process.run_sync, eval, modules)  # by anyio's worker itself, which differs
     unneeded = ("asyncio", "trio", "multiprocessing", "logging", "tempfile", "traceback", "unfazed.concurrency")
     loaded = run_in_processpool_sync(eval, modules)
     print([name for name in (*unneeded, "unfazed._worker.trampoline") if name in loaded and name not in needed])
