@@ -43,13 +43,12 @@ from ._marks import iscoroutinefunction, markcoroutinefunction
 from ._sync_to_async import SyncToAsync, ThreadSensitiveContext, sync_to_async
 
 if TYPE_CHECKING:
-    from asgiref.local import Local
+    from asgiref.local import Local as Local
 
 __all__ = (
     "AsyncSingleThreadContext",
     "AsyncToSync",
     "Installed",
-    "Local",
     "SyncToAsync",
     "ThreadSensitiveContext",
     "async_to_sync",

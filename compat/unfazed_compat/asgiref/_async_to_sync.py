@@ -25,7 +25,7 @@ from unfazed.concurrency import LoopEndedError
 
 from . import _shared
 from ._calls import Call
-from ._companions import Companion, companion_of_this_thread
+from ._companions import Companion, companion_of_this_thread, stands_still
 from ._executors import Pump
 from ._jobs import Calls
 from ._loops import Loop, TrioLoop, current_loop, current_task, is_worker, loop_of_worker, was_cancelled_by_the_end
@@ -188,7 +188,8 @@ def _run_there(loop: Loop, call: Call, pump: Pump) -> bool:
     except RuntimeError:  # it has ended meanwhile
         return False
     call.result.add_done_callback(pump.finish)
-    call.wait(pump, loop.is_closed, lending=is_worker())
+    is_gone = loop.is_closed if isinstance(loop, TrioLoop) else functools.partial(stands_still, loop)
+    call.wait(pump, is_gone, lending=is_worker())
     return True
 
 

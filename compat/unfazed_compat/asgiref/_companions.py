@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
 
 from unfazed.concurrency import LoopEndedError
 
-from ._executors import WorkItem
+from ._executors import WorkItem, end_lanes
 from ._shared import loop_thread_executors
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ROUNDS = 10  # how often tasks are cancelled that those which are being cancelled have started; arbitrary
 EXIT_SECONDS = 3.0  # at exit, how long all companions together may take to end; arbitrary, as in the core
 
 _EXITING = "the interpreter is exiting"
@@ -139,8 +140,10 @@ class Companion(Executor):
     def _end_what_is_left(self) -> None:
         """End the tasks and the async generators that the call has left behind."""
         self._generators.ending = True
-        tasks = asyncio.all_tasks(self.loop)
-        if tasks:
+        for _ in range(ROUNDS):
+            tasks = asyncio.all_tasks(self.loop)
+            if not tasks:
+                break
             for task in tasks:
                 task.cancel()
             self.loop.run_until_complete(asyncio.wait(tasks))
@@ -241,8 +244,17 @@ def end_companions(seconds: float = EXIT_SECONDS) -> None:
         companion.join(max(0.0, deadline - time.monotonic()))
 
 
+def stands_still(loop: object) -> bool:
+    """Return whether *loop* will never run what it has been sent: it is closed, or of a companion, between calls."""
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        return False
+    return loop.is_closed() or (not loop.is_running() and any(loop is each.loop for each in tuple(_running)))
+
+
 def _end_at_exit() -> None:
+    """At exit: first the threads of sync code, which may wait for companions."""
     global _exiting
+    end_lanes()
     _exiting = True
     end_companions()
 

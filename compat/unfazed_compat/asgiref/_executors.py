@@ -10,7 +10,6 @@ been sent, and are waited for; in a forked child each starts a new thread.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import sys
@@ -250,7 +249,7 @@ _serving: dict[threading.Thread, SimpleQueue[Item | None]] = {}
 _exiting = False
 
 
-def _end_at_exit() -> None:
+def end_lanes() -> None:
     """At exit: have all lanes do what they have been sent, and wait for them, as for any executor's threads."""
     global _exiting
     _exiting = True
@@ -261,7 +260,6 @@ def _end_at_exit() -> None:
         thread.join()
 
 
-atexit.register(_end_at_exit)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
     os.register_at_fork(after_in_child=_serving.clear)
 

@@ -16,7 +16,7 @@ from anyio import CancelScope, Event, get_cancelled_exc_class
 
 from unfazed.concurrency import ExecutorError
 
-from ._loops import Cancellable, Loop, TrioLoop, cancelled_classes
+from ._loops import Cancellable, Loop, TrioLoop, cancelled_classes, running_asyncio_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ class Calls(list[Cancellable]):
     """
 
     unheeded = 0  # how many cancellations no task has seen to
+    released = False  # whether there has been none under way since, so that nobody waits any more
     on_end: Callable[[], object] | None = None  # is called when a task has ended
     _untold = False  # whether the last cancellation has not been passed on to a task
     _told: dict[Cancellable, int] | None = None  # how often each task was cancelled
@@ -55,7 +56,7 @@ class Calls(list[Cancellable]):
         self._untold = False
         task = self[-1]
         get_loop: Callable[[], asyncio.AbstractEventLoop] | None = getattr(task, "get_loop", None)  # asyncio's
-        if get_loop is None or get_loop() is asyncio.get_running_loop():
+        if get_loop is None or get_loop() is running_asyncio_loop():
             self._tell(task, told)
         else:  # in a new loop, as it was asked for
             with suppress(RuntimeError):  # it has ended
@@ -76,6 +77,7 @@ class Calls(list[Cancellable]):
         if self._told is not None and on_asyncio and not isinstance(error, asyncio.CancelledError):
             self.unheeded -= self._told.get(task, 0)
         self.remove(task)
+        self.released = bool(self.unheeded) and not self  # now: the thread may make another one before anybody looks
         if self.on_end is not None:
             self.on_end()
 
@@ -172,13 +174,14 @@ class Job(Generic[T]):
             await self._wait()
             return
         except BaseException as exc:
-            if self.cancel() or calls is None or not isinstance(exc, get_cancelled_exc_class()):
+            # Not `get_cancelled_exc_class`: where the task is dropped after its loop, none runs.
+            if self.cancel() or calls is None or not isinstance(exc, cancelled_classes()):
                 raise
             cancellation = exc
         try:
             calls.on_end = self._nudge_from_anywhere
             calls.cancel()
-            while not self._over and (calls or not calls.unheeded):
+            while not (self._over or calls.released) and (calls or not calls.unheeded):
                 try:
                     # Against a scope of anyio's, which cancels again and again; asyncio's own goes through it.
                     with CancelScope(shield=True):

@@ -11,9 +11,10 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+from weakref import WeakKeyDictionary
 
 from anyio import CancelScope, from_thread, get_cancelled_exc_class
 
@@ -51,9 +52,16 @@ class TrioLoop:
         """Have the loop call *func* soon. Trio raises a `RuntimeError` if it has ended."""
         self.token.run_sync_soon(partial(copy_context().run, func, *args))
 
-    def call_in_thread(self, func: Callable[[], object]) -> None:
-        """Have one of anyio's threads call *func*."""
-        sys.modules["trio.lowlevel"].spawn_system_task(run_in_threadpool, func, context=copy_context())
+    def call_in_thread(self, func: Callable[[], object], on_error: Callable[[Exception], object]) -> None:
+        """Have one of anyio's threads call *func*, or *on_error* be told that there is none."""
+
+        async def call() -> None:
+            try:
+                await run_in_threadpool(func)
+            except Exception as exc:  # it must not end the loop
+                on_error(exc)
+
+        sys.modules["trio.lowlevel"].spawn_system_task(call, context=copy_context())
 
     def is_running(self) -> bool:
         return not self.is_closed()
@@ -78,6 +86,13 @@ def current_loop() -> Loop:
     return asyncio.get_running_loop()
 
 
+def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def start_task(loop: Loop, work: Coroutine[Any, Any, None], on_end: Callable[[Any], object]) -> Cancellable:
     """Run *work* in a task, in the loop that runs in this thread; *on_end* is told when that has ended."""
     if isinstance(loop, TrioLoop):
@@ -89,11 +104,12 @@ def start_task(loop: Loop, work: Coroutine[Any, Any, None], on_end: Callable[[An
     return task
 
 
-_scope: ContextVar[CancelScope] = ContextVar("unfazed_scope_of_task")
+# Of trio's tasks. Not in a context variable: contexts go from task to thread to task.
+_scopes: WeakKeyDictionary[Any, CancelScope] = WeakKeyDictionary()
 
 
 async def _run_in_scope(work: Awaitable[None], scope: CancelScope, on_end: Callable[[Any], object]) -> None:
-    _scope.set(scope)
+    _scopes[sys.modules["trio.lowlevel"].current_task()] = scope
     try:
         with scope:
             await work
@@ -105,7 +121,9 @@ async def _run_in_scope(work: Awaitable[None], scope: CancelScope, on_end: Calla
 
 def current_task(loop: Loop) -> Any:
     """Return the task of `start_task` that runs here, or asyncio's own."""
-    return _scope.get() if isinstance(loop, TrioLoop) else asyncio.current_task()
+    if isinstance(loop, TrioLoop):
+        return _scopes[sys.modules["trio.lowlevel"].current_task()]
+    return asyncio.current_task()
 
 
 def was_cancelled_by_the_end(loop: Loop, task: Any, error: BaseException) -> bool:

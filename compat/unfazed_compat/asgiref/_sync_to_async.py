@@ -142,7 +142,7 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
         if executor is not None:
             send(executor, job)
         elif isinstance(loop, TrioLoop):
-            loop.call_in_thread(job.run)
+            loop.call_in_thread(job.run, job.drop)
         else:
             job.woken_by_loop = True
             loop.run_in_executor(None, job.run).add_done_callback(job.wake_up)
@@ -291,9 +291,15 @@ async def _end(executor: Executor) -> None:
 
     The thread may be waiting for this very loop, which therefore does not wait for the thread itself.
     """
-    job = Job(current_loop(), int)
-    try:
-        send(executor, job)
-        await job.wait()
-    finally:
-        executor.shutdown(wait=False)
+    if isinstance(executor, Lane):
+        job = Job(current_loop(), int)
+        try:
+            executor.send(job)
+            await job.wait()
+        finally:
+            executor.shutdown(wait=False)
+    else:  # somebody has put it there
+        shutdown = Job(current_loop(), executor.shutdown)
+        threading.Thread(target=shutdown.run, daemon=True).start()
+        await shutdown.wait()
+        shutdown.read()
