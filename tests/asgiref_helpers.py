@@ -24,7 +24,7 @@ def end_lane() -> None:
     lane = _sync_to_async.lane
     lane.shutdown()
     lane._ended = False
-    lane._begin()
+    lane.begin()
 
 
 @pytest.fixture(autouse=True)

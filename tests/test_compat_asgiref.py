@@ -553,6 +553,37 @@ def test_a_forked_child_can_make_calls() -> None:
     assert (done.stdout, done.stderr) == ("0 0 0\n", "")
 
 
+FORK_LATE = """
+import asyncio, os, threading
+from asgiref.sync import sync_to_async
+asyncio.run(sync_to_async(int)())  # before anybody has heard of us
+import unfazed_compat.asgiref
+{install}
+child = os.fork()
+if child == 0:
+    threads = []
+    barrier = threading.Barrier(4)
+    def use():
+        barrier.wait()
+        threads.append(asyncio.run(sync_to_async(threading.get_ident)()))
+    users = [threading.Thread(target=use) for _ in range(4)]
+    for each in users:
+        each.start()
+    for each in users:
+        each.join()
+    os._exit(0 if len(threads) == 4 and len(set(threads)) == 1 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("install", ["", "unfazed_compat.asgiref.install()"], ids=["import", "install"])
+def test_a_forked_child_can_make_calls_though_asgirefs_own_thread_has_been_used(install: str) -> None:
+    done = run_program(FORK_LATE.format(install=install), "-W", "ignore::DeprecationWarning")
+
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("library", EITHER)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref_helpers import end_threads, this_thread
 from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, let_others_run, seen, wait_until
 from unfazed_compat.asgiref import (
+    AsyncToSync,
     SyncToAsync,
     ThreadSensitiveContext,
     _async_to_sync,
@@ -278,7 +279,56 @@ async def test_a_call_that_is_made_after_the_cancellation_is_cancelled(monkeypat
 
 
 @pytest.mark.anyio
-@only_asyncio
+async def test_a_cancellation_reaches_every_async_call_of_a_function() -> None:
+    started, outcomes = threading.Event(), []
+
+    async def forever() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    def view() -> None:
+        async_to_sync(this_thread)()
+        outcomes.append(captured(async_to_sync(forever)))
+
+    with anyio.fail_after(GRACE_SECONDS):
+        await cancel_while(sync_to_async(view), started)
+        await sync_to_async(int)()
+
+    assert isinstance(outcomes[0][1], anyio.get_cancelled_exc_class())
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_call_does_not_wait_for_the_async_calls_that_come_next() -> None:
+    """Even where the thread makes one before anybody has looked."""
+    started, going_on, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    async def forever() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    async def next_call() -> None:
+        going_on.set()
+        while not may_end.is_set():
+            await anyio.sleep(0)
+
+    def view() -> None:
+        captured(async_to_sync(forever))
+        async_to_sync(next_call)()
+
+    calls = _jobs.Calls()
+    task = type("Task", (), {"cancel": lambda _: None})()
+    calls.begin(task)
+    calls.cancel()
+    calls.end(task, None)
+    assert calls.released
+    with anyio.fail_after(GRACE_SECONDS):
+        await cancel_while(sync_to_async(view), started)
+        await seen(going_on)
+        may_end.set()
+        await sync_to_async(int)()
+
+
+@pytest.mark.anyio
 async def test_a_cancellation_reaches_a_new_loop() -> None:
     started = threading.Event()
 
@@ -734,3 +784,92 @@ def test_ctrl_c_cancels_the_coroutine_and_a_second_one_stops_waiting() -> None:
 
     assert lines == ["ready", "cleaned up True", "interrupted", "ready", "again", "interrupted", "goes on"] * 2
     assert program.returncode == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_where_no_thread_can_be_started_the_caller_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("unfazed_compat.asgiref._loops.run_in_threadpool", refuse)
+    with anyio.fail_after(GRACE_SECONDS), pytest.raises(RuntimeError, match="new thread"):
+        await sync_to_async(int, thread_sensitive=False)()
+
+
+@pytest.mark.anyio
+async def test_an_executor_that_takes_nothing_for_another_reason_is_not_passed_over() -> None:
+    """The next one would have the call in another thread."""
+
+    class Full(ThreadPoolExecutor):
+        def submit(self, *args: object, **kwargs: object) -> Any:
+            raise RuntimeError("can't start new thread")
+
+    AsyncToSync.executors.current = Full()
+    try:
+        with pytest.raises(RuntimeError, match="new thread"):
+            await sync_to_async(int)()
+    finally:
+        del AsyncToSync.executors.current
+
+
+@pytest.mark.anyio
+async def test_a_context_ends_though_its_executor_has_been_shut_down() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        async with ThreadSensitiveContext() as context:
+            SyncToAsync.context_to_thread_executor[context] = executor
+            assert await sync_to_async(int)() == 0
+            executor.shutdown()
+
+
+def test_a_call_that_is_dropped_after_its_loop_is_closed_without_a_word() -> None:
+    blocking = Blocking()
+    loop = asyncio.new_event_loop()
+    call = sync_to_async(blocking)()
+
+    async def start() -> None:
+        call.send(None)
+        await seen(blocking.started)
+
+    loop.run_until_complete(start())
+    loop.close()
+    call.close()
+    blocking.may_end.set()
+
+
+def test_a_loop_that_stands_still_between_the_calls_of_its_companion_is_known() -> None:
+    async def is_standing_still() -> bool:
+        return _companions.stands_still(asyncio.get_running_loop())
+
+    assert not async_to_sync(is_standing_still)()
+    (companion,) = _companions._running
+    wait_until(lambda: _companions.stands_still(companion.loop), "it runs on")
+    other = asyncio.new_event_loop()
+    assert not _companions.stands_still(other)  # somebody may go on with it
+    other.close()
+    assert _companions.stands_still(other)
+    assert not _companions.stands_still(object())
+
+
+def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.01)
+    started, may_call, outcomes = threading.Event(), threading.Event(), []
+
+    def view() -> None:
+        started.set()
+        assert may_call.wait(GRACE_SECONDS)
+        outcomes.append(captured(async_to_sync(this_thread)))
+
+    async def main() -> asyncio.AbstractEventLoop:
+        task = asyncio.ensure_future(sync_to_async(view, thread_sensitive=False)())
+        await seen(started)
+        task.cancel()
+        await asyncio.wait([task])
+        return asyncio.get_running_loop()
+
+    loop = async_to_sync(main)()
+    monkeypatch.setattr(_async_to_sync, "_loop_of_this_thread", lambda _: loop)  # it was running a moment ago
+    may_call.set()
+    wait_until(lambda: bool(outcomes), "the thread hangs")
+
+    assert isinstance(outcomes[0][1], LoopEndedError)

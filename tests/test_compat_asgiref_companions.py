@@ -79,6 +79,23 @@ def test_a_signal_handler_can_call_while_its_thread_waits() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_threads_that_share_a_context_share_one_companion() -> None:
+    def main() -> set[threading.Thread]:
+        with AsyncSingleThreadContext(), ThreadPoolExecutor(4) as threads:
+            barrier = threading.Barrier(4)
+
+            def use() -> threading.Thread:
+                barrier.wait(GRACE_SECONDS)
+                return async_to_sync(this_thread)()
+
+            contexts = [contextvars.copy_context() for _ in range(4)]
+            return {each.result() for each in [threads.submit(context.run, use) for context in contexts]}
+
+    before = len(_companions._running)
+    assert len(contextvars.copy_context().run(main)) == 1
+    wait_until(lambda: len(_companions._running) <= before, "a companion is left")
+
+
 def test_an_executor_that_asgiref_has_put_into_a_context_is_used() -> None:
     def main() -> None:
         with AsyncSingleThreadContext() as context:
@@ -193,7 +210,6 @@ def test_a_call_to_a_companion_that_has_ended_is_told_so(monkeypatch: pytest.Mon
     thread = async_to_sync(this_thread)()
     companion = next(iter(_companions._running))
     companion.shutdown()
-    monkeypatch.setattr(companion, "is_lost", lambda: False, raising=False) if False else None
     _companions._running.add(companion)  # as if it were ending just now
     try:
         with pytest.raises(LoopEndedError, match="ended"):
@@ -205,7 +221,7 @@ def test_a_call_to_a_companion_that_has_ended_is_told_so(monkeypatch: pytest.Mon
 
 EXIT = """
 import asyncio, atexit, threading, time
-from unfazed_compat.asgiref import async_to_sync, sync_to_async
+from unfazed_compat.asgiref import SyncToAsync, async_to_sync, sync_to_async
 
 async def main():
     return await sync_to_async(len)("four")
@@ -227,6 +243,18 @@ async def forever():
 threading.Thread(target=async_to_sync(forever), daemon=True).start()
 started.wait()
 asyncio.run(sync_to_async(print)("in a thread"))
+
+async def save():
+    await asyncio.sleep(0.2)
+    return "saved"
+
+def save_late():
+    may_save.wait()
+    print(async_to_sync(save)(), flush=True)
+
+may_save = threading.Event()
+SyncToAsync.single_thread_executor.submit(save_late)
+atexit.register(may_save.set)
 """
 
 
@@ -234,5 +262,4 @@ def test_the_interpreter_ends_and_what_runs_cleans_up() -> None:
     done = run_program(EXIT, "-W", "error")
 
     assert done.returncode == 0
-    assert sorted(done.stdout.splitlines()) == sorted(["4", "in a thread", "4", "cleaned up"])
-    wait_until(lambda: True, "")
+    assert sorted(done.stdout.splitlines()) == sorted(["4", "in a thread", "4", "cleaned up", "saved"])

@@ -14,7 +14,9 @@ import asyncio
 import functools
 import os
 import sys
+import threading
 import warnings
+import weakref
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context, Token, copy_context
@@ -193,6 +195,19 @@ def _run_there(loop: Loop, call: Call, pump: Pump) -> bool:
     return True
 
 
+# Guards the making of what threads in one `AsyncSingleThreadContext` share; made anew in a forked child.
+_sharing = threading.Lock()
+
+
+def _forget_lock() -> None:
+    global _sharing
+    _sharing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
 def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None:
     """Run *call* in the loop of a companion, and wait for the end of all that it leaves there."""
     scope = _shared.async_single_thread_context.get(None)
@@ -205,7 +220,12 @@ def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None
             del _shared.single_thread_contexts[scope]
             executor = None
         if executor is None:
-            executor = _shared.single_thread_contexts.setdefault(scope, Companion())
+            with _sharing:
+                executor = _shared.single_thread_contexts.get(scope)
+                if executor is None:
+                    executor = _shared.single_thread_contexts[scope] = Companion()
+                    # a copied context may be used, and make one, when the `with` block has ended
+                    weakref.finalize(scope, executor.shutdown, wait=False).atexit = False
         elif isinstance(executor, Companion) and get_ident() in executor.callers:
             executor = None  # in what a signal has interrupted: it would wait for itself
     if executor is None:

@@ -173,6 +173,9 @@ class Pump(PumpBase):
                 item.run()
 
 
+_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+
+
 @final
 class Lane(ThreadPoolExecutor):
     """An executor with a thread of its own, which starts with the first call and ends with the executor."""
@@ -180,10 +183,11 @@ class Lane(ThreadPoolExecutor):
     def __init__(self) -> None:
         super().__init__(max_workers=1)
         self._ended = False
-        self._begin()
+        self.begin()
+        _lanes.add(self)
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
+    def begin(self) -> None:
+        """Start, or start afresh in a forked child: the thread has not come along, and may have had the lock."""
         self._threads: AbstractSet[threading.Thread] = frozenset()  # others look at it
         self._lock = Lock()
         self._items: SimpleQueue[Item | None] = SimpleQueue()
@@ -197,18 +201,12 @@ class Lane(ThreadPoolExecutor):
 
     def send(self, item: Item) -> None:
         """Have the thread do *item*."""
-        self.survive_fork()
         with self._lock:
             if self._ended or _exiting:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if not self._threads:
                 self._start()
             self._items.put(item)
-
-    def survive_fork(self) -> None:
-        """In a forked child, start afresh: the thread has not come along, and may have had the lock."""
-        if self._process != os.getpid():
-            self._begin()
 
     def _start(self) -> None:
         options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
@@ -260,8 +258,15 @@ def end_lanes() -> None:
         thread.join()
 
 
+def _start_afresh() -> None:
+    """After a fork, while there is one thread alone."""
+    _serving.clear()
+    for lane in list(_lanes):
+        lane.begin()
+
+
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_serving.clear)
+    os.register_at_fork(after_in_child=_start_afresh)
 
 
 def send(executor: Executor, item: Any) -> None:

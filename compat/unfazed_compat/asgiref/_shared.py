@@ -44,6 +44,8 @@ def _shared(owner: str, name: str, make: Callable[[], T]) -> T:
     return make() if found is None else cast("T", found)
 
 
+pumps: tuple[type[Executor], ...] = () if original is None else (original.CurrentThreadExecutor,)  # asgiref's own
+
 if TYPE_CHECKING:
     PumpBase = Executor
 else:  # some ask whether a thread waits for a loop by the class of `executors.current`

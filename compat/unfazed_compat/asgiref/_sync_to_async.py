@@ -18,12 +18,13 @@ import functools
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, Token, copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, cast, overload
 
 from . import _shared
-from ._executors import Lane, send
+from ._executors import Lane, Pump, send
 from ._jobs import Calls, Job
 from ._loops import Loop, TrioLoop, current_loop
 from ._marks import iscoroutinefunction, markcoroutinefunction
@@ -147,11 +148,8 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
             job.woken_by_loop = True
             loop.run_in_executor(None, job.run).add_done_callback(job.wake_up)
         return
-    with suppress(RuntimeError):  # it waits no more, or waits for this very thread
-        executor = getattr(_shared.executors, "current", None)
-        if executor is not None:
-            send(executor, job)
-            return
+    if offer(getattr(_shared.executors, "current", None), job):
+        return
     scope = wrapper.thread_sensitive_context.get(None)
     if scope is not None:
         if getattr(scope, "_exited", False):
@@ -165,14 +163,24 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
         refuse_own_thread(executor)
         send(executor, job)
         return
-    with suppress(RuntimeError):
-        executor = _shared.loop_thread_executors.get(loop)
-        if executor is not None:
-            send(executor, job)
-            return
+    if offer(_shared.loop_thread_executors.get(loop), job):
+        return
     executor = executor_of_the_process(wrapper)
     refuse_own_thread(executor)
     send(executor, job)
+
+
+def offer(executor: Executor | None, job: Job[Any]) -> bool:
+    """Have the thread behind *executor* do *job*. Return whether it does: not where it waits no more."""
+    if executor is None:
+        return False
+    try:
+        send(executor, job)
+    except RuntimeError:
+        if isinstance(executor, (Pump, *_shared.pumps)):
+            return False
+        raise  # of somebody else's, about something else
+    return True
 
 
 def executor_of_the_process(wrapper: Any) -> Executor:
@@ -183,6 +191,20 @@ def executor_of_the_process(wrapper: Any) -> Executor:
     return executor
 
 
+def _start_afresh() -> None:
+    """After a fork: asgiref's own executor, if its thread was there, has not come along."""
+    executor = _shared.single_thread_executor()
+    if type(executor) is ThreadPoolExecutor and executor._threads:
+        _left_behind.append(executor)
+        _shared.set_single_thread_executor(lane)
+
+
+_left_behind: list[Executor] = []  # not to be ended: what they hold belongs to the parent
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_start_afresh)
+
+
 def give_executor_back() -> None:
     """Let asgiref have its own executor again, if it has given way to ours."""
     if unused_executor is not None and _shared.single_thread_executor() is lane:
@@ -191,8 +213,6 @@ def give_executor_back() -> None:
 
 def refuse_own_thread(executor: Executor) -> None:
     """Refuse what would wait for itself: a loop that runs in the thread to which the call is to go."""
-    if isinstance(executor, Lane):
-        executor.survive_fork()
     if threading.current_thread() in getattr(executor, "_threads", ()):
         raise RuntimeError("Single thread executor already being used, would deadlock")
 
