@@ -249,6 +249,7 @@ async def save():
     return "saved"
 
 def save_late():
+    async_to_sync(main)()  # for Python 3.12 starts no threads at exit
     may_save.wait()
     print(async_to_sync(save)(), flush=True)
 
