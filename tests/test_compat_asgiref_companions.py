@@ -250,11 +250,14 @@ async def save():
 
 def save_late():
     async_to_sync(main)()  # for Python 3.12 starts no threads at exit
+    started.set()
     may_save.wait()
     print(async_to_sync(save)(), flush=True)
 
 may_save = threading.Event()
+started.clear()
 SyncToAsync.single_thread_executor.submit(save_late)
+started.wait()
 atexit.register(may_save.set)
 """
 

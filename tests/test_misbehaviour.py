@@ -948,7 +948,7 @@ def test_records_with_bad_texts_arrive_and_harm_nobody(background: Backend, kept
     run_in_processpool_sync(misbehaving.log_bad_texts, LOGGER)
 
     assert kept.messages() == ["<BadTextError> ()", "bad syntax"]
-    assert kept.records[1].exc_text == "<class 'SyntaxError'>"
+    assert "SyntaxError" in str(kept.records[1].exc_text)  # on some Pythons that is all that can be said
 
 
 def test_the_terminal_is_not_configured_twice(background: Backend, kept: Keeper, output: Output) -> None:

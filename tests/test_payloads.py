@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pickle
@@ -20,6 +21,8 @@ from unfazed._worker.payloads import LARGE, Memory, UnreachableError, borrow, gi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+assert ctypes  # opens a file for good when it is imported: now, and not in a test that counts them
 
 BIG = 3 * LARGE
 HUGE = payloads.HUGE + 12345

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 import misbehaving_functions as misbehaving
 import process_functions as functions
@@ -62,7 +63,14 @@ def test_an_error_with_attributes_that_cannot_be_set_comes_back() -> None:
     assert "in raise_frozen" in text
 
 
-def test_an_error_of_which_no_text_can_be_made_comes_back() -> None:
+def test_an_error_of_which_no_text_can_be_made_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Python 3.13 and before."""
+
+    def fail(*args: object) -> NoReturn:
+        raise TypeError("'<' not supported")
+
+    monkeypatch.setattr(traceback, "format_exception", fail)
+    monkeypatch.setattr(traceback, "format_exception_only", fail)
     kind, error, text = run(misbehaving.raise_bad_syntax_error)
 
     assert (kind, type(error)) == (trampoline.ERROR, SyntaxError)
