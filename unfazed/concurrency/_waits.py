@@ -237,7 +237,7 @@ def cancelled_classes() -> tuple[type[BaseException], ...]:
     """Return the cancellation classes of the libraries that are loaded."""
     found: list[type[BaseException]] = []
     for name, attribute in (("asyncio", "CancelledError"), ("trio", "Cancelled")):
-        module = sys.modules.get(name)
-        if module is not None:
-            found.append(getattr(module, attribute))
+        cancelled = getattr(sys.modules.get(name), attribute, None)  # not there yet while another thread imports it
+        if cancelled is not None:
+            found.append(cancelled)
     return tuple(found)
