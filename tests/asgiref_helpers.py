@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import asgiref.sync
 import pytest
 from conftest import GRACE_SECONDS
 from unfazed_compat.asgiref import _companions, _sync_to_async
@@ -28,23 +28,26 @@ def end_lane() -> None:
 
 
 @pytest.fixture(autouse=True)
-def end_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test an executor of asgiref's that has not been used, and no thread that another has left."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        monkeypatch.setattr(asgiref.sync.SyncToAsync, "single_thread_executor", executor)
-        monkeypatch.setattr(_sync_to_async, "unused_executor", executor)
-
-        yield
+def end_threads() -> Iterator[None]:
+    """Leave no thread to the next test."""
+    yield
 
     _companions.end_companions(GRACE_SECONDS)
     end_lane()
 
 
-def run_program(source: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter, and fail if it hangs."""
-    return subprocess.run(
-        [sys.executable, *options, "-c", source], capture_output=True, text=True, timeout=30, check=False
-    )
+def run_program(source: str, *options: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh interpreter, and fail if it hangs; its children end with it."""
+    command = [sys.executable, *options, "-c", source]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
+        try:
+            output, errors = program.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(command, program.returncode, output, errors)
 
 
 def run_async(backend: tuple[str, dict[str, Any]], func: Callable[..., Any], *args: Any) -> Any:

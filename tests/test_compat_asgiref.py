@@ -8,6 +8,7 @@ import functools
 import gc
 import inspect
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 assert end_threads  # a fixture
 
+HANG_SECONDS = 3.0  # after which the original hangs; arbitrary
 Backend = tuple[str, dict[str, Any]]
 THEIRS = pytest.param(asgiref.sync, marks=pytest.mark.xfail(reason="it is better than the original"), id="theirs")
 EITHER = [pytest.param(ours, id="ours"), THEIRS]
@@ -491,21 +493,24 @@ def test_each_thread_keeps_its_loop_and_its_thread(library: Any) -> None:
     assert in_plain_thread(library.async_to_sync(here)) != first
 
 
-def test_what_is_bound_to_a_loop_can_be_used_in_the_next_call() -> None:
+@pytest.mark.parametrize("library", EITHER)
+def test_what_is_bound_to_a_loop_can_be_used_in_the_next_call(library: Any) -> None:
     class Client:
         def __init__(self) -> None:
             self.loop = asyncio.get_running_loop()
 
         async def use(self) -> bool:
-            await asyncio.wait_for(self.loop.create_task(asyncio.sleep(0)), GRACE_SECONDS)
+            called = asyncio.Event()
+            self.loop.call_soon(called.set)
+            await asyncio.wait_for(called.wait(), GRACE_SECONDS)
             return True
 
     async def connect() -> Client:
         return Client()
 
-    client = async_to_sync(connect)()
+    client = library.async_to_sync(connect)()
 
-    assert async_to_sync(client.use)()
+    assert library.async_to_sync(client.use)()
 
 
 @pytest.mark.anyio
@@ -513,6 +518,15 @@ def test_what_is_bound_to_a_loop_can_be_used_in_the_next_call() -> None:
 async def test_stop_iteration_does_not_hang(thread_sensitive: bool) -> None:
     with anyio.fail_after(GRACE_SECONDS), pytest.raises(RuntimeError, match="StopIteration"):
         await sync_to_async(next, thread_sensitive=thread_sensitive)(iter(()))
+
+
+@pytest.mark.xfail(reason="the original hangs", raises=TimeoutError)
+def test_stop_iteration_hangs_with_the_original() -> None:
+    async def main() -> None:
+        with anyio.fail_after(HANG_SECONDS), pytest.raises(RuntimeError):
+            await asgiref.sync.sync_to_async(next, thread_sensitive=False)(iter(()))
+
+    asyncio.run(main())
 
 
 FORK = """
@@ -551,6 +565,52 @@ def test_a_forked_child_can_make_calls() -> None:
     done = run_program(FORK.format(library="unfazed_compat.asgiref"), "-W", "ignore::DeprecationWarning")
 
     assert (done.stdout, done.stderr) == ("0 0 0\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.xfail(reason="the original hangs", raises=subprocess.TimeoutExpired)
+def test_a_forked_child_hangs_with_the_original() -> None:
+    run_program(FORK.format(library="asgiref.sync"), "-W", "ignore::DeprecationWarning", seconds=HANG_SECONDS)
+
+
+END_OF_CHILD = """
+import asyncio, multiprocessing, threading
+from unfazed_compat.asgiref import sync_to_async
+
+running, may_end = threading.Event(), threading.Event()
+
+def work():
+    running.set()
+    may_end.wait()
+    print("done", flush=True)
+
+async def main():
+    task = asyncio.create_task(sync_to_async(work)())
+    while not running.is_set():
+        await asyncio.sleep(0.001)
+    task.cancel()
+
+def child():
+    asyncio.run(main())
+    threading.Thread(target=go_on).start()
+
+def go_on():
+    threading.main_thread().join()
+    may_end.set()
+    asyncio.run(sync_to_async(print)("from another thread", flush=True))
+
+child_process = multiprocessing.get_context("fork").Process(target=child)
+child_process.start()
+child_process.join()
+print(child_process.exitcode)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_runs_at_the_end_of_a_child_of_multiprocessing_may_end() -> None:
+    done = run_program(END_OF_CHILD, "-W", "ignore::DeprecationWarning")
+
+    assert (done.stdout, done.stderr) == ("done\nfrom another thread\n0\n", "")
 
 
 FORK_LATE = """

@@ -865,15 +865,16 @@ def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch:
         outcomes.append(captured(async_to_sync(this_thread)))
 
     async def main() -> asyncio.AbstractEventLoop:
-        task = asyncio.ensure_future(sync_to_async(view, thread_sensitive=False)())
+        task = asyncio.ensure_future(sync_to_async(view, thread_sensitive=False, executor=executor)())
         await seen(started)
         task.cancel()
         await asyncio.wait([task])
         return asyncio.get_running_loop()
 
+    executor = ThreadPoolExecutor()
     loop = async_to_sync(main)()
     monkeypatch.setattr(_async_to_sync, "_loop_of_this_thread", lambda _: loop)  # it was running a moment ago
     may_call.set()
-    wait_until(lambda: bool(outcomes), "the thread hangs")
+    executor.shutdown()
 
     assert isinstance(outcomes[0][1], LoopEndedError)

@@ -13,10 +13,11 @@ from typing import Any
 import asgiref.sync
 import pytest
 from asgiref_helpers import end_threads, run_program, this_thread
-from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, wait_until
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     AsyncToSync,
+    SyncToAsync,
     _companions,
     _executors,
     _shared,
@@ -77,6 +78,78 @@ def test_a_signal_handler_can_call_while_its_thread_waits() -> None:
         contextvars.copy_context().run(both_ways)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_the_default_executor_does_is_waited_for() -> None:
+    """As `asyncio.run` does, which asgiref calls."""
+    job, cancelled = Blocking(), Blocking()
+    ran_in_loop: list[bool] = []
+
+    async def note() -> None:
+        ran_in_loop.append(True)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            job()
+            asyncio.run_coroutine_threadsafe(note(), loop).result(GRACE_SECONDS)
+
+        loop.run_in_executor(None, work)
+        task = asyncio.create_task(sync_to_async(cancelled, thread_sensitive=False)())
+        await cancelled.wait_until_started()
+        task.cancel()
+        loop.call_soon(job.may_end.set)
+        loop.call_soon(cancelled.may_end.set)
+
+    async_to_sync(main)()
+
+    assert ran_in_loop == [True]
+    assert cancelled.ended
+
+
+@pytest.mark.parametrize("spoil", ["shut down", "replaced"])
+def test_a_call_cannot_spoil_the_default_executor_of_the_next(spoil: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        if spoil == "shut down":
+            await loop.shutdown_default_executor()
+        else:
+            with ThreadPoolExecutor() as executor:
+                loop.set_default_executor(executor)
+
+    async_to_sync(main)()
+
+    assert async_to_sync(sync_to_async(lambda: 42, thread_sensitive=False))() == 42
+
+
+def test_what_a_call_has_set_of_its_loop_is_put_back() -> None:
+    def settings(loop: asyncio.AbstractEventLoop) -> tuple[object, ...]:
+        return loop.get_debug(), loop.get_task_factory(), loop.get_exception_handler()
+
+    async def change() -> tuple[object, ...]:
+        loop = asyncio.get_running_loop()
+        before = settings(loop)
+        loop.set_debug(not loop.get_debug())
+        loop.set_task_factory(lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options))
+        loop.set_exception_handler(lambda *_: None)
+        assert settings(loop) != before
+        return before
+
+    assert async_to_sync(change)() == async_to_sync(change)()
+
+
+def test_plain_threads_know_of_no_loop_after_a_call() -> None:
+    """Some ask whether there is `main_event_loop`, and not what it is."""
+    assert not in_plain_thread(lambda: async_to_sync(this_thread)() and vars(_shared.threadlocal))
+
+
+def test_a_loop_in_one_of_several_threads_is_no_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(max_workers=2) as executor:
+        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+        call = executor.submit(lambda: asyncio.run(sync_to_async(threading.current_thread)()))
+
+        assert call.result(GRACE_SECONDS) in executor._threads
 
 
 def test_threads_that_share_a_context_share_one_companion() -> None:
@@ -184,7 +257,7 @@ def test_no_companion_starts_when_no_thread_can(monkeypatch: pytest.MonkeyPatch)
 
     _companions.end_companions(GRACE_SECONDS)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(LoopEndedError, match="exiting"):
+    with pytest.raises(LoopEndedError, match="the thread of an event loop could not be started: can't start new"):
         async_to_sync(this_thread)()
 
 

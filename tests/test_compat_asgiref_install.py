@@ -14,9 +14,9 @@ import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref_helpers import current_native_loop, end_lane, end_threads, this_thread
+from asgiref_helpers import current_native_loop, end_threads, this_thread
 from conftest import GRACE_SECONDS, Blocking
-from unfazed_compat.asgiref import _shared, _sync_to_async, install, uninstall
+from unfazed_compat.asgiref import _executors, _shared, _sync_to_async, install, uninstall
 
 from unfazed.concurrency import UnfazedError
 
@@ -76,7 +76,6 @@ async def test_what_was_made_before_moves_too() -> None:
         assert await subclassed("12") == ("by the subclass", 12)
         async with asgiref.sync.ThreadSensitiveContext():
             assert await sync() is await sync()
-        end_lane()  # before asgiref's own executor is in its place again
 
 
 def test_what_was_made_before_keeps_its_loop() -> None:
@@ -169,16 +168,33 @@ def test_without_asgiref_there_is_nothing_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_an_executor_that_is_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = _executors.Lane()
+
+    def replaced() -> bool:
+        _shared.replace_unused_executor(own)
+        return asgiref.sync.SyncToAsync.single_thread_executor is own
+
     with ThreadPoolExecutor(max_workers=1) as executor:
         monkeypatch.setattr(asgiref.sync.SyncToAsync, "single_thread_executor", executor)
-        assert _shared.unused_executor() is None  # this test holds it
+        assert not replaced()  # this test holds it
         executor.submit(int).result()
-        assert _shared.unused_executor() is None
+        assert not replaced()
         with install():
             assert asyncio.run(asgiref.sync.sync_to_async(threading.current_thread)()) in executor._threads
     monkeypatch.setattr(asgiref.sync.SyncToAsync, "single_thread_executor", ThreadPoolExecutor(max_workers=1))
-    found = _shared.unused_executor()
-    assert found is asgiref.sync.SyncToAsync.single_thread_executor
+    assert replaced()
+
+
+def test_thread_sensitive_work_keeps_its_thread_when_it_is_uninstalled() -> None:
+    async def main() -> None:
+        sync = asgiref.sync.sync_to_async(threading.current_thread)
+        before = ours.SyncToAsync.single_thread_executor
+        with install():
+            thread = await sync()
+        assert await sync() is thread
+        assert ours.SyncToAsync.single_thread_executor is before
+
+    asyncio.run(main())
 
 
 # ---- what others rely on

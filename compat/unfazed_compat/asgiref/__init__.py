@@ -7,11 +7,13 @@
 | not thread-sensitive: in the loop's default executor, or `executor=` | yes; on trio in anyio's threads |
 | `async_to_sync` in a worker of a loop runs there | yes; in workers of anyio, trio and ours as well |
 | … elsewhere it starts a loop and a thread for each call | no: each thread keeps one; `force_new_loop=True` does |
-| … and ends what the call leaves over: tasks, async generators | yes |
+| … and ends what the call leaves over: tasks, async generators, the default executor's work | yes |
+| … and drops the loop's timers and open transports | no: they stay with the loop, for clients that last |
 | contexts go in and come back, and what is in a `Local` | yes |
 | exceptions come back as themselves | yes; `StopIteration` as a `RuntimeError`: asgiref hangs |
 | `except` blocks of the caller are seen within | yes |
-| cancelled: what the thread calls is cancelled, and may see to it; the thread runs on | yes; its errors are shown |
+| cancelled: the async call that the thread makes is cancelled, and may see to it | yes; or else its next one |
+| … and the thread runs on | yes; its errors are shown |
 | what would wait for itself is a `RuntimeError` | if a loop runs in that very thread; never by mistake |
 | forked children can call | yes, and thread-sensitive as well: asgiref hangs |
 | `sync_to_async` gives coroutine functions with names and docstrings | yes, for `inspect` on every Python |

@@ -1,7 +1,9 @@
 """Threads with an event loop of their own, each the companion of one that runs sync code: how they start, run, end.
 
 The loop is kept from call to call, and stands still between them; what a call leaves behind in it is ended with the
-call, as `asyncio.run` does. A companion ends when its thread ends, or at exit; a forked child makes new ones.
+call, as `asyncio.run` does: tasks, async generators, and what its default executor does. The loop's settings are put
+back. Open transports and timers stay for the next call, for so do clients that were made for this loop. A companion
+ends when its thread ends, or at exit; a forked child makes new ones.
 
 `_running` changes in one step each. Its members are daemon threads: the interpreter does not wait for them.
 """
@@ -16,7 +18,7 @@ import sys
 import threading
 import time
 import weakref
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
@@ -49,7 +51,9 @@ class Companion(Executor):
     def __init__(self) -> None:
         if _exiting:
             raise LoopEndedError(_EXITING)
-        self.loop = asyncio.new_event_loop()
+        self.loop = loop = asyncio.new_event_loop()
+        self._settings = loop.get_debug(), loop.get_task_factory(), loop.get_exception_handler()
+        self._executor = _DefaultExecutor()
         self.callers: set[int] = set()  # the threads that wait for it
         self._items: SimpleQueue[WorkItem[Any] | None] = SimpleQueue()
         self._generators = _Generators(self.loop)
@@ -61,10 +65,10 @@ class Companion(Executor):
         _running.add(self)
         try:
             self._thread.start()
-        except RuntimeError as exc:  # threads can't be started any more
+        except RuntimeError as exc:  # there are too many, or the interpreter is exiting
             _running.discard(self)
             self.loop.close()
-            raise LoopEndedError(_EXITING) from exc
+            raise LoopEndedError(f"the thread of an event loop could not be started: {exc}") from exc
 
     def is_gone(self) -> bool:
         return not self._thread.is_alive()
@@ -125,6 +129,7 @@ class Companion(Executor):
     def _run(self, call: Call, context: Context, pump: Pump) -> None:
         self._current = call
         loop_thread_executors[self.loop] = pump
+        self._put_settings_back()
         try:
             self.loop.call_soon(self._generators.watch)
             task = context.run(call.start, self.loop)
@@ -136,24 +141,63 @@ class Companion(Executor):
             finally:
                 self._current = None
                 del loop_thread_executors[self.loop]
+                if self._executor.ended:  # and a loop takes no other then
+                    self._given_up = True
+                    self.shutdown(wait=False)
+
+    def _put_settings_back(self) -> None:
+        debug, task_factory, exception_handler = self._settings
+        self.loop.set_debug(debug)
+        self.loop.set_task_factory(task_factory)
+        self.loop.set_exception_handler(exception_handler)
+        self.loop.set_default_executor(self._executor)
 
     def _end_what_is_left(self) -> None:
-        """End the tasks and the async generators that the call has left behind."""
+        """End what the call has left behind: tasks, async generators, and what runs in the default executor."""
         self._generators.ending = True
         for _ in range(ROUNDS):  # pragma: no branch  a task that always starts another is left in the end
             tasks = asyncio.all_tasks(self.loop)
-            if not tasks:
+            if tasks:
+                self._end_tasks(tasks)
+            elif self._generators.left():
+                self.loop.run_until_complete(self._generators.close())
+            elif self._executor.running:
+                self.loop.run_until_complete(self._executor.idle())
+            else:
                 break
-            for task in tasks:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.wait(tasks))
-            for task in tasks:
-                error = None if task.cancelled() else task.exception()
-                if error is not None:
-                    message = "a task that was left over at the end of async_to_sync() has failed"
-                    self.loop.call_exception_handler({"message": message, "exception": error, "task": task})
-        if self._generators.left():
-            self.loop.run_until_complete(self._generators.close())
+
+    def _end_tasks(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.wait(tasks))
+        for task in tasks:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                message = "a task that was left over at the end of async_to_sync() has failed"
+                self.loop.call_exception_handler({"message": message, "exception": error, "task": task})
+
+
+class _DefaultExecutor(ThreadPoolExecutor):
+    """The default executor of a loop, as asyncio makes one, which knows what it still has to do."""
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="asyncio")
+        self.running: set[Future[Any]] = set()
+        self.ended = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future = super().submit(fn, *args, **kwargs)
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.ended = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    async def idle(self) -> None:
+        """Wait for all that is running, in the loop, which that may need."""
+        await asyncio.gather(*map(asyncio.wrap_future, tuple(self.running)), return_exceptions=True)
 
 
 class _Generators:

@@ -215,6 +215,7 @@ class Lane(ThreadPoolExecutor):
         thread = threading.Thread(target=_serve, args=(self._items,), name=name, daemon=True, **options)
         thread.start()
         self._threads = {thread}
+        _watch_the_end()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the thread when it has done what it has been sent."""
@@ -245,6 +246,7 @@ def _serve(items: SimpleQueue[Item | None]) -> None:
 _numbers = itertools.count(1)
 _serving: dict[threading.Thread, SimpleQueue[Item | None]] = {}
 _exiting = False
+_forked = False  # whether this process is a forked child, where nobody watches its end yet
 
 
 def end_lanes() -> None:
@@ -258,8 +260,27 @@ def end_lanes() -> None:
         thread.join()
 
 
+def _watch_the_end() -> None:
+    """See to the lanes at the end of a forked child: those of multiprocessing and others end without `atexit`."""
+    global _forked
+    if _forked:
+        _forked = False
+        threading.Thread(target=_end_lanes_last, name="unfazed-end-of-child").start()
+
+
+def _end_lanes_last() -> None:
+    """End the lanes when all ordinary threads have ended, in one for which the interpreter waits."""
+    known = threading.main_thread(), threading.current_thread()
+    known[0].join()
+    while others := [each for each in threading.enumerate() if each not in known and not each.daemon]:
+        others[0].join()
+    end_lanes()
+
+
 def _start_afresh() -> None:
     """After a fork, while there is one thread alone."""
+    global _forked
+    _forked = True
     _serving.clear()
     for lane in list(_lanes):
         lane.begin()

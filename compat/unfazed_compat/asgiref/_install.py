@@ -14,7 +14,7 @@ from unfazed.concurrency import UnfazedError
 
 from . import _shared
 from ._async_to_sync import AsyncSingleThreadContext, AsyncToSync
-from ._sync_to_async import SyncToAsync, ThreadSensitiveContext, give_executor_back
+from ._sync_to_async import SyncToAsync, ThreadSensitiveContext
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +100,6 @@ def uninstall() -> None:
                 delattr(theirs, name)
             else:
                 setattr(theirs, name, before)
-        give_executor_back()
 
 
 def _version() -> tuple[int, ...]:

@@ -113,21 +113,20 @@ def single_thread_executor() -> Executor | None:
     return None if original is None else cast("Executor", original.SyncToAsync.single_thread_executor)
 
 
-def set_single_thread_executor(executor: Executor) -> Executor:
-    assert original is not None, "or there would be nothing to give way"
+def set_single_thread_executor(executor: Executor) -> None:
     original.SyncToAsync.single_thread_executor = executor
-    return executor
 
 
-def unused_executor() -> Executor | None:
-    """Return the one that asgiref has made, if it has no thread, and nobody else holds it who would miss it."""
-    owner = cast("dict[str, Any]", {} if original is None else vars(original.SyncToAsync))
+def replace_unused_executor(executor: Executor) -> None:
+    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it."""
+    if original is None or getattr(single_thread_executor(), "_threads", True):
+        return
     count_references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # CPython's; a number is large
-    found = single_thread_executor()
-    if found is None or getattr(found, "_threads", True):
-        return None
-    del found
-    return single_thread_executor() if count_references(owner["single_thread_executor"]) <= 2 else None
+    if count_references(vars(original.SyncToAsync)["single_thread_executor"]) <= 2:
+        set_single_thread_executor(executor)
+
+
+_WORKER_STATE = ("main_event_loop", "main_event_loop_pid", "task_context")
 
 
 def worker_state() -> tuple[object, object, object]:
@@ -138,7 +137,11 @@ def worker_state() -> tuple[object, object, object]:
 
 def set_worker_state(values: tuple[object, object, object]) -> None:
     state = threadlocal.__dict__
-    state["main_event_loop"], state["main_event_loop_pid"], state["task_context"] = values
+    if values[0] is None:  # some ask whether there is one
+        for name in _WORKER_STATE:
+            state.pop(name, None)
+    else:
+        state.update(zip(_WORKER_STATE, values, strict=True))
 
 
 # asgiref 3.12 and later tag what is in a `Local` with the thread that it belongs to, so that a thread which merely

@@ -42,11 +42,14 @@ R = TypeVar("R")
 
 
 lane = Lane()
-unused_executor = _shared.unused_executor()  # asgiref's, which gives way to ours: it hangs in forked children
+_shared.replace_unused_executor(lane)  # asgiref's hangs in forked children
 
 
 class _SingleThreadExecutor:
-    """An attribute of a class: the executor that asgiref has there, or one of our own; or whatever is assigned."""
+    """An attribute of a class: the executor that asgiref has there, or one of our own; or whatever is assigned.
+
+    Assigned here, it is for these wrappers alone; on asgiref's class, for both.
+    """
 
     def __get__(self, instance: object, owner: object) -> Executor:
         return _shared.single_thread_executor() or lane
@@ -165,7 +168,7 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
         return
     if offer(_shared.loop_thread_executors.get(loop), job):
         return
-    executor = executor_of_the_process(wrapper)
+    executor = wrapper.single_thread_executor
     refuse_own_thread(executor)
     send(executor, job)
 
@@ -183,14 +186,6 @@ def offer(executor: Executor | None, job: Job[Any]) -> bool:
     return True
 
 
-def executor_of_the_process(wrapper: Any) -> Executor:
-    """Return `single_thread_executor`, where this and asgiref itself look for it."""
-    executor: Executor = wrapper.single_thread_executor
-    if executor is unused_executor and not getattr(executor, "_threads", True):
-        executor = _shared.set_single_thread_executor(lane)
-    return executor
-
-
 def _start_afresh() -> None:
     """After a fork: asgiref's own executor, if its thread was there, has not come along."""
     executor = _shared.single_thread_executor()
@@ -205,15 +200,10 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
     os.register_at_fork(after_in_child=_start_afresh)
 
 
-def give_executor_back() -> None:
-    """Let asgiref have its own executor again, if it has given way to ours."""
-    if unused_executor is not None and _shared.single_thread_executor() is lane:
-        _shared.set_single_thread_executor(unused_executor)
-
-
 def refuse_own_thread(executor: Executor) -> None:
-    """Refuse what would wait for itself: a loop that runs in the thread to which the call is to go."""
-    if threading.current_thread() in getattr(executor, "_threads", ()):
+    """Refuse what would wait for itself: a loop that runs in the one thread to which the call is to go."""
+    threads = getattr(executor, "_threads", ())
+    if threading.current_thread() in threads and getattr(executor, "_max_workers", 1) == 1:
         raise RuntimeError("Single thread executor already being used, would deadlock")
 
 
