@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
 import threading
 import types
 from contextvars import copy_context
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS
+from conftest import GRACE_SECONDS, Outcome, captured_async
 
-from unfazed.concurrency import EventLoopThread, LoopEndedError, _calls, _loops, _loopthread, _slots, _waits
+from unfazed.concurrency import (
+    CallCancelledError,
+    EventLoopThread,
+    LoopEndedError,
+    _calls,
+    _loops,
+    _loopthread,
+    _slots,
+    _waits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 def ended_loop(backend: tuple[str, dict[str, Any]]) -> _calls.Loop:
@@ -84,6 +99,96 @@ async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
 
     with pytest.raises(LoopEndedError):
         answer.read()
+    with pytest.raises(LoopEndedError):
+        _loops.current_loop().spawn(never, lambda: pytest.fail("there is no end of it"))
+
+
+@pytest.mark.anyio
+async def test_a_task_factory_that_fails_leaves_no_coroutine_behind(anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has none")
+    made: list[Coroutine[Any, Any, None]] = []
+
+    async def never() -> None:
+        pytest.fail("must not run")
+
+    def make() -> Coroutine[Any, Any, None]:
+        made.append(never())
+        return made[0]
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise LookupError("no tasks today")
+
+    asyncio.get_running_loop().set_task_factory(refuse)
+    try:
+        with pytest.raises(LookupError, match="no tasks today"):
+            _loops.current_loop().spawn(make, lambda: pytest.fail("there is no end of it"))
+    finally:
+        asyncio.get_running_loop().set_task_factory(None)
+
+    assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.anyio
+async def test_a_caller_is_told_that_others_have_cancelled_the_task_beside(
+    anyio_backend_name: str, begun: bool
+) -> None:
+    """As a program does that cancels, in whatever order, all tasks it finds."""
+    if anyio_backend_name == "trio":
+        pytest.skip("nobody gets hold of a task there")
+    others = asyncio.all_tasks()
+    at_work = asyncio.Event()
+
+    async def work() -> None:
+        at_work.set()
+        await anyio.sleep_forever()
+
+    def cancel() -> None:
+        (beside,) = asyncio.all_tasks() - others - {caller}
+        beside.cancel()
+
+    beginning = _waits.call_beside(work, "work", _loops.current_loop(), on_cancel=lambda: pytest.fail("it is not"))
+    caller = asyncio.create_task(beginning)
+    if begun:
+        await at_work.wait()
+        cancel()
+    else:
+        asyncio.get_running_loop().call_soon(cancel)  # between the caller's first step and that of the task beside
+    with anyio.fail_after(GRACE_SECONDS), pytest.raises(CallCancelledError, match=r"work\(\) was cancelled"):
+        await caller
+
+    assert at_work.is_set() == begun
+
+
+def test_a_shielded_caller_is_told_that_the_end_of_the_loop_has_cancelled_the_task_beside(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    if anyio_backend[0] != "trio":
+        pytest.skip("asyncio cancels all tasks, whatever shields them")
+    outcomes: list[Outcome] = []
+
+    async def main() -> None:
+        loop = _loops.current_loop()
+        at_work = anyio.Event()
+
+        async def work() -> None:
+            at_work.set()
+            await anyio.sleep_forever()
+
+        async def call() -> None:
+            with anyio.CancelScope(shield=True):
+                call = partial(_waits.call_beside, work, "work", loop, on_cancel=lambda: pytest.fail("it is not"))
+                outcomes.append(await captured_async(call))
+
+        loop.spawn(call, int)
+        await at_work.wait()
+
+    anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+    ((_, error),) = outcomes
+    assert isinstance(error, CallCancelledError)
+    assert type(error.__cause__).__name__ == "Cancelled"
 
 
 @pytest.mark.anyio
@@ -118,6 +223,15 @@ def test_a_library_that_another_thread_is_importing_runs_no_loop_here(
     monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
 
     assert _loops.running_loop() is None
+
+
+@pytest.mark.parametrize("loaded", [{}, {"trio": types.ModuleType("trio")}], ids=["absent", "half imported"])
+def test_a_library_that_is_not_there_yet_cancels_nothing(
+    loaded: dict[str, types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_waits, "sys", types.SimpleNamespace(modules={"asyncio": asyncio, **loaded}))
+
+    assert _waits.cancelled_classes() == (asyncio.CancelledError,)
 
 
 def test_a_call_that_was_given_up_before_it_was_submitted_never_runs(

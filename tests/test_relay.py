@@ -160,6 +160,54 @@ assert sys.stdout.getvalue() == "kept\\n"
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
+@pytest.mark.parametrize(
+    "mishap",
+    [
+        "os.close(0), os.close(1)",
+        "os.dup2(os.open(os.devnull, os.O_RDWR), 1)",
+        "sys.stdin.close(), sys.stdout.close(), sys.stderr.close()",
+        "sys.stdin = sys.stdout = sys.stderr = None",
+    ],
+    ids=["closed", "led elsewhere", "streams closed", "streams gone"],
+)
+def test_what_a_call_does_to_the_streams_is_undone_before_the_next(
+    relay: _relay.Relay, stderr: Written, mishap: str
+) -> None:
+    done = stand_in(
+        f"""
+settling.begin(1, None)
+{mishap}
+settling.end()
+settling.begin(2, None)
+assert sys.stdin.read().encode() == os.read(0, 1) == b""
+print("print")
+print("stderr", file=sys.stderr)
+os.write(1, b"descriptor 1\\n")
+os.write(2, b"descriptor 2\\n")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+    assert sorted(stderr.getvalue().splitlines()) == ["descriptor 1", "descriptor 2", "print", "stderr"]
+
+
+def test_what_a_call_closes_leads_nowhere_where_there_is_no_parent_to_talk_to() -> None:
+    done = stand_in(
+        """
+settling.begin(1, None)
+os.close(1)
+settling.begin(2, None)
+print("dropped"), os.write(1, b"dropped")
+assert os.path.samestat(os.fstat(1), os.stat(os.devnull))
+""",
+        None,
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
 def test_a_line_comes_as_a_whole_and_the_rest_at_the_end(relay: _relay.Relay, stderr: Written) -> None:
     done = stand_in(
         """
@@ -457,6 +505,29 @@ logging.getLogger("elsewhere").info("one", extra={{"odd": Odd()}})
     relay.stop()
 
     assert vars(records[0])["odd"] == "<Odd>"
+
+
+def test_a_traceback_of_which_no_text_can_be_made_comes_by_its_class(
+    relay: _relay.Relay, records: list[logging.LogRecord]
+) -> None:
+    """As `misbehaving.raise_bad_syntax_error`, on Python 3.13 and before."""
+    done = stand_in(
+        f"""
+import logging, traceback
+def fail(*args, **kwargs): raise TypeError("'<' not supported")
+traceback.print_exception = fail
+settling.begin(1, {LEVELS})
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("elsewhere").exception("one")
+""",
+        relay.address,
+    )
+    relay.stop()
+
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert [(record.getMessage(), record.exc_text) for record in records] == [("one", "<class 'ZeroDivisionError'>")]
 
 
 def test_handlers_that_a_function_adds_work(relay: _relay.Relay, records: list[logging.LogRecord]) -> None:
@@ -928,6 +999,25 @@ def test_a_record_counts_for_the_call_with_whose_number_it_is_sent(
 
     assert line.end() == 0
     sockets.close()
+    os.close(line.output)
+
+
+def test_records_for_a_parent_that_is_gone_are_dropped_and_so_are_those_that_wait(relay: _relay.Relay) -> None:
+    line = settling._Line(relay.address)
+    relay.stop()
+
+    class Interrupted:
+        def sendall(self, data: bytes) -> None:
+            line.send(b"of a signal handler")
+            connection.sendall(data)
+
+    connection, line.socket = line.socket, Interrupted()  # type: ignore[assignment]
+    line.begin(1)
+    line.send(b"record")
+
+    assert line._waiting == []
+    assert line.end() == 0
+    connection.close()
     os.close(line.output)
 
 
