@@ -179,7 +179,9 @@ settling.begin(1, None)
 {mishap}
 settling.end()
 settling.begin(2, None)
+import subprocess
 assert sys.stdin.read().encode() == os.read(0, 1) == b""
+assert subprocess.run(["cat"], capture_output=True, check=True).stdout == b""
 print("print")
 print("stderr", file=sys.stderr)
 os.write(1, b"descriptor 1\\n")

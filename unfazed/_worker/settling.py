@@ -187,6 +187,8 @@ def _restore_places() -> None:
             os.dup2(nothing if number == 0 or _line is None else _line.output, number)
         if nothing > 2:
             os.close(nothing)
+        else:  # to itself, `dup2` leaves it as it was opened: not to be inherited
+            os.set_inheritable(nothing, True)
         _places[:] = map(_place, (0, 1, 2))
     for number, (name, stream) in enumerate(_streams.items()):
         if getattr(stream, "closed", False):

@@ -387,7 +387,8 @@ def _why_not_started(error: BaseException | None) -> str:
             f"could not start, as it could not import the main module ({error}): `python -m package` needs absolute "
             f"imports in its `__main__.py`, for each worker imports that by its path"
         )
-    if isinstance(error, OSError) and not isinstance(error, ProcessLookupError):  # it has none
+    cannot = isinstance(error, (OSError, NotImplementedError))  # this system, or this event loop
+    if cannot and not isinstance(error, ProcessLookupError):  # the worker is gone
         return f"could not start ({type(error).__qualname__}: {error})"
     silent = error is None or isinstance(error, (EndOfStream, ProcessLookupError))
     if not (silent or isinstance(error, RuntimeError)):
