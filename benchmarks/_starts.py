@@ -1,0 +1,144 @@
+"""What is measured in fresh processes: how long imports and first calls take, and how much memory things need.
+
+python -m benchmarks._starts NAME   one of the functions of `MEMORY`, in this very process
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from statistics import median
+from typing import TYPE_CHECKING
+
+import anyio
+import psutil
+from anyio.to_thread import current_default_thread_limiter
+
+from unfazed.concurrency import EventLoopThread, iterate_in_threadpool, run_in_threadpool, warm_up_processpool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IMPORTS = {
+    "unfazed.concurrency": "import unfazed.concurrency",
+    "anyio": "import anyio.to_thread, anyio.to_process, anyio.from_thread",
+    "asyncio": "import asyncio",
+    "Starlette": "import starlette.concurrency",
+    "unfazed_compat.asgiref": "import unfazed_compat.asgiref",
+    "asgiref": "import asgiref.sync",
+}
+_PORTAL = """
+from anyio import from_thread, {place}
+with from_thread.start_blocking_portal() as portal:
+    portal.call({place}.run_sync, int)
+"""
+_ASYNC_TO_SYNC = """
+from {library} import async_to_sync
+async def func(): pass
+async_to_sync(func)()
+"""
+FIRST_CALLS = {
+    "run_in_threadpool_sync": "from unfazed.concurrency import run_in_threadpool_sync as call; call(int)",
+    "anyio portal, to_thread": _PORTAL.format(place="to_thread"),
+    "run_in_processpool_sync": "from unfazed.concurrency import run_in_processpool_sync as call; call(int)",
+    "anyio portal, to_process": _PORTAL.format(place="to_process"),
+    "ProcessPoolExecutor": """
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(1) as executor:
+    executor.submit(int).result()
+""",
+    "adapter's async_to_sync": _ASYNC_TO_SYNC.format(library="unfazed_compat.asgiref"),
+    "asgiref's async_to_sync": _ASYNC_TO_SYNC.format(library="asgiref.sync"),
+}
+_TIMED = "import time\nstart = time.perf_counter()\n{source}\nprint(time.perf_counter() - start)"
+MANY = 100
+
+
+def import_seconds(rounds: int) -> dict[str, float]:
+    """Return how long each import takes in an interpreter that has just started."""
+    return _seconds(IMPORTS, rounds)
+
+
+def first_call_seconds(rounds: int) -> dict[str, float]:
+    """Return how long each import takes with one call, and the end of what that has started where it ends itself."""
+    return _seconds(FIRST_CALLS, rounds)
+
+
+def _seconds(sources: dict[str, str], rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(rounds):
+        for name, source in sources.items():
+            seconds[name].append(float(_output_of("-c", _TIMED.format(source=source))))
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def memory_bytes() -> dict[str, float]:
+    """Return how many bytes one of each needs."""
+    return {name: float(_output_of("-m", "benchmarks._starts", name)) for name in MEMORY}
+
+
+def _output_of(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+def event_loop_thread() -> float:
+    with ExitStack() as stack:
+        stack.enter_context(EventLoopThread())
+        before = _resident_bytes()
+        for _ in range(MANY):
+            stack.enter_context(EventLoopThread())
+        return (_resident_bytes() - before) / MANY
+
+
+async def idle_thread() -> float:
+    async def use(count: int) -> None:
+        barrier = threading.Barrier(count)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(run_in_threadpool, barrier.wait)
+
+    current_default_thread_limiter().total_tokens = MANY + 1
+    await use(1)
+    before = _resident_bytes()
+    await use(MANY + 1)
+    return (_resident_bytes() - before) / MANY
+
+
+async def open_iterator() -> float:
+    iterators = [iterate_in_threadpool(iter("ab")) for _ in range(MANY + 1)]
+    await anext(iterators[0])
+    before = _resident_bytes()
+    for each in iterators[1:]:
+        await anext(each)
+    used = (_resident_bytes() - before) / MANY
+    for each in iterators:
+        await each.aclose()
+    return used
+
+
+async def idle_process() -> float:
+    await warm_up_processpool(1)
+    (worker,) = psutil.Process().children()
+    used: int = worker.memory_full_info().uss
+    return used
+
+
+MEMORY: dict[str, Callable[[], float]] = {
+    "an EventLoopThread": event_loop_thread,
+    "an idle worker thread": lambda: anyio.run(idle_thread),
+    "an open iterator": lambda: anyio.run(open_iterator),
+    "an idle worker process": lambda: anyio.run(idle_process),
+}
+
+if __name__ == "__main__":
+    print(MEMORY[sys.argv[1]]())
