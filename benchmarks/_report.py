@@ -53,10 +53,12 @@ def markdown(results: dict[str, Any]) -> str:
         ("import and first call", results["first_call_seconds"], "ms", 1e3),
         ("memory of one", results["memory_bytes"], "kB", 1e-3),
     ):
-        lines += ["", f"| {title} | {unit} |", "|---|---:|"]
-        lines += [f"| {name} | {value * factor:,.1f} |" for name, value in values.items()]
+        if values:
+            lines += ["", f"| {title} | {unit} |", "|---|---:|"]
+            lines += [f"| {name} | {value * factor:,.1f} |" for name, value in values.items()]
     for title, curves in (("callers", results["callers"]), ("limit", results["limits"])):
-        lines += ["", *_curves(title, curves)]
+        if curves:
+            lines += ["", *_curves(title, curves)]
     return "\n".join(lines) + "\n"
 
 

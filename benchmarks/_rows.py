@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     SyncCalls = dict[str, Callable[[], object]]
 
 GATHERED = 5_000
+FEWER_GATHERED = 500  # in a quick run
 CALLERS = 64
 ITEMS = 100_000
 FEWER_ITEMS = 2_000  # in a quick run
@@ -148,7 +149,7 @@ async def dual_threads(_: ExitStack) -> Calls:
     return {OURS: in_threadpool(nothing), ANYIO: lambda: anyio.to_thread.run_sync(nothing)}
 
 
-@row("run_in_threadpool, 5,000 at once", units=GATHERED, quick_units=GATHERED)
+@row("run_in_threadpool, 5,000 at once", units=GATHERED, quick_units=FEWER_GATHERED)
 async def gathered_threads(_: ExitStack) -> Calls:
     calls: Calls = {
         OURS: partial(gather, run_in_threadpool),
@@ -161,7 +162,7 @@ async def gathered_threads(_: ExitStack) -> Calls:
 
 async def gather(call: Callable[..., Coroutine[Any, Any, object]]) -> None:
     async with anyio.create_task_group() as tasks:
-        for _ in range(GATHERED):
+        for _ in range(FEWER_GATHERED if is_quick() else GATHERED):
             tasks.start_soon(call, nothing)
 
 
