@@ -12,6 +12,7 @@
 | `asyncify` of an async function gives its coroutine | no: that is a `TypeError` |
 | `syncify` runs an async function in the loop of the worker thread that calls | yes; in workers of plain trio as well |
 | … which it holds up meanwhile: nested calls can use up all threads and wait for ever | no: it lends its slot |
+| … and is cancelled with the task that waits for the thread | yes; on asyncio, too, where that came first |
 | … elsewhere it is an error | yes, `anyio.NoEventLoopError` |
 | … elsewhere it starts a loop there for each call, with `raise_sync_error=False` | yes |
 | `runnify` starts a loop for each call, with `backend` and `backend_options` | yes |

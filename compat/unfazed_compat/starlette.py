@@ -26,11 +26,15 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter
 
-from unfazed import concurrency
+from unfazed.concurrency import contextmanager_in_threadpool as _contextmanager_in_threadpool
+from unfazed.concurrency import iterate_in_threadpool as _iterate_in_threadpool
+from unfazed.concurrency import run_in_threadpool as _run_in_threadpool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    from unfazed.concurrency import ThreadpoolIterator
 
 __all__ = ("contextmanager_in_threadpool", "iterate_in_threadpool", "run_in_threadpool")
 
@@ -47,15 +51,15 @@ async def run_in_threadpool(func: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
     `unfazed.concurrency.run_in_threadpool` documents the arguments, the cancellation and the errors.
     """
-    return await concurrency.run_in_threadpool(func, *args, **kwargs)
+    return await _run_in_threadpool(func, *args, **kwargs)
 
 
-def iterate_in_threadpool(iterator: Iterable[T]) -> concurrency.ThreadpoolIterator[T]:
+def iterate_in_threadpool(iterator: Iterable[T]) -> ThreadpoolIterator[T]:
     """Iterate over a sync iterable that blocks, from async code, as Starlette's does.
 
     `unfazed.concurrency.iterate_in_threadpool` documents the cancellation and the errors, and can fetch ahead.
     """
-    return concurrency.iterate_in_threadpool(iterator)
+    return _iterate_in_threadpool(iterator)
 
 
 def contextmanager_in_threadpool(
@@ -66,4 +70,4 @@ def contextmanager_in_threadpool(
     `unfazed.concurrency.contextmanager_in_threadpool` documents the cancellation and the errors. Neither entering nor
     leaving takes a slot.
     """
-    return concurrency.contextmanager_in_threadpool(cm, limiter=_WITHOUT_SLOTS)
+    return _contextmanager_in_threadpool(cm, limiter=_WITHOUT_SLOTS)

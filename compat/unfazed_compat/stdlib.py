@@ -15,7 +15,8 @@
 | can be called from any thread, and returns a `concurrent.futures.Future` at once | yes |
 | the coroutine runs in a task of its own, in a copy of the caller's context | yes |
 | what it returns or raises is the future's, as itself | yes |
-| cancelling the future cancels the task; one that has not begun never does | yes; the future is done at once |
+| cancelling the future cancels the task, and the future is done at once | yes |
+| … and a task that has not begun never does, since Python 3.14 | yes; on trio before that as well |
 | a task that is cancelled otherwise, or by the end of its loop, cancels the future | yes |
 | what is no coroutine is a `TypeError` | yes |
 | a loop that has ended is a `RuntimeError` | yes, and no coroutine is left that nobody has awaited |
