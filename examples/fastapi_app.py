@@ -100,13 +100,13 @@ async def store(name: str, request: Request, connection: Connection) -> dict[str
     return {"number": cursor.lastrowid}
 
 
-def find(connection: sqlite3.Connection, number: int, columns: str) -> tuple[object, ...]:
-    found: tuple[object, ...] | None = connection.execute(
-        f"select {columns} from photos where rowid = ?", (number,)
-    ).fetchone()
-    if found is None:
+def find(connection: sqlite3.Connection, number: int) -> tuple[str, int, int, bytes]:
+    rows: list[tuple[str, int, int, bytes]] = connection.execute(
+        "select name, width, height, thumbnail from photos where rowid = ?", (number,)
+    ).fetchall()
+    if not rows:
         raise HTTPException(404)
-    return found
+    return rows[0]
 
 
 async def appraise(width: int, height: int) -> int:
@@ -118,13 +118,13 @@ async def appraise(width: int, height: int) -> int:
 @app.get("/photos/{number}")
 def show(number: int, connection: Connection) -> dict[str, object]:
     """A sync endpoint, which Starlette runs in a thread: from there, the server's own loop is a call away."""
-    name, width, height = find(connection, number, "name, width, height")
+    name, width, height, _ = find(connection, number)
     return {"name": name, "worth": run_in_eventloop_sync(appraise, width, height)}
 
 
 @app.get("/photos/{number}/thumbnail")
 async def show_thumbnail(number: int, connection: Connection) -> Response:
-    (thumbnail,) = await run_in_threadpool(find, connection, number, "thumbnail")
+    *_, thumbnail = await run_in_threadpool(find, connection, number)
     return Response(thumbnail, media_type="image/png")
 
 

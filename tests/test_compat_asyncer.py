@@ -221,7 +221,8 @@ async def test_syncify_in_a_cancelled_worker_is_cancelled() -> None:
         errors.append(captured(ours.syncify(anyio.sleep_forever))[1])
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ours.asyncify(call))
+        asyncified: Any = ours.asyncify(call)
+        tasks.start_soon(asyncified)
         await blocking.wait_until_started()
         tasks.cancel_scope.cancel()
         blocking.may_end.set()

@@ -64,8 +64,10 @@ async def test_a_function_runs_in_a_thread_with_its_arguments_and_the_context(wh
 
 @pytest.mark.anyio
 async def test_an_async_function_is_refused() -> None:
+    async_function: Any = let_others_run
+
     with pytest.raises(WrongFunctionError, match="write `await let_others_run"):
-        await ours.run_in_threadpool(let_others_run)
+        await ours.run_in_threadpool(async_function)
 
 
 @both

@@ -9,6 +9,7 @@ import inspect
 import sys
 import threading
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -271,12 +272,13 @@ def test_a_loop_that_does_not_run_yet_runs_it_then() -> None:
     assert future.result()[0] == 1
 
 
-def test_what_a_loop_says_that_has_not_ended_is_raised() -> None:
-    class Refuses(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError("not now")
+def test_what_a_loop_says_that_has_not_ended_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not now")
 
-    loop = Refuses()
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", refuse)
+
     with pytest.raises(RuntimeError, match="not now"):
         stdlib.run_coroutine_threadsafe(report(1), loop)
     loop.close()
@@ -317,6 +319,31 @@ def test_on_trio_what_comes_when_the_main_task_has_ended_is_cancelled() -> None:
 
     assert futures[0].cancelled()
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
+def test_on_trio_what_comes_when_the_loop_has_all_but_ended_is_cancelled() -> None:
+    import trio
+
+    coros: list[Any] = []
+    futures: list[Future[Any]] = []
+
+    def submit_again_and_again(token: trio.lowlevel.TrioToken) -> None:
+        """Do so in each turn of the loop, the last one included, in which no task can start any more."""
+        coros.append(report(1))
+        with suppress(LoopEndedError):
+            futures.append(stdlib.run_coroutine_threadsafe(coros[-1], token))
+            token.run_sync_soon(submit_again_and_again, token)
+
+    async def main() -> None:
+        submit_again_and_again(trio.lowlevel.current_trio_token())
+        await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+
+    assert futures[-1].cancelled()
+    assert all(future.done() for future in futures)
+    assert all(inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED for coro in coros)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")

@@ -35,7 +35,7 @@ from fastapi import Depends, FastAPI
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = Path(sys.executable).parent
@@ -57,10 +57,11 @@ class Server:
     def __init__(self, command: str, folder: Path) -> None:
         self._log = folder / "log"
         program, *options = command.split()
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"}  # which is slow
         with self._log.open("wb") as log:
             self.process = psutil.Popen(
                 [SCRIPTS / program, *options],
-                env={**os.environ, "PHOTOS": str(folder / "photos.sqlite"), "PYTHONUNBUFFERED": "1"},
+                env=environment | {"PHOTOS": str(folder / "photos.sqlite"), "PYTHONWARNINGS": "default"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -117,7 +118,7 @@ def thumbnail(data: bytes) -> bytes:
     return out.getvalue()
 
 
-async def all_at_once(calls: list[Callable[[], Any]]) -> None:
+async def all_at_once(calls: Sequence[Callable[[], Any]]) -> None:
     """Make the calls, so many at once as there are clients."""
     clients = anyio.CapacityLimiter(CLIENTS)
 

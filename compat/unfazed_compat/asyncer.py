@@ -142,9 +142,7 @@ def _is_worker() -> bool:
     trio: Any = sys.modules.get("trio")
     # not there yet while another thread is importing trio
     way_of_trio, cancelled_of_trio = getattr(trio, "from_thread", None), getattr(trio, "Cancelled", None)
-    for way in (from_thread, way_of_trio):
-        if way is None:
-            continue
+    for way in filter(None, (from_thread, way_of_trio)):
         try:
             way.check_cancelled()
         except RuntimeError:

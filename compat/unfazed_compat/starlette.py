@@ -11,7 +11,8 @@
 | nested calls can use up all threads and wait for ever | no: a worker that waits lends its slot |
 | each step of an iterator waits for a thread, and may run in another one | no: one thread for all of them |
 | … in a copy of the context as it is then | no: one context, a copy of that of the first step |
-| an iterator that is left early is left to the garbage collector | no: it is closed at once, in its thread |
+| an iterator that is left early is closed when nobody holds it any more | yes, in its thread; or by `aclose` |
+| … which a `StreamingResponse` does for a while when its client has gone | as there: close it in a dependency |
 | a context manager is entered in a thread of the pool | no: without a slot, so whoever waits there holds up no one |
 | … and left without waiting for one, whatever cancels the request | yes |
 | … in another thread and another context, perhaps | no: in those of its entry |

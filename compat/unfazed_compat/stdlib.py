@@ -95,7 +95,7 @@ def run_coroutine_threadsafe(
     Example:
         `run_coroutine_threadsafe(fetch(url), loop).result(timeout=5)`
     """
-    given: object = coro
+    given: Any = coro  # not what it says, perhaps
     if not isinstance(given, Coroutine):
         name = getattr(given, "__name__", "fetch")
         raise WrongFunctionError(
