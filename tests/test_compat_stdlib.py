@@ -9,7 +9,6 @@ import inspect
 import sys
 import threading
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -321,47 +320,36 @@ def test_on_trio_what_comes_when_the_main_task_has_ended_is_cancelled() -> None:
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
 
 
+class Ending:
+    """A trio token whose loop is at its end: it does what it was told before, when no task can start any more."""
+
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def run_sync_soon(self, sync_fn: Any) -> None:
+        import trio
+
+        if self.functions:
+            raise trio.RunFinishedError
+        self.functions.append(sync_fn)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
 def test_on_trio_what_comes_when_the_loop_has_all_but_ended_is_cancelled() -> None:
-    import trio
+    coro, token = report(1), Ending()
+    future = stdlib.run_coroutine_threadsafe(coro, token)
 
-    coros: list[Any] = []
-    futures: list[Future[Any]] = []
+    token.functions[0]()  # here, where none can start either
 
-    def submit_again_and_again(token: trio.lowlevel.TrioToken) -> None:
-        """Do so in each turn of the loop, the last one included, in which no task can start any more."""
-        coros.append(report(1))
-        with suppress(LoopEndedError):
-            futures.append(stdlib.run_coroutine_threadsafe(coros[-1], token))
-            token.run_sync_soon(submit_again_and_again, token)
-
-    async def main() -> None:
-        submit_again_and_again(trio.lowlevel.current_trio_token())
-        await trio.lowlevel.checkpoint()
-
-    trio.run(main)
-
-    assert futures[-1].cancelled()
-    assert all(future.done() for future in futures)
-    assert all(inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED for coro in coros)
+    assert wait([future], GRACE_SECONDS).done == {future}
+    assert future.cancelled()
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
 def test_on_trio_a_future_can_be_cancelled_when_the_loop_has_ended() -> None:
-    """As when it is cancelled while the loop ends: the task is past caring."""
-    import trio
-
-    class Ended:
-        def run_sync_soon(self, sync_fn: Any) -> None:
-            if self.functions:
-                raise trio.RunFinishedError
-            self.functions.append(sync_fn)
-
-        def __init__(self) -> None:
-            self.functions: list[Any] = []
-
     coro = report(1)
-    future = stdlib.run_coroutine_threadsafe(coro, Ended())
+    future = stdlib.run_coroutine_threadsafe(coro, Ending())
 
     assert future.cancel()
     coro.close()
