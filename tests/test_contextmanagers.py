@@ -36,6 +36,7 @@ from unfazed.concurrency import (
     LoopEndedError,
     LoopThreadError,
     WrongFunctionError,
+    WrongOptionError,
     _contextmanagers,
     _lanes,
     contextmanager_in_eventloop_sync,
@@ -245,6 +246,33 @@ async def test_an_entered_one_holds_no_slot_and_entering_takes_one() -> None:
         gate.opened.set()
 
     assert second.times_entered == 0
+
+
+@pytest.mark.anyio
+async def test_entering_takes_its_slot_of_the_limiter_that_is_given() -> None:
+    limit_threads(1)
+    own = anyio.CapacityLimiter(1)
+    gate = Gate()
+    first, second = GatedManager(on_enter=True), Manager()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_in_threadpool, gate.wait)
+        await gate.wait_until_reached()
+        async with anyio.create_task_group() as entering:
+            entering.start_soon(contextmanager_in_threadpool(first, limiter=own).__aenter__)
+            await first.on_enter.wait_until_reached()  # though the pool is exhausted
+            entering.start_soon(contextmanager_in_threadpool(second, limiter=own).__aenter__)
+            await let_others_run()
+            entering.cancel_scope.cancel()
+            first.on_enter.opened.set()
+        gate.opened.set()
+
+    assert (first.times_entered, second.times_entered) == (1, 0)
+
+
+def test_what_is_no_limiter_is_refused_at_once() -> None:
+    with pytest.raises(WrongOptionError, match=r"contextmanager_in_threadpool\(limiter=...\) must be an anyio"):
+        contextmanager_in_threadpool(Manager(), limiter=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 import starlette.concurrency
@@ -430,6 +431,23 @@ def test_a_loop_thread_lasts_for_its_block(anyio_backend: tuple[str, dict[str, A
         loop.run_sync(echo)
     with pytest.raises(LoopStateError, match="only once"):
         loop.start()
+
+
+def test_a_loop_thread_shows_the_loop_of_its_library(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    backend, options = anyio_backend
+    loop = EventLoopThread(backend, options)
+    with pytest.raises(LoopStateError, match="has not been started"):
+        _ = loop.native
+
+    with loop:
+        assert loop.native is loop.run_sync(_native_loop)
+
+    with pytest.raises(LoopEndedError, match="has been stopped"):
+        _ = loop.native
+
+
+async def _native_loop() -> object:
+    return anyio.lowlevel.current_token().native_token
 
 
 def test_loop_threads_have_distinct_names() -> None:

@@ -18,6 +18,7 @@ README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", TEXT, re.MULTILINE | re.DOTALL)
 executors_are_demanded = "UNFAZED_TEST_EXECUTORS" in os.environ  # by the tox environment `executors`
+web_is_demanded = "UNFAZED_TEST_WEB" in os.environ  # by the tox environment `web`
 
 
 @pytest.mark.parametrize(("source", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
@@ -26,6 +27,8 @@ def test_an_example_prints_what_it_says(source: str, output: str, tmp_path: Path
         pytest.skip("the example needs trio")
     if "distributed" in source and not executors_are_demanded and importlib.util.find_spec("distributed") is None:
         pytest.skip("the example needs distributed")
+    if "fastapi" in source and not web_is_demanded and importlib.util.find_spec("fastapi") is None:
+        pytest.skip("the example needs fastapi")
     program = tmp_path / "example.py"
     program.write_text(source, encoding="utf-8")
 

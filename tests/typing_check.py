@@ -6,12 +6,13 @@ that are not needed.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
 from typing_extensions import assert_type
+from unfazed_compat import asyncer, starlette, stdlib
 
 from unfazed import concurrecy
 from unfazed.concurrency import (
@@ -31,7 +32,12 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable
+    from contextlib import AbstractContextManager
+
+    import trio
+    from anyio.lowlevel import EventLoopToken
 
 
 def read(path: str, *, encoding: str = "utf-8") -> bytes:
@@ -190,3 +196,24 @@ async def wrong_arguments(holder: Holder) -> None:
     in_processpool(read, timeout="1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     in_executor(read)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     in_eventloop(read)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def names_of_others(
+    loop: asyncio.AbstractEventLoop | trio.lowlevel.TrioToken | EventLoopToken | EventLoopThread,
+    manager: AbstractContextManager[bytes],
+) -> None:
+    assert_type(await starlette.run_in_threadpool(read, "a", encoding="b"), bytes)
+    assert_type([each async for each in starlette.iterate_in_threadpool(b"a")], list[int])
+    async with starlette.contextmanager_in_threadpool(manager) as entered:
+        assert_type(entered, bytes)
+    assert_type(await asyncer.asyncify(read, abandon_on_cancel=True)("a", encoding="b"), bytes)
+    assert_type(asyncer.syncify(fetch, raise_sync_error=False)("a", timeout=2), list[int])
+    assert_type(asyncer.runnify(fetch, "trio")("a", timeout=2), list[int])
+    assert_type(await stdlib.to_thread(read, "a", encoding="b"), bytes)
+    assert_type(stdlib.run_coroutine_threadsafe(fetch("a"), loop), Future[list[int]])
+
+    await starlette.run_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await asyncer.asyncify(read)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asyncer.syncify(fetch)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asyncer.runnify(read)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    stdlib.run_coroutine_threadsafe(fetch, loop)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

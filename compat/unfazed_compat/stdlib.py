@@ -1,4 +1,4 @@
-"""The standard library's names: `to_thread`, on asyncio and on trio.
+"""The standard library's names: `to_thread` and `run_coroutine_threadsafe`, on asyncio and on trio.
 
 | promise of `asyncio.to_thread` (https://docs.python.org/3/library/asyncio-task.html) | kept |
 |---|---|
@@ -8,21 +8,54 @@
 | the threads are those of the loop's default executor | no: anyio's, as many as its default limiter lets run |
 | a cancelled call leaves its thread behind | no: it waits for the thread, then raises the cancellation |
 | nested calls can use up all threads and wait for ever | no: a worker that waits lends its slot |
+
+| promise of `asyncio.run_coroutine_threadsafe` (the same page) | kept |
+|---|---|
+| takes a coroutine and an asyncio loop | yes; a trio token, anyio's, or an `EventLoopThread` as well |
+| can be called from any thread, and returns a `concurrent.futures.Future` at once | yes |
+| the coroutine runs in a task of its own, in a copy of the caller's context | yes |
+| what it returns or raises is the future's, as itself | yes |
+| cancelling the future cancels the task, and the future is done at once | yes |
+| … and a task that has not begun never does, since Python 3.14 | yes; on trio before that as well |
+| a task that is cancelled otherwise, or by the end of its loop, cancels the future | yes |
+| what is no coroutine is a `TypeError` | yes |
+| a loop that has ended is a `RuntimeError` | yes, and no coroutine is left that nobody has awaited |
+| a loop that does not run yet takes it, and runs it then | yes; an `EventLoopThread` has to run |
+| `SystemExit` and `KeyboardInterrupt` end the loop as well | yes on asyncio; on trio they are the future's alone |
+| who waits for the future in its loop's own thread waits for ever | as there: `await asyncio.wrap_future(...)` |
+| called from a program on trio, the coroutine takes its loop for trio | no: it knows where it runs |
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from reprlib import repr as short_repr
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from unfazed.concurrency import run_in_threadpool
+from anyio.lowlevel import EventLoopToken
+
+from unfazed.concurrency import EventLoopThread, LoopEndedError, WrongFunctionError, WrongOptionError, run_in_threadpool
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
-__all__ = ("to_thread",)
+__all__ = ("run_coroutine_threadsafe", "to_thread")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class TrioToken(Protocol):
+    """What `trio.lowlevel.current_trio_token` returns."""
+
+    def run_sync_soon(self, sync_fn: Callable[[], object], /) -> None:
+        """Have the loop call a function soon."""
+        ...
 
 
 async def to_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,3 +64,133 @@ async def to_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     `run_in_threadpool` documents the arguments, the cancellation and the errors.
     """
     return await run_in_threadpool(func, *args, **kwargs)
+
+
+def run_coroutine_threadsafe(
+    coro: Coroutine[Any, Any, T], loop: AbstractEventLoop | TrioToken | EventLoopToken | EventLoopThread
+) -> Future[T]:
+    """Have a loop that runs in another thread run a coroutine, and return the future of its result.
+
+    The same as `asyncio.run_coroutine_threadsafe`, but for trio. In a worker thread, `run_in_eventloop_sync` is better
+    where the result is waited for anyway: it lends the worker's slot meanwhile, and is cancelled with it.
+
+    Args:
+        coro: A coroutine, that is, what an async function returned.
+        loop: An asyncio loop, a `trio.lowlevel.TrioToken`, what `anyio.lowlevel.current_token()` returned, or an
+            `EventLoopThread`.
+
+    Cancellation:
+        Cancelling the future cancels the task; nobody waits for its cleanup. A call that waits for the future does not
+        cancel it.
+
+    Returns:
+        A future. Its errors are whatever the coroutine raised.
+
+    Raises:
+        WrongFunctionError: If *coro* is no coroutine.
+        WrongOptionError: If *loop* is none of these.
+        LoopStateError: If *loop* is an `EventLoopThread` that has not been started.
+        LoopEndedError: If the loop has ended.
+
+    Example:
+        `run_coroutine_threadsafe(fetch(url), loop).result(timeout=5)`
+    """
+    given: Any = coro  # not what it says, perhaps
+    if not isinstance(given, Coroutine):
+        name = getattr(given, "__name__", "fetch")
+        raise WrongFunctionError(
+            f"run_coroutine_threadsafe() expected a coroutine, got {short_repr(given)}: "
+            f"write `run_coroutine_threadsafe({name}(...), loop)`"
+        )
+    try:
+        native: Any = loop
+        if isinstance(loop, EventLoopThread):
+            native = loop.native
+        elif isinstance(loop, EventLoopToken):
+            native = loop.native_token
+        if hasattr(native, "call_soon_threadsafe"):
+            return _run_on_asyncio(coro, native)
+        if hasattr(native, "run_sync_soon"):
+            return _run_on_trio(coro, native)
+        raise WrongOptionError(
+            "run_coroutine_threadsafe(loop=...) must be an asyncio loop, a trio token, what "
+            f"anyio.lowlevel.current_token() returns, or an EventLoopThread, not {short_repr(loop)}"
+        )
+    except BaseException:
+        coro.close()  # it would complain that nobody has awaited it
+        raise
+
+
+def _run_on_asyncio(coro: Coroutine[Any, Any, T], loop: AbstractEventLoop) -> Future[T]:
+    import asyncio
+
+    context = copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:  # pragma: no branch  it comes with trio
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
+    try:
+        return context.run(asyncio.run_coroutine_threadsafe, coro, loop)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+        raise _ended() from None
+
+
+def _run_on_trio(coro: Coroutine[Any, Any, T], token: TrioToken) -> Future[T]:
+    import trio
+
+    future: Future[T] = Future()
+    context = copy_context()
+    scope = trio.CancelScope()
+
+    def start() -> None:
+        try:
+            trio.lowlevel.spawn_system_task(_run_for, future, coro, scope, context=context)
+        except RuntimeError:  # the main task has ended
+            coro.close()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+
+    def cancel(_: object) -> None:
+        if future.cancelled():
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel)
+
+    try:
+        token.run_sync_soon(start)
+    except trio.RunFinishedError:
+        raise _ended() from None
+    future.add_done_callback(cancel)
+    return future
+
+
+async def _run_for(future: Future[T], coro: Coroutine[Any, Any, T], scope: Any) -> None:
+    """Run *coro* in *scope*, in a task of trio, and tell *future* what came of it."""
+    import trio
+
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        with scope:
+            if future.cancelled():
+                coro.close()
+                return
+            try:
+                value = await coro
+            except trio.Cancelled:
+                future.cancel()
+                raise
+            except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
+                error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+    finally:
+        # As asyncio does: a future is cancelled at any time before it has its result, and no later.
+        if future.set_running_or_notify_cancel():
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        del error, future  # the traceback leads here
+
+
+def _ended() -> LoopEndedError:
+    return LoopEndedError("the event loop has ended")

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from ._checks import name_of, wrong_source
+from ._checks import name_of, require_limiter, wrong_source
 from ._errors import InUseError, LoopEndedError
 from ._eventloop import submit_to_background
 from ._lanes import TaskLane, ThreadLane
@@ -18,6 +18,8 @@ from ._synccalls import call_from_sync
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
+
+    from anyio import CapacityLimiter
 
     _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
@@ -42,15 +44,16 @@ def _require_new(lane: object, helper: str) -> None:
 class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
     """A sync context manager, entered and left in one thread."""
 
-    def __init__(self, manager: AbstractContextManager[T, bool | None]) -> None:
+    def __init__(self, manager: AbstractContextManager[T, bool | None], limiter: CapacityLimiter | None) -> None:
         self._manager = manager
+        self._limiter = limiter
         self._lane: ThreadLane[bool | None] | None = None
         self._entered = False
         self._exc_info: _ExcInfo | None = None  # what to leave it with
 
     async def __aenter__(self) -> T:
         _require_new(self._lane, "contextmanager_in_threadpool")
-        self._lane = lane = ThreadLane("contextmanager_in_threadpool", self._exit)
+        self._lane = lane = ThreadLane("contextmanager_in_threadpool", self._exit, self._limiter)
         try:
             return await lane.run(self._enter)
         except BaseException as exc:
@@ -86,15 +89,18 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
 
 def contextmanager_in_threadpool(
-    manager: AbstractContextManager[T, bool | None], /
+    manager: AbstractContextManager[T, bool | None], /, *, limiter: CapacityLimiter | None = None
 ) -> AbstractAsyncContextManager[T, bool | None]:
     """Use a sync context manager that blocks from async code.
 
     It is entered and left in the same worker thread and in the same context, a copy of the caller's. Entering it takes
-    a slot of anyio's default thread limiter, while it is entered it holds none, and leaving it never waits for one.
+    a slot, while it is entered it holds none, and leaving it never waits for one.
 
     Args:
         manager: A sync context manager. It can be entered as often as that one can, but not twice at once.
+        limiter: Bounds how many are being entered at once, from any loop or thread; `None` is anyio's default thread
+            limiter. One that waits for what others hold until they get a slot there, such as a connection, needs
+            another limiter.
 
     Cancellation:
         Entering is cancelled as `run_in_threadpool` is, and what has been entered by then is left again, with the
@@ -106,6 +112,7 @@ def contextmanager_in_threadpool(
 
     Raises:
         WrongFunctionError: If *manager* is none.
+        WrongOptionError: If *limiter* is none.
         InUseError: On entering, if it has been entered already.
         BaseException: Whatever entering or leaving raised.
 
@@ -115,7 +122,8 @@ def contextmanager_in_threadpool(
     kind: Any = type(manager)
     if not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
         raise wrong_source(manager, "contextmanager_in_threadpool", "a context manager", "async with", "__aenter__")
-    return _InThread(manager)
+    require_limiter(limiter, "contextmanager_in_threadpool")
+    return _InThread(manager, limiter)
 
 
 @final

@@ -24,7 +24,7 @@ from anyio import Event, get_cancelled_exc_class, to_thread
 from . import _slots
 from ._calls import Answer, Call, without_our_frame
 from ._errors import LoopEndedError
-from ._jobs import Job
+from ._jobs import Job, JobOptions
 from ._loops import current_loop
 from ._loopthread import submit_here
 from ._synccalls import GONE_CHECK_SECONDS
@@ -51,7 +51,7 @@ class _Step(Job[T]):
     in_a_lane = True
 
     def __init__(self, lane: ThreadLane[Any], helper: str, func: Callable[[], T]) -> None:
-        super().__init__(helper, func, (), {})
+        super().__init__(helper, func, (), {}, JobOptions(lane.limiter))
         self._lane = lane
 
     async def hand_over(self) -> None:
@@ -62,11 +62,11 @@ class _Step(Job[T]):
 class ThreadLane(Generic[T]):
     """A worker thread of the current loop, which does one step after another, and *last* when it is left."""
 
-    def __init__(self, helper: str, last: Callable[[], T]) -> None:
+    def __init__(self, helper: str, last: Callable[[], T], limiter: CapacityLimiter | None = None) -> None:
         self._helper = helper
         self._last = last
         self.loop: Loop = current_loop()
-        self._limiter: CapacityLimiter = to_thread.current_default_thread_limiter()
+        self.limiter: CapacityLimiter = limiter or to_thread.current_default_thread_limiter()
         self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._started = Lock()  # taken by the thread when it starts, or by the loop so that it never does
         self._error: BaseException | None = None  # why it never did
@@ -169,7 +169,7 @@ class ThreadLane(Generic[T]):
             step()
         job = Job(self._helper, self._last, (), {})
         job.loop = self.loop
-        job.slot = _slots.acquire_now(self._limiter)
+        job.slot = _slots.acquire_now(self.limiter)
         job.work()
         _slots.release(job.slot)
         self._outcome = job.outcome

@@ -96,6 +96,16 @@ class EventLoopThread:
         """Return whether the loop takes calls."""
         return self._loop is not None and self._closed is None
 
+    @property
+    def native(self) -> object:
+        """What its library knows the loop by: an asyncio loop, or a `trio.lowlevel.TrioToken`.
+
+        Raises:
+            LoopStateError: If it has not been started.
+            LoopEndedError: If it has ended.
+        """
+        return self._require_running().native
+
     def start(self) -> None:
         """Start the thread and wait for its loop to run. `with` does it.
 
@@ -169,19 +179,24 @@ class EventLoopThread:
         name = name_of(func)
         return call_from_sync(work, name, "run_sync", f"await loop.run({name}, ...)", self._submit, always=True)
 
-    def _submit(self, call: Call[Any], context: Context) -> None:
-        """Have the loop run *call*."""
+    def _require_running(self) -> Loop:
+        """Return the loop, which takes calls."""
         if self._loop is None or self._closed is not None:
             if self._closed is None:
                 raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
             raise LoopEndedError(self._closed)
+        return self._loop
+
+    def _submit(self, call: Call[Any], context: Context) -> None:
+        """Have the loop run *call*."""
+        loop = self._require_running()
         # Either the call is in the set when the loop ends, and `_main` fails it; or the loop has ended, and says so.
         # The call knows its loop before that, so that it can be given up where Ctrl-C comes in between.
-        call.loop = self._loop
+        call.loop = loop
         call.on_end = self._forget
         self._calls.add(call)
         try:
-            self._loop.submit(call, context)
+            loop.submit(call, context)
         except LoopEndedError:
             self._calls.discard(call)
             raise
