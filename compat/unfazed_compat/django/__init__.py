@@ -11,8 +11,8 @@
 | asyncio only | no: trio as well |
 | needs channels | no |
 
-`"unfazed_compat.django"` as the first of `INSTALLED_APPS` calls `setup` when the project starts; who needs that earlier,
-before a monitoring agent say, calls it where the program starts. Django itself is not imported before it is used.
+`"unfazed_compat.django"` as the first of `INSTALLED_APPS` calls `setup` when the project starts. Who needs that
+earlier, before a monitoring agent say, calls it where the program starts. Django is not imported before it is used.
 
     _setup.py   `setup`, and the system check          apps.py   what Django looks for in an app
 """

@@ -20,8 +20,8 @@ class _Finding(NamedTuple):
 
 
 _EARLIER = (
-    "Call it before that: write `import unfazed_compat.django; unfazed_compat.django.setup()` where the program starts, "
-    "at the top of manage.py, wsgi.py or asgi.py"
+    "Write `import unfazed_compat.django; unfazed_compat.django.setup()` where the program starts, at the top of "
+    "manage.py, wsgi.py or asgi.py"
 )
 
 _findings: tuple[_Finding, ...] = ()  # of the last `setup`
@@ -30,13 +30,13 @@ _findings: tuple[_Finding, ...] = ()  # of the last `setup`
 def setup() -> None:
     """Call `install` of `unfazed_compat.asgiref`, and add the system check `unfazed` to the project's.
 
-    It is never too late for what Django itself does: all wrappers move, whenever they were made. Too late is what others
-    have done with asgiref before. What is wrong is said by a `RuntimeWarning` here, for servers make no system checks,
+    It is never too late for Django itself: all wrappers move, whenever they were made. It may come too late for what
+    others have done with asgiref. What is wrong is said by a `RuntimeWarning` here, for servers make no system checks,
     and by the check:
 
         unfazed.W001    asgiref's version does not fit. It goes on doing its work as before
         unfazed.W002    somebody had patched asgiref, a monitoring agent say: these patches are out of use
-        unfazed.W003    thread-sensitive calls had been made: they stay in asgiref's thread, which takes none at exit
+        unfazed.W003    thread-sensitive calls had been made: asgiref's thread goes on to make them, but not at exit
 
     Calling it again is harmless.
 
@@ -76,8 +76,8 @@ def _install() -> list[_Finding]:
     if type(executor) is ThreadPoolExecutor and executor._threads:
         findings.append(
             _Finding(
-                "unfazed_compat.django.setup() came after thread-sensitive calls had been made, which therefore stay in "
-                "asgiref's thread: it takes no calls any more when the main thread has ended",
+                "unfazed_compat.django.setup() came after thread-sensitive calls had been made, so asgiref's thread goes "
+                "on to make them, which takes none any more when the main thread has ended",
                 f"{_EARLIER}, above whatever makes such calls",
                 "unfazed.W003",
             )

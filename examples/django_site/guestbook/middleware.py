@@ -26,6 +26,7 @@ def name_the_visitor(
 
     async def middleware(request: HttpRequest) -> HttpResponse:
         visitor.set(request.headers.get("Visitor", "nobody"))
+        greeting.set("none")  # a server's thread takes its context from request to request
         response = await get_response(request)
         response["Greeting"] = greeting.get()
         return response

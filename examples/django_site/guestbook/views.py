@@ -75,28 +75,20 @@ async def stream_async(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(names())
 
 
-open_streams = [0]  # that are endless; one list for all threads, whose `_counting` is
-
-
-_counting = threading.Lock()
-
-
-def count_streams(change: int) -> None:
-    with _counting:
-        open_streams[0] += change
+open_streams: set[object] = set()  # the endless ones; changes in one step each
 
 
 def endless_sync(request: HttpRequest) -> StreamingHttpResponse:
     """Show the first name until the visitor has gone."""
 
     def names() -> Iterator[str]:
-        count_streams(1)
+        open_streams.add(stream := object())
         try:
             while True:
                 yield f"{Entry.objects.all()[0].name}\n"
                 time.sleep(0.01)
         finally:
-            count_streams(-1)
+            open_streams.remove(stream)
 
     return StreamingHttpResponse(names())
 
@@ -105,13 +97,13 @@ async def endless_async(request: HttpRequest) -> StreamingHttpResponse:
     """Show the same."""
 
     async def names() -> AsyncIterator[str]:
-        count_streams(1)
+        open_streams.add(stream := object())
         try:
             while True:
                 yield f"{(await Entry.objects.afirst()).name}\n"
                 await asyncio.sleep(0.01)
         finally:
-            count_streams(-1)
+            open_streams.remove(stream)
 
     return StreamingHttpResponse(names())
 
@@ -119,4 +111,4 @@ async def endless_async(request: HttpRequest) -> StreamingHttpResponse:
 async def report(request: HttpRequest) -> HttpResponse:
     """Show what is left over."""
     names = sorted(thread.name for thread in threading.enumerate())
-    return JsonResponse({"process": os.getpid(), "threads": names, "streams": open_streams[0]})
+    return JsonResponse({"process": os.getpid(), "threads": names, "streams": len(open_streams)})
