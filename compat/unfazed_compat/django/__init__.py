@@ -5,6 +5,7 @@
 | `database_sync_to_async` is a class that makes sync functions and methods async, also as a decorator | yes |
 | it takes what `sync_to_async` takes, by position as well | yes |
 | stale connections are closed before and after each call, in its thread, whatever the call raises | yes |
+| … and those in a transaction as well, which is lost: so there is no calling it in a `TestCase` | no: these are kept |
 | `thread_handler` can be overridden | yes, with the same arguments |
 | it is a subclass of asgiref's `SyncToAsync` | no: of `unfazed_compat.asgiref`'s, with or without `install` |
 | `aclose_old_connections` closes them in the thread of thread-sensitive calls | yes |
@@ -58,4 +59,6 @@ async def aclose_old_connections() -> None:
 
 
 def _close_old_connections() -> None:
-    import_module("django.db").close_old_connections()
+    for connection in import_module("django.db").connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()

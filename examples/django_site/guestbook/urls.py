@@ -7,8 +7,8 @@ from django.urls import path
 from . import views
 
 urlpatterns = (
-    path("sync/<int:id>/", views.show_sync),
-    path("async/<int:id>/", views.show_async),
+    path("sync/<int:number>/", views.show_sync),
+    path("async/<int:number>/", views.show_async),
     path("sign/", views.sign),
     path("stream/sync/", views.stream_sync),
     path("stream/async/", views.stream_async),

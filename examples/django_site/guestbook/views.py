@@ -12,7 +12,6 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
-
 from unfazed_compat.django import database_sync_to_async
 
 from .middleware import greeting, visitor
@@ -22,37 +21,37 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-def show_sync(request: HttpRequest, id: int) -> JsonResponse:
+def show_sync(request: HttpRequest, number: int) -> JsonResponse:
     """Show an entry and the one after it, which async code looks up."""
-    entry = Entry.objects.get(id=id)
-    following = async_to_sync(find_following)(id)
+    entry = Entry.objects.get(id=number)
+    following = async_to_sync(find_following)(number)
     greeting.set(f"sync {visitor.get()}")
     return JsonResponse({"visitor": visitor.get(), "entry": entry.name, "following": following})
 
 
-async def show_async(request: HttpRequest, id: int) -> JsonResponse:
+async def show_async(request: HttpRequest, number: int) -> JsonResponse:
     """Show the same: two look-ups at a time, one of them in any thread, with a connection of its own."""
     entry, following = await asyncio.gather(
-        sync_to_async(Entry.objects.get)(id=id),
-        database_sync_to_async(find_following_sync, thread_sensitive=False)(id),
+        sync_to_async(Entry.objects.get)(id=number),
+        database_sync_to_async(find_following_sync, thread_sensitive=False)(number),
     )
     greeting.set(f"async {visitor.get()}")
     return JsonResponse({"visitor": visitor.get(), "entry": entry.name, "following": following})
 
 
-async def find_following(id: int) -> str | None:
-    entry = await Entry.objects.filter(id__gt=id).afirst()
+async def find_following(number: int) -> str | None:
+    entry = await Entry.objects.filter(id__gt=number).afirst()
     return entry.name if entry else None
 
 
-def find_following_sync(id: int) -> str | None:
-    entry = Entry.objects.filter(id__gt=id).first()
+def find_following_sync(number: int) -> str | None:
+    entry = Entry.objects.filter(id__gt=number).first()
     return entry.name if entry else None
 
 
 @csrf_exempt
 def sign(request: HttpRequest) -> JsonResponse:
-    """Make an entry and take it back: what is not committed yet is seen by the async code within, and by nobody else."""
+    """Make an entry and take it back: the async code within sees what is not committed, and nobody else does."""
     with transaction.atomic():
         entry = Entry.objects.create(name=visitor.get())
         seen = async_to_sync(Entry.objects.filter(id=entry.id, name=visitor.get()).acount)()
