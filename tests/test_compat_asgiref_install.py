@@ -48,7 +48,7 @@ def snapshot() -> list[dict[str, Any]]:
 
 def test_it_names_what_was_patched_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that calls the original, and an object, as monitoring agents have them."""
-    handler = asgiref.sync.SyncToAsync.thread_handler
+    handler: Any = asgiref.sync.SyncToAsync.thread_handler
 
     @functools.wraps(handler)
     def patched(*args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from django.core.management.base import BaseCommand, CommandParser
 
-from guestbook.models import Entry
+from ...models import Entry
 
 
 class Command(BaseCommand):
