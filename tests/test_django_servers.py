@@ -35,6 +35,7 @@ SITE = Path(__file__).parent.parent / "examples" / "django_site"
 NAMES = [f"guest {number}" for number in range(1, 41)]
 DROP_EVERY = 10  # requests
 AT_A_TIME = 50
+LOOP_THREADS = min(32, (os.cpu_count() or 1) + 4)  # that asyncio lets a loop have, and keeps
 SECONDS = 60  # in which a server starts, answers and ends; only a hang takes that long
 
 pytestmark = pytest.mark.timeout(180)
@@ -49,7 +50,7 @@ class Way:
     is_async: bool = False
     processes: int = 1  # in which it calls the site
     threads: int = 1  # in each
-    requests: int = 2_000
+    requests: int = 1_500
     ended: int = 0  # its exit status after SIGTERM
 
 
@@ -179,8 +180,8 @@ def left_over(server: Server, way: Way, database: str, clean: set[int]) -> list[
             "ThreadPoolExecutor-0_": way.threads,  # gunicorn's
             "unfazed-companion-": 0 if way.is_async else way.threads,
             "unfazed-thread-sensitive-": int(way.is_async),  # of the report
-            "asyncio_": 32 if way.is_async else way.threads,  # the loop's own, which it keeps
-            "uvloop_": 32 if way.is_async else 0,
+            "asyncio_": LOOP_THREADS * way.threads,
+            "uvloop_": LOOP_THREADS if way.is_async else 0,
         }
     )
     left += [*(threads - allowed), *(["a stream"] * report["streams"])]
