@@ -84,12 +84,14 @@ def install() -> Installed:
     """
     original: Any = _shared.original
     if original is None:
-        raise UnfazedError("install() needs asgiref, which is not installed; import the names from here instead")
+        raise UnfazedError(
+            "install() needs asgiref, which is not installed; import the names from unfazed_compat.asgiref instead"
+        )
     version = _version()
     if not (version >= OLDEST and version[:2] <= NEWEST):
         raise UnfazedError(
             f"install() knows asgiref {_text(OLDEST)} to {_text(NEWEST)}, and not {_text(version)}; import the names "
-            f"from here instead, or use a version that it knows"
+            f"from unfazed_compat.asgiref instead, or use a version that it knows"
         )
     with _lock:
         if _replaced:
