@@ -280,6 +280,40 @@ async def test_a_call_that_is_made_after_the_cancellation_is_cancelled(monkeypat
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("library", [ours, asgiref.sync], ids=["ours", "installed"])
+async def test_what_such_a_call_would_send_to_its_thread_never_runs(library: Any) -> None:
+    """Django's views are sent there, when the request has ended and its connections are closed."""
+    started, may_call, ran = threading.Event(), threading.Event(), []
+
+    async def inner() -> None:
+        ran.append("async")
+        await library.sync_to_async(ran.append)("sync")
+
+    class Awaitable:  # and not a coroutine
+        def __await__(self) -> Any:
+            return inner().__await__()
+
+    with ours.install():
+        with pytest.warns(UserWarning, match="non-async-marked"):
+            calls = [library.async_to_sync(inner), library.async_to_sync(Awaitable)]
+        for call in calls:
+            started.clear()
+            may_call.clear()
+
+            def outer(call: Any = call) -> None:
+                started.set()
+                assert may_call.wait(GRACE_SECONDS)
+                captured(call)
+
+            await cancel_while(library.sync_to_async(outer), started)
+            may_call.set()
+            with anyio.fail_after(GRACE_SECONDS):
+                await library.sync_to_async(int)()
+
+    assert ran == []
+
+
+@pytest.mark.anyio
 async def test_a_cancellation_reaches_every_async_call_of_a_function() -> None:
     started, outcomes = threading.Event(), []
 

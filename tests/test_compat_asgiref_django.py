@@ -7,42 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from asgiref_helpers import end_threads, run_async
+from django_helpers import model
 from unfazed_compat.asgiref import async_to_sync, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-django = pytest.importorskip("django")
-
 assert end_threads  # a fixture
+assert model  # another one
 
 Backend = tuple[str, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from django.conf import settings
-
-    database = tmp_path_factory.mktemp("django") / "db.sqlite3"
-    settings.configure(
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(database)}},
-        DEFAULT_AUTO_FIELD="django.db.models.AutoField",
-        USE_TZ=True,
-    )
-    django.setup()
-    from django.db import connection, models
-
-    class Planet(models.Model):  # type: ignore[misc]
-        name = models.CharField(max_length=20)
-
-        class Meta:
-            app_label = "planets"
-
-    with connection.schema_editor() as editor:
-        editor.create_model(Planet)
-    Planet.objects.create(name="earth")
-    connection.close()
-    return Planet
 
 
 @pytest.fixture(autouse=True)

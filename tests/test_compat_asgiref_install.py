@@ -46,6 +46,24 @@ def snapshot() -> list[dict[str, Any]]:
 # ---- install
 
 
+def test_it_names_what_was_patched_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that calls the original, and an object, as monitoring agents have them."""
+    handler: Any = asgiref.sync.SyncToAsync.thread_handler
+
+    @functools.wraps(handler)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return handler(*args, **kwargs)
+
+    with install() as installed:
+        assert installed.out_of_use == ()
+    monkeypatch.setattr(asgiref.sync.SyncToAsync, "thread_handler", patched)
+    monkeypatch.setattr(asgiref.sync.AsyncToSync, "__call__", functools.partial(int))
+    with install() as installed:
+        assert sorted(installed.out_of_use) == ["AsyncToSync.__call__", "SyncToAsync.thread_handler"]
+        assert install().out_of_use == installed.out_of_use
+    assert installed.out_of_use == ()
+
+
 def test_installing_is_reversible_and_can_be_repeated() -> None:
     before = snapshot()
     with install():

@@ -23,6 +23,8 @@ from contextvars import Context, Token, copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
+from anyio.lowlevel import checkpoint
+
 from unfazed.concurrency import LoopEndedError
 
 from . import _shared
@@ -127,13 +129,16 @@ class AsyncToSync(Generic[P, R]):
         loop = current_loop()
         _shared.mark_context("trio" if isinstance(loop, TrioLoop) else "asyncio")
         task = current_task(loop)
+        is_cancelled = False
         if isinstance(task_context, Calls):
-            task_context.begin(task)
+            is_cancelled = task_context.begin(task)
         elif task_context is not None:
             task_context.append(task)
         result: Any = None
         error: BaseException | None = None
         try:
+            if is_cancelled:
+                await _never_begin(awaitable)
             if exc_info[1] is None:
                 result = await awaitable
             else:
@@ -158,6 +163,16 @@ class AsyncToSync(Generic[P, R]):
         else:
             call_result.set_exception(error)
         del error
+
+
+async def _never_begin(awaitable: Awaitable[object]) -> None:
+    """Raise the cancellation now: at its first step, *awaitable* may send to a thread what is not to run any more."""
+    try:
+        await checkpoint()
+    finally:
+        close: Callable[[], object] | None = getattr(awaitable, "close", None)
+        if close is not None:
+            close()
 
 
 def _loop_of_this_thread(wrapper: object) -> Loop | None:

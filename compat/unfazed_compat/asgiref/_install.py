@@ -8,6 +8,7 @@ began, and each method gets on with both kinds of the others. `_lock` guards wha
 from __future__ import annotations
 
 import threading
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, final
 
 from unfazed.concurrency import UnfazedError
@@ -23,9 +24,12 @@ OLDEST = (3, 8, 1)  # that Django 5.2 takes
 NEWEST = (3, 13)
 
 _CLASSES = (SyncToAsync, AsyncToSync, ThreadSensitiveContext, AsyncSingleThreadContext)
-_ATTRIBUTES = (
+_METHODS = (
     *("__init__", "thread_handler", "main_wrap", "__get__", "__call__"),  # the last one first calls the others
     *("__enter__", "__exit__", "__aenter__", "__aexit__"),
+)
+_ATTRIBUTES = (
+    *_METHODS,
     "executors",  # which keeps contexts apart, where asgiref's does not
     *("__code__", "__defaults__", "__kwdefaults__"),  # as what `inspect` takes a wrapper for, before Python 3.12
 )
@@ -41,6 +45,16 @@ class Installed:
 
     def __init__(self, did_it: bool) -> None:
         self._did_it = did_it
+
+    @property
+    def out_of_use(self) -> tuple[str, ...]:
+        """What others had patched before it was installed, and is out of use meanwhile: the names of the methods."""
+        with _lock:
+            return tuple(
+                f"{theirs.__name__}.{name}"
+                for theirs, name, _, before in _replaced
+                if name in _METHODS and before is not _MISSING and not _is_asgirefs(before)
+            )
 
     def __enter__(self) -> Installed:
         return self
@@ -59,7 +73,8 @@ def install() -> Installed:
     out of use meanwhile. Doing so twice is harmless, and safe while calls are running.
 
     Returns:
-        A context manager: leaving it calls `uninstall`, if it was this call that installed.
+        A context manager: leaving it calls `uninstall`, if it was this call that installed. Its `out_of_use` names what
+        others had patched before.
 
     Raises:
         UnfazedError: If asgiref is not installed, or is not one of the versions that this is known to work with.
@@ -69,12 +84,14 @@ def install() -> Installed:
     """
     original: Any = _shared.original
     if original is None:
-        raise UnfazedError("install() needs asgiref, which is not installed; import the names from here instead")
+        raise UnfazedError(
+            "install() needs asgiref, which is not installed; import the names from unfazed_compat.asgiref instead"
+        )
     version = _version()
     if not (version >= OLDEST and version[:2] <= NEWEST):
         raise UnfazedError(
             f"install() knows asgiref {_text(OLDEST)} to {_text(NEWEST)}, and not {_text(version)}; import the names "
-            f"from here instead, or use a version that it knows"
+            f"from unfazed_compat.asgiref instead, or use a version that it knows"
         )
     with _lock:
         if _replaced:
@@ -100,6 +117,10 @@ def uninstall() -> None:
                 delattr(theirs, name)
             else:
                 setattr(theirs, name, before)
+
+
+def _is_asgirefs(method: object) -> bool:
+    return isinstance(method, FunctionType) and method.__globals__ is vars(_shared.original)
 
 
 def _version() -> tuple[int, ...]:

@@ -45,10 +45,13 @@ class Calls(list[Cancellable]):
         self._untold = True  # either we see the task, or `begin` sees this
         self._tell_innermost(self._told)
 
-    def begin(self, task: Cancellable) -> None:
+    def begin(self, task: Cancellable) -> bool:
+        """Note that *task* is beginning. Return whether it has been cancelled at once."""
         self.append(task)
         if self._told is not None:
             self._tell_innermost(self._told)
+            return task in self._told
+        return False
 
     def _tell_innermost(self, told: dict[Cancellable, int]) -> None:
         if not (self and self._untold):
