@@ -121,8 +121,9 @@ def replace_unused_executor(executor: Executor) -> None:
     """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it."""
     if original is None or getattr(single_thread_executor(), "_threads", True):
         return
+    owner = cast("dict[str, Any]", vars(original.SyncToAsync))
     count_references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # CPython's; a number is large
-    if count_references(vars(original.SyncToAsync)["single_thread_executor"]) <= 2:
+    if count_references(owner["single_thread_executor"]) <= 2:
         set_single_thread_executor(executor)
 
 

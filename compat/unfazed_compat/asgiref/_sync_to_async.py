@@ -168,9 +168,9 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
         return
     if offer(_shared.loop_thread_executors.get(loop), job):
         return
-    executor = wrapper.single_thread_executor
-    refuse_own_thread(executor)
-    send(executor, job)
+    last: Executor = wrapper.single_thread_executor
+    refuse_own_thread(last)
+    send(last, job)
 
 
 def offer(executor: Executor | None, job: Job[Any]) -> bool:
