@@ -32,9 +32,9 @@ def _method(module: Module, node: cst.CSTNode, owner: str, name: str) -> cst.CST
     function: cst.CSTNode | None = module.enclosing_function(node)
     while function is not None:
         if isinstance(function, cst.FunctionDef) and function.params.params:
-            holder = module.parent(module.parent(function))
+            _, holder, *_ = (*module.ancestors(function), None)
             if function.params.params[0].name.value == owner and isinstance(holder, cst.ClassDef):
-                found = [each for each in module.assignments(module.scope(function), name)]
+                found = module.assignments(module.scope(function), name)
                 return getattr(found[0], "node", None) if len(found) == 1 else None
         function = module.enclosing_function(function)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from reprlib import repr as short_repr
 from typing import NamedTuple
 
 import libcst as cst
@@ -48,6 +49,8 @@ def migrate(source: bytes, options: Options) -> Result:
                 return Result(source, source, error="libcst does not give it back as it is")
     except (cst.ParserSyntaxError, SyntaxError, UnicodeError, RecursionError) as exc:
         return Result(source, source, error=_said(exc))
+    except Exception as exc:
+        return Result(source, source, error=f"an error of the migration itself, to be reported: {short_repr(exc)}")
     return Result(source, new, tuple(sorted(plan.findings)), dict(plan.counts))
 
 
