@@ -2,11 +2,11 @@
 
 | promise | how it is kept |
 |---|---|
-| nothing is written without `--write` | the default is a diff and a summary; it exits with 1 if something would change |
+| nothing is written without `--write` | a diff and a summary are the default; exits with 1 if something would change |
 | all files are written or none | new files lie next to the old ones first; what fails puts the old ones back |
 | formatting, comments, encodings, line ends, permissions stay | libcst keeps what it does not change |
 | the default changes no meaning | names of asgiref and channels come from our adapters: only imports change |
-| names are resolved, never guessed | by libcst's scopes; where it could be something else, the place is left and reported |
+| names are resolved, never guessed | by libcst's scopes; what could be something else is left and reported |
 | what is thread-sensitive stays so | `--native` leaves it to the adapter, but in paths named by `--no-affinity` |
 | twice is as good as once | what has moved is not touched again |
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import libcst as cst
@@ -39,11 +40,15 @@ class Binding:
     statement: cst.Import | cst.ImportFrom
     alias: cst.ImportAlias
     bound: str
-    scope: Scope
+    module: Module
     name: str = ""  # nothing: it is a whole module
     origin: str = ""
     uses: list[Use] = field(default_factory=list[Use])
     problem: str = ""  # why it is left alone
+
+    @cached_property
+    def scope(self) -> Scope:
+        return self.module.scope(self.statement)
 
     @property
     def is_dotted(self) -> bool:
@@ -69,30 +74,34 @@ def find_bindings(module: Module) -> Iterator[Binding]:
 
 
 def _binding(module: Module, statement: cst.Import | cst.ImportFrom, alias: cst.ImportAlias) -> Binding | None:
-    scope = module.scope(statement)
     bound = alias.evaluated_alias or alias.evaluated_name
     if isinstance(statement, cst.Import):
         name = alias.evaluated_name
         if name not in ORIGINS and (alias.asname is not None or not is_package_of_origin(name)):
             return None
-        binding = Binding(statement, alias, bound, scope, origin=name if name in ORIGINS else "")
+        binding = Binding(statement, alias, bound, module, origin=name if name in ORIGINS else "")
         (_collect_dotted if alias.asname is None else _collect_attributes)(module, binding)
         return binding
     if statement.relative:
         return None
     source = full_name(statement.module)
     if f"{source}.{alias.evaluated_name}" in ORIGINS:
-        binding = Binding(statement, alias, bound, scope, origin=f"{source}.{alias.evaluated_name}")
+        binding = Binding(statement, alias, bound, module, origin=f"{source}.{alias.evaluated_name}")
         _collect_attributes(module, binding)
         return binding
     if source in ORIGINS and alias.evaluated_name in ORIGINS[source].names:
-        binding = Binding(statement, alias, bound, scope, alias.evaluated_name, source)
-        for access in _accesses(scope, [bound]):
-            if module.is_here(access.node):
-                node = cst.ensure_type(access.node, cst.Name)
-                binding.uses.append(Use(binding.name, source, node, binding))
-        return binding
+        return Binding(statement, alias, bound, module, alias.evaluated_name, source)
     return None
+
+
+def resolve(module: Module, bindings: Iterable[Binding]) -> None:
+    """Collect the uses of names, which is what takes longest."""
+    for binding in bindings:
+        if binding.name:
+            for access in _accesses(binding.scope, [binding.bound]):
+                if module.is_here(access.node):
+                    node = cst.ensure_type(access.node, cst.Name)
+                    binding.uses.append(Use(binding.name, binding.origin, node, binding))
 
 
 def _accesses(scope: Scope, names: Iterable[str]) -> list[Access]:

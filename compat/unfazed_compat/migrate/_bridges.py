@@ -74,7 +74,7 @@ _FETCHES = m.SimpleStatementLine([m.Assign([m.AssignTarget(m.SaveMatchedNode(m.N
 _YIELDS_FETCH = m.SimpleStatementLine([m.Expr(m.Yield(_FETCH))])
 
 
-def _is(operator: m.Is | m.IsNot, left: m.BaseExpressionMatchType) -> m.Comparison:
+def _is(operator: m.BaseCompOpMatchType, left: m.BaseExpressionMatchType) -> m.Comparison:
     return m.Comparison(left, [m.ComparisonTarget(operator, m.SaveMatchedNode(m.Name(), "end"))])
 
 
@@ -150,7 +150,7 @@ def _has_docstring(function: cst.FunctionDef) -> bool:
 
 def _bridge(plan: Plan, function: cst.FunctionDef, uses: dict[cst.CSTNode, Use]) -> _Bridge | None:
     """Return what *function* is made of, if it is a bridge and nothing else."""
-    if not isinstance(function.body, cst.IndentedBlock) or has_comment(function.body):
+    if not isinstance(function.body, cst.IndentedBlock):
         return None
     lines = list(function.body.body[_has_docstring(function) :])
     if not lines:
@@ -159,6 +159,8 @@ def _bridge(plan: Plan, function: cst.FunctionDef, uses: dict[cst.CSTNode, Use])
     found = next(filter(None, (m.extract(loop, each) for each in _LOOPS)), None)
     if found is None:
         return None
+    if has_comment(function.body):
+        return None
     fetch = cst.ensure_type(cst.ensure_type(found["fetch"], cst.Await).expression, cst.Call)
     end = full_name(_one(found.get("end")))
     item = full_name(_one(found.get("item"))) or "item"
@@ -166,7 +168,8 @@ def _bridge(plan: Plan, function: cst.FunctionDef, uses: dict[cst.CSTNode, Use])
     if names - {item}:
         return None
     ours = [_wrapped(plan, fetch, uses)]
-    iterator, iterable, sentinel, step = "", None, "", ""
+    iterator, sentinel, step = "", "", ""
+    iterable: cst.CSTNode | None = None
     for line in lines:
         made = m.extract(line, _ITERATOR)
         marked = m.extract(line, _SENTINEL)
@@ -176,12 +179,12 @@ def _bridge(plan: Plan, function: cst.FunctionDef, uses: dict[cst.CSTNode, Use])
             sentinel = full_name(_one(marked["sentinel"]))
         elif made is not None and iterable is None:
             iterator = full_name(_one(made["iterator"]))
-            iterable = cst.ensure_type(made["iterable"], cst.BaseExpression)
+            iterable = _one(made["iterable"])
             if "call" in made:
                 ours.append(_wrapped(plan, cst.ensure_type(made["call"], cst.Call), uses))
         else:
             return None
-    if iterable is None or not all(ours) or not _steps(plan, fetch, iterator, end, step):
+    if not isinstance(iterable, cst.BaseExpression) or not all(ours) or not _steps(plan, fetch, iterator, end, step):
         return None
     if end and sentinel != end and not _is_object(plan, fetch, end):
         return None

@@ -76,7 +76,8 @@ def plan_calls(plan: Plan, bindings: Sequence[Binding]) -> None:
         if site.use in plan.gone:
             continue
         if not certain(plan.module, site.use):
-            plan.report(site.use.node, f"`{site.use.name}` may be something else here")
+            if plan.options.native:
+                plan.report(site.use.node, f"`{site.use.name}` may be something else here")
             continue
         problem = _problem(plan, site)
         if not problem and plan.options.native and not site.use.binding.problem:
@@ -141,9 +142,9 @@ def _plan_thread(plan: Plan, site: _Site, wrapping: Wrapping) -> str:
     if executor is not None and _may_be_none(plan, executor):
         return f"`{plan.module.code(executor)}` may be `None`"
     function = site.function
-    if executor is not None and site.decorated is None and wrapping.function is not None:
-        if not is_simple(executor) and not is_simple(wrapping.function.value):
-            return "the executor would be made before the function"
+    values = [] if wrapping.function is None or executor is None else [executor, wrapping.function.value]
+    if values and not any(map(is_simple, values)):
+        return "the executor would be made before the function"
     if context is None and function is not None and _sets_context(plan, function):
         return _SETS_CONTEXT
     place = THREAD if executor is None else EXECUTOR

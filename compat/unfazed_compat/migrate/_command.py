@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._files import find_files
 from ._report import Report
 from ._run import Request, migrate_all, read_all
-from ._source import Result
 from ._writing import NotWrittenError, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from ._source import Result
 
 NOTHING_TO_DO, SOMETHING_TO_DO, ERROR, INTERRUPTED = 0, 1, 2, 130
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pathspec import GitIgnoreSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 _SUFFIXES = frozenset({".py", ".pyi", ".pyw"})
 _LEFT_OUT = frozenset({"__pycache__", "node_modules"})
@@ -41,9 +41,10 @@ def _walk(folder: Path, rules: list[_Rules]) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if not _is_left_out(path) and not _is_ignored(path, rules, is_folder=True):
                     folders.append(path)
-            elif entry.is_file(follow_symlinks=False) and path.suffix in _SUFFIXES:
-                if not _is_ignored(path, rules, is_folder=False):
-                    yield path
+            elif not entry.is_file(follow_symlinks=False) or path.suffix not in _SUFFIXES:
+                continue
+            elif not _is_ignored(path, rules, is_folder=False):
+                yield path
     for each in folders:
         yield from _walk(each, rules)
 

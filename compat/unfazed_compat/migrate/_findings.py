@@ -9,13 +9,14 @@ import libcst as cst
 
 from ._functions import function_of, is_async, is_generator
 from ._module import full_name
-from ._origins import CLASSES, NAMED_IN_STRINGS, ORIGINS
+from ._origins import CLASSES, NAMED_IN_STRINGS, ORIGINS, WRAPPERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._bindings import Binding, Use
     from ._functions import Function
+    from ._module import Module
     from ._plan import Plan
 
 _IN_STRINGS = re.compile(rf"[\w.]+\.({'|'.join(sorted(NAMED_IN_STRINGS))})")
@@ -42,12 +43,49 @@ def find_in_imports(plan: Plan) -> None:
 
 def find_in_strings(plan: Plan) -> None:
     """Report strings that name what moves, such as those that tests patch it by."""
-    for string in plan.module.strings:
+    for string in plan.module.all_of(cst.SimpleString):
         if isinstance(plan.module.parent(string), cst.Expr):
             continue  # a docstring
         value = string.evaluated_value
         if isinstance(value, str) and (value in _MODULES_IN_STRINGS or _IN_STRINGS.fullmatch(value)):
             plan.report(string, f'"{value}" names it by a string: see that it still names what the code uses')
+
+
+def looks_suspicious(module: Module, bindings: Sequence[Binding]) -> bool:
+    """Return whether there may be anything to report of the uses, going by the spelling alone.
+
+    Only then the names are resolved: that takes longer than all the rest together.
+    """
+    bound = {binding.bound: binding.name for binding in bindings if binding.name in WRAPPERS | CLASSES}
+    if module.end_handlers or any(not binding.name or binding.bound in module.captured for binding in bindings):
+        return True
+    special = {each.name.value for each in module.async_defs} | {
+        function.name.value
+        for each in module.all_of(cst.Yield)
+        if isinstance(function := module.enclosing_function(each), cst.FunctionDef)
+    }
+    names = (name for name in module.all_of(cst.Name) if name.value in bound)
+    return any(_is_suspicious(module, name, bound[name.value], special) for name in names)
+
+
+def _is_suspicious(module: Module, name: cst.Name, wrapper: str, special: set[str]) -> bool:
+    parent = module.parent(name)
+    if isinstance(parent, cst.Call) and parent.func is name:
+        wrapped = full_name(parent.args[0].value) if parent.args else ""
+        above = module.parent(parent)
+        return (
+            (isinstance(above, cst.Call) and above.func is parent and module.runs_in_loop(above))
+            if wrapper == "async_to_sync"
+            else wrapped in _ALL_AT_ONCE | _STEPS
+            or wrapped.rpartition(".")[2] in special
+            or _decorates_special(above, module, special)
+        )
+    return isinstance(parent, (cst.Attribute, cst.Arg)) or _decorates_special(parent, module, special)
+
+
+def _decorates_special(node: cst.CSTNode, module: Module, special: set[str]) -> bool:
+    function = module.parent(node) if isinstance(node, cst.Decorator) else None
+    return isinstance(function, cst.FunctionDef) and function.name.value in special
 
 
 def find_in_bindings(plan: Plan, bindings: Sequence[Binding]) -> None:
@@ -90,7 +128,7 @@ def wrong_for_thread(plan: Plan, use: Use, wrapped: cst.BaseExpression | Functio
         function: Function | None = wrapped
     else:
         function = function_of(plan.module, wrapped)
-    if is_generator(function):
+    if is_generator(plan.module, function):
         return f"`{use.name}` of a generator runs nothing in the thread: write `iterate_in_threadpool(...)`"
     if is_async(function):
         return f"`{use.name}` of an async function is an error: await it"

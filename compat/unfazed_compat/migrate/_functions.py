@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import libcst as cst
 
-from ._module import Module, full_name
+from ._module import Module, full_name, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,47 +44,31 @@ def is_async(function: Function | None) -> bool:
     return isinstance(function, cst.FunctionDef) and function.asynchronous is not None
 
 
-class _Yields(cst.CSTVisitor):
-    def __init__(self) -> None:
-        self.found = False
-
-    def visit_Yield(self, node: cst.Yield) -> None:
-        self.found = True
-
-    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
-        return False
-
-    def visit_Lambda(self, node: cst.Lambda) -> bool:
-        return False
+def is_generator(module: Module, function: Function | None) -> bool:
+    return function is not None and any(
+        module.enclosing_function(each) is function for each in module.all_of(cst.Yield)
+    )
 
 
-def is_generator(function: Function | None) -> bool:
-    if function is None:
-        return False
-    visitor = _Yields()
-    function.body.visit(visitor)
-    return visitor.found
+class _Reached(NamedTuple):
+    """What is in one function."""
+
+    nodes: set[cst.CSTNode]
+    calls: list[cst.Call]
+    targets: list[cst.Attribute]
 
 
-class _Collector(cst.CSTVisitor):
-    def __init__(self) -> None:
-        self.calls: list[cst.Call] = []
-        self.nodes: set[cst.CSTNode] = set()
-        self.targets: list[cst.Attribute] = []
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        self.nodes.add(node)
-        return super().on_visit(node)
-
-    def visit_Call(self, node: cst.Call) -> None:
-        self.calls.append(node)
-
-    def visit_AssignTarget(self, node: cst.AssignTarget) -> None:
-        if isinstance(node.target, cst.Attribute):
-            self.targets.append(node.target)
+def _inside(function: Function) -> _Reached:
+    nodes = {child for child, _ in walk(function)}
+    targets = [each.target for each in nodes if isinstance(each, cst.AssignTarget)]
+    return _Reached(
+        nodes,
+        [each for each in nodes if isinstance(each, cst.Call)],
+        [each for each in targets if isinstance(each, cst.Attribute)],
+    )
 
 
-def _reached(module: Module, function: Function) -> Iterator[_Collector]:
+def _reached(module: Module, function: Function) -> Iterator[_Reached]:
     """Return what is in *function*, and in the functions of this file that it calls."""
     seen: set[cst.CSTNode] = set()
     waiting: list[Function] = [function]
@@ -93,10 +77,9 @@ def _reached(module: Module, function: Function) -> Iterator[_Collector]:
         if function in seen:
             continue
         seen.add(function)
-        collector = _Collector()
-        function.visit(collector)
-        yield collector
-        for call in collector.calls:
+        inside = _inside(function)
+        yield inside
+        for call in inside.calls:
             for each in (call.func, *(argument.value for argument in call.args)):
                 called = function_of(module, each)
                 if called is not None:
@@ -105,18 +88,19 @@ def _reached(module: Module, function: Function) -> Iterator[_Collector]:
 
 def uses_any(module: Module, function: Function, nodes: set[cst.CSTNode]) -> bool:
     """Return whether *function*, or what it calls here, has any of *nodes* in it."""
-    return any(collector.nodes & nodes for collector in _reached(module, function))
+    return any(inside.nodes & nodes for inside in _reached(module, function))
 
 
 def sets_context(module: Module, function: Function) -> bool:
     """Return whether *function*, or what it calls here, sets context variables, as far as this file shows."""
-    for collector in _reached(module, function):
-        for call in collector.calls:
+    for inside in _reached(module, function):
+        for call in inside.calls:
             func = call.func
-            if isinstance(func, cst.Attribute) and func.attr.value in ("set", "reset") and call.args:
-                if _is_made_by(module, func.value, ("ContextVar",), imported=True):
-                    return True
-        if any(_is_made_by(module, target.value, ("Local",), imported=False) for target in collector.targets):
+            if not isinstance(func, cst.Attribute) or func.attr.value not in ("set", "reset") or not call.args:
+                continue
+            if _is_made_by(module, func.value, ("ContextVar",), imported=True):
+                return True
+        if any(_is_made_by(module, target.value, ("Local",), imported=False) for target in inside.targets):
             return True
     return False
 

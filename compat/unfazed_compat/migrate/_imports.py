@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import libcst as cst
@@ -38,7 +39,11 @@ def _rename_uses(plan: Plan, binding: Binding) -> None:
     for use in binding.uses:
         target = ORIGINS[use.origin].target
         if use not in plan.gone and target != use.origin:
-            plan.replace(use.module_node, lambda _, target=target: dotted(target))
+            plan.replace(use.module_node, partial(_dotted, target))
+
+
+def _dotted(target: str, _: cst.CSTNode) -> cst.CSTNode:
+    return dotted(target)
 
 
 def _is_kept(plan: Plan, binding: Binding) -> bool:
@@ -54,9 +59,8 @@ def _is_kept(plan: Plan, binding: Binding) -> bool:
 def _helper_imports(plan: Plan, bindings: Sequence[Binding], *, needed: bool) -> list[cst.BaseSmallStatement]:
     """Return the import of the helpers that take the place of *bindings*."""
     helpers = sorted({helper for binding in bindings for helper in plan.helpers.get(binding, ())})
-    scope = bindings[0].scope
     if not needed:
-        helpers = [each for each in helpers if not plan.module.assignments(scope, each)]
+        helpers = [each for each in helpers if not plan.module.assignments(bindings[0].scope, each)]
     if not helpers:
         return []
     statement = cst.ImportFrom(dotted(NATIVE), [cst.ImportAlias(cst.Name(each)) for each in helpers])

@@ -20,6 +20,15 @@ _IMPORT = re.compile(rb"from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n]*)")
 _NAME = re.compile(rb"\b(?:" + _NAMES + rb")\b")
 
 
+# What every file with something to do has in it, in an import or in a string: others are not parsed.
+_WORDS = re.compile(rb"\b(?:asgiref|unfazed_compat|database_sync_to_async)\b|" + _STRING.pattern)
+
+
+def has_words(source: bytes) -> bool:
+    """Return whether there can be anything to do in *source*."""
+    return _WORDS.search(source) is not None
+
+
 def mentions_in(source: bytes) -> set[tuple[str, str]]:
     """Return the modules and names that *source* speaks of, without those that the names come from."""
     found = {(module, name) for module, name in _STRING.findall(source)}

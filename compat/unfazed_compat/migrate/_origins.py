@@ -42,9 +42,6 @@ WRAPPERS = frozenset({"sync_to_async", "async_to_sync", "database_sync_to_async"
 CLASSES = frozenset({"SyncToAsync", "AsyncToSync"})
 NAMED_IN_STRINGS = WRAPPERS | CLASSES | {"Local", "ThreadSensitiveContext"}
 
-# What every file with something to do has in it: others are not parsed.
-WORDS = (b"asgiref", b"sync_to_async", b"async_to_sync", b"SyncToAsync", b"AsyncToSync")
-
 
 def is_package_of_origin(module: str) -> bool:
     """Return whether *module* is a package with a module whose names move."""

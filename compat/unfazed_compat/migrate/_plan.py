@@ -85,7 +85,9 @@ class Plan:
         return not self._replaced and not self._statements
 
     def apply(self) -> cst.Module:
-        return self.module.tree.visit(_Transformer(self._replaced, self._statements))
+        changed = (*self._replaced, *self._statements)
+        touched = {each for node in changed for each in (node, *self.module.ancestors(node))}
+        return self.module.tree.visit(_Transformer(self._replaced, self._statements, touched))
 
 
 class _Transformer(cst.CSTTransformer):
@@ -93,9 +95,14 @@ class _Transformer(cst.CSTTransformer):
         self,
         replaced: dict[cst.CSTNode, Callable[[Any], cst.CSTNode]],
         statements: dict[cst.CSTNode, Sequence[cst.BaseSmallStatement]],
+        touched: set[cst.CSTNode],
     ) -> None:
         self._replaced = replaced
         self._statements = statements
+        self._touched = touched
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        return node in self._touched  # no way down to where nothing changes
 
     def on_leave(self, original_node: Any, updated_node: Any) -> Any:
         updated_node = super().on_leave(original_node, updated_node)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unfazed.concurrency import configure_processpool, run_in_processpool_sync
 
-from ._mentions import mentions_in, names_of
+from ._mentions import has_words, mentions_in, names_of
 from ._plan import Options
-from ._source import Result, has_words, migrate
+from ._source import Result, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 # A worker process starts in the time that ten files or so take here: fewer files are not worth one.
 FEWEST_FOR_PROCESSES = 24
@@ -49,14 +50,24 @@ def read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
 
 def migrate_all(sources: dict[Path, bytes], request: Request) -> Iterator[tuple[Path, Result]]:
     """Return what becomes of each file, in their order."""
-    mentions = {each for source in sources.values() for each in mentions_in(source)} if request.native else set()
+    mentions: set[tuple[str, str]] = set()
+    if request.native:
+        mentions.update(*map(mentions_in, sources.values()))
     jobs = [(source, request.options(path, mentions)) for path, source in sources.items()]
     yield from zip(sources, _results(jobs), strict=True)
 
 
 def migrate_some(jobs: Sequence[Job]) -> list[Result]:
     """Return what becomes of some files: what a worker process is given at a time."""
-    return [migrate(source, options) for source, options in jobs]
+    gc.disable()  # nothing here is worth looking for among the thousands of nodes of a file
+    try:
+        return [migrate(source, options) for source, options in jobs]
+    finally:
+        gc.enable()
+
+
+def _migrate_in_process(jobs: Sequence[Job]) -> list[Result]:
+    return run_in_processpool_sync(migrate_some, jobs)
 
 
 def _results(jobs: list[Job]) -> Iterator[Result]:
@@ -68,7 +79,7 @@ def _results(jobs: list[Job]) -> Iterator[Result]:
     batches = [jobs[start : start + FILES_IN_CALL] for start in range(0, len(jobs), FILES_IN_CALL)]
     with ThreadPoolExecutor(os.cpu_count(), "unfazed-migrate") as threads:
         try:
-            for results in threads.map(run_in_processpool_sync, [migrate_some] * len(batches), batches):
+            for results in threads.map(_migrate_in_process, batches):
                 yield from results
         except BaseException:  # Ctrl-C among them: what has not begun does not begin
             threads.shutdown(wait=False, cancel_futures=True)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from reprlib import repr as short_repr
 from typing import NamedTuple
 
 import libcst as cst
 
-from ._bindings import find_bindings
+from ._bindings import find_bindings, resolve
 from ._bridges import plan_bridges
 from ._calls import plan_calls
-from ._findings import find_in_bindings, find_in_imports, find_in_strings
+from ._findings import find_in_bindings, find_in_imports, find_in_strings, looks_suspicious
 from ._imports import plan_imports
+from ._mentions import has_words
 from ._module import Module
-from ._origins import WORDS
 from ._plan import Finding, Options, Plan
-
-_WORDS = re.compile(b"|".join(WORDS))
 
 
 class Result(NamedTuple):
@@ -30,11 +29,6 @@ class Result(NamedTuple):
     error: str = ""
 
 
-def has_words(source: bytes) -> bool:
-    """Return whether there can be anything to do: nothing else is worth being parsed."""
-    return _WORDS.search(source) is not None
-
-
 def migrate(source: bytes, options: Options) -> Result:
     """Return what becomes of *source*: itself where there is nothing to do."""
     if not has_words(source):
@@ -44,7 +38,7 @@ def migrate(source: bytes, options: Options) -> Result:
         plan = _plan(tree, options)
         new = source if plan.is_empty else plan.apply().bytes
         if new != source:
-            cst.parse_module(new)
+            _require_parses(new)
             if tree.bytes != source:
                 return Result(source, source, error="libcst does not give it back as it is")
     except (cst.ParserSyntaxError, SyntaxError, UnicodeError, RecursionError) as exc:
@@ -61,11 +55,20 @@ def _plan(tree: cst.Module, options: Options) -> Plan:
     bindings = list(find_bindings(module))
     find_in_imports(plan)
     find_in_strings(plan)
-    find_in_bindings(plan, bindings)
-    plan_bridges(plan, bindings)
-    plan_calls(plan, bindings)
+    if options.native or looks_suspicious(module, bindings):
+        resolve(module, bindings)
+        find_in_bindings(plan, bindings)
+        plan_bridges(plan, bindings)
+        plan_calls(plan, bindings)
     plan_imports(plan, bindings)
     return plan
+
+
+def _require_parses(source: bytes) -> None:
+    try:
+        ast.parse(source)  # by far the faster
+    except (SyntaxError, ValueError):
+        cst.parse_module(source)  # it may be of a newer Python
 
 
 def _exported(tree: cst.Module) -> frozenset[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from types import FrameType
 
 
@@ -96,7 +96,7 @@ def _replace_all(changes: list[_Change]) -> None:
 
 
 @contextmanager
-def _cleanup(changes: list[_Change]) -> Iterator[None]:
+def _cleanup(changes: list[_Change]) -> Generator[None, None, None]:
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def _remove(change: _Change) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as exc:
@@ -118,7 +118,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_held() -> Generator[None, None, None]:
     """Have Ctrl-C wait until all files are replaced, where signals can be had."""
     if threading.current_thread() is not threading.main_thread():
         yield
