@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import libcst as cst
-from libcst.metadata import Assignment, ImportAssignment, Scope
+from libcst.metadata import Assignment, Scope
 
 from ._module import Module, full_name
 from ._origins import ORIGINS, is_package_of_origin
@@ -99,7 +99,7 @@ def resolve(module: Module, bindings: Iterable[Binding]) -> None:
     for binding in bindings:
         if binding.name:
             for access in _accesses(binding.scope, [binding.bound]):
-                if module.is_here(access.node):
+                if module.is_code(access.node):
                     node = cst.ensure_type(access.node, cst.Name)
                     binding.uses.append(Use(binding.name, binding.origin, node, binding))
 
@@ -113,7 +113,7 @@ def _accesses(scope: Scope, names: Iterable[str]) -> list[Access]:
 def _collect_attributes(module: Module, binding: Binding) -> None:
     """Collect the uses of a module by a name of its own: `sync.sync_to_async`."""
     for access in _accesses(binding.scope, [binding.bound]):
-        parent = module.parent(access.node) if module.is_here(access.node) else None
+        parent = module.parent(access.node) if module.is_code(access.node) else None
         if isinstance(parent, cst.Attribute) and parent.attr.value in ORIGINS[binding.origin].names:
             _add(module, binding, binding.origin, parent)
         else:
@@ -131,12 +131,13 @@ def _collect_dotted(module: Module, binding: Binding) -> None:
         for each in binding.scope.assignments
         if each.scope is binding.scope and (each.name == root or each.name.startswith(f"{root}."))
     ]
-    imported = {each.name for each in group if isinstance(each, ImportAssignment) and isinstance(each.node, cst.Import)}
-    if any(each.name not in imported for each in group) or root in module.captured or _is_bound_by_others(group, root):
+    imported = {each.name for each in group}
+    others = [each for each in group if not isinstance(each, Assignment) or not isinstance(each.node, cst.Import)]
+    if others or root in module.captured:
         binding.problem = f"`{root}` is bound more than once"
         return
     for access in _accesses(binding.scope, {each.name for each in group}):
-        if not module.is_here(access.node):
+        if not module.is_code(access.node):
             binding.problem = "a string annotation names it"
             continue
         chain = _chain(module, access.node)
@@ -150,12 +151,6 @@ def _collect_dotted(module: Module, binding: Binding) -> None:
                 binding.problem = f"`{full_name(node)}` is used, which has no counterpart"
         elif origin is None and not any(name.startswith(f"{each}.") for each in imported - {root}):
             binding.problem = f"`{name}` is used, which has no counterpart"
-
-
-def _is_bound_by_others(group: Iterable[object], root: str) -> bool:
-    return any(
-        isinstance(each, Assignment) and each.name == root and not isinstance(each, ImportAssignment) for each in group
-    )
 
 
 def _chain(module: Module, node: cst.CSTNode) -> list[cst.CSTNode]:

@@ -237,6 +237,6 @@ def _steps(plan: Plan, fetch: cst.Call, iterator: str, end: str, step: str) -> b
 def _is_object(plan: Plan, node: cst.CSTNode, name: str) -> bool:
     """Return whether *name* is bound to an object that is like no other."""
     definition = plan.module.definition(node, name)
-    if definition is None or not plan.module.is_here(definition):
+    if definition is None or not plan.module.is_code(definition):
         return False
     return any(m.matches(each, _SENTINEL) for each in plan.module.ancestors(definition))

@@ -289,7 +289,7 @@ def _attribute_of_asgiref(plan: Plan, site: _Site) -> str:
     scope = module.scope(site.decorated or site.node)
     for assignment in module.assignments(scope, name.value):
         for access in assignment.references:
-            above = module.parent(access.node) if module.is_here(access.node) else None
+            above = module.parent(access.node) if module.is_code(access.node) else None
             if isinstance(above, cst.Attribute) and above.value is access.node and above.attr.value in _ATTRIBUTES:
                 return full_name(above)
     return ""

@@ -134,7 +134,8 @@ def _of_import_from(
         elif _is_kept(plan, binding) or _has_own_comment(alias):
             module, name = _target(binding)
             by_module.setdefault(module, []).append(name)
-            plan.counts["imports"] += module != source
+            if module != source:
+                plan.counts["imports"] += 1
     helpers = _helper_imports(
         plan, list(moving.values()), needed=not by_module and _has_comment(plan.module, statement)
     )
@@ -170,7 +171,9 @@ def _ended(names: Sequence[cst.ImportAlias], originals: Sequence[cst.ImportAlias
     """Return *names* with the last one ending as the last of the originals does."""
     *others, last = names
     end = originals[-1].comma
-    return [*others, last if _has_own_comment(last) else last.with_changes(comma=end)]
+    if not _has_own_comment(last):
+        return [*others, last.with_changes(comma=end)]
+    return [*others, last.with_deep_changes(last.comma.whitespace_after, last_line=cst.SimpleWhitespace(""))]
 
 
 def _has_own_comment(alias: cst.ImportAlias) -> bool:

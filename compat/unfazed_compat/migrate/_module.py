@@ -21,7 +21,7 @@ from libcst.metadata import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from libcst.metadata import BaseAssignment
 
@@ -115,9 +115,9 @@ class Module:
         assert scope is not None, "it is code"
         return scope
 
-    def is_here(self, node: cst.CSTNode) -> bool:
-        """Return whether *node* is of this file, and not of what a string says."""
-        return node in self._parents
+    def is_code(self, node: cst.CSTNode) -> bool:
+        """Return whether *node* is code of this file, and not a string that says what a type is."""
+        return isinstance(node, (cst.Name, cst.Attribute)) and node in self._parents
 
     def parent(self, node: cst.CSTNode) -> cst.CSTNode:
         return self._parents[node]

@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from unfazed.concurrency import configure_processpool, run_in_processpool_sync
+from unfazed.concurrency import run_in_processpool_sync
 
 from ._mentions import has_words, mentions_in, names_of
 from ._plan import Options
@@ -75,7 +75,6 @@ def _results(jobs: list[Job]) -> Iterator[Result]:
         for job in jobs:
             yield migrate(*job)
         return
-    configure_processpool(output=False)
     batches = [jobs[start : start + FILES_IN_CALL] for start in range(0, len(jobs), FILES_IN_CALL)]
     with ThreadPoolExecutor(os.cpu_count(), "unfazed-migrate") as threads:
         try:

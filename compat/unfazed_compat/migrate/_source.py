@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from reprlib import repr as short_repr
 from typing import NamedTuple
 
@@ -43,8 +44,9 @@ def migrate(source: bytes, options: Options) -> Result:
                 return Result(source, source, error="libcst does not give it back as it is")
     except (cst.ParserSyntaxError, SyntaxError, UnicodeError, RecursionError) as exc:
         return Result(source, source, error=_said(exc))
-    except Exception as exc:
-        return Result(source, source, error=f"an error of the migration itself, to be reported: {short_repr(exc)}")
+    except Exception as exc:  # one file must not keep the user from seeing the others
+        problem = f"{type(exc).__name__}: {short_repr(str(exc))}"
+        return Result(source, source, error=f"an error of the migration itself, to be reported: {problem}")
     return Result(source, new, tuple(sorted(plan.findings)), dict(plan.counts))
 
 
@@ -66,7 +68,9 @@ def _plan(tree: cst.Module, options: Options) -> Plan:
 
 def _require_parses(source: bytes) -> None:
     try:
-        ast.parse(source)  # by far the faster
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is old in it is no matter of ours
+            ast.parse(source)  # by far the faster
     except (SyntaxError, ValueError):
         cst.parse_module(source)  # it may be of a newer Python
 

@@ -124,4 +124,6 @@ def make_wrapper(
 
 def is_simple(node: cst.BaseExpression) -> bool:
     """Return whether it makes no difference when *node* is evaluated."""
-    return (bool(full_name(node)) and not isinstance(node, cst.Call)) or isinstance(node, cst.Lambda)
+    while isinstance(node, cst.Attribute):
+        node = node.value
+    return isinstance(node, (cst.Name, cst.Lambda))

@@ -76,10 +76,10 @@ def _beside(path: Path) -> Path:
 
 
 def _keep_owner(path: Path, copy: Path) -> None:
-    if hasattr(os, "chown"):
-        status = path.stat()
-        with suppress(PermissionError):  # only the superuser may give files away, and has others' to keep
-            os.chown(copy, status.st_uid, status.st_gid)
+    status = path.stat()
+    # only the superuser may give files away, and has others' to keep; Windows has none of this
+    with suppress(PermissionError, AttributeError):
+        os.chown(copy, status.st_uid, status.st_gid)
 
 
 def _replace_all(changes: list[_Change]) -> None:
