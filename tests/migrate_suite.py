@@ -37,7 +37,7 @@ PROJECTS = (
     Project("django-ninja", "ninja"),
     Project("strawberry-graphql-django", "strawberry_django"),
     Project("adrf", "adrf"),
-    Project("pytest-django", "pytest_django", "tests", "pytest_django_test.settings_sqlite"),
+    Project("pytest-django", "pytest_django", "tests", "pytest_django_test.settings_sqlite", ("-n", "2")),
     Project("flask", "src/flask", "tests", options=("-p", "no:django")),
 )
 
@@ -146,7 +146,8 @@ def main() -> None:
             archive = fetch(project.name, folder / "fetched")
             before, after = (unpack(archive, folder / each) for each in ("before", "after"))
             summary = migrate(after)
-            was, now = outcomes(project, before), outcomes(project, after)
+            was = outcomes(project, before)
+            now = was if summary.startswith("0 files") else outcomes(project, after)  # the very same files
             what = "tests passed" if project.tests else "modules imported; no tests in the source distribution"
             print(f"{archive.name}: {summary}", flush=True)
             print(f"    before {len(good(was))} of {len(was)}, after {len(good(now))} of {len(now)} {what}", flush=True)
