@@ -112,7 +112,7 @@ SYNC_PARTS = [
     "stored = A(adouble)\nprint(stored(N), stored(x=N))",
     "@A\nasync def inner(x):\n    return await adouble(x)\nprint(inner(N), list(map(inner, [N])))",
     "class C:\n    @A\n    async def m(self, x):\n        return await adouble(x)\nprint(C().m(N))",
-    "class C:\n    m = A(adouble)\nprint(C.m(N))",
+    "class C:\n    async def m(self, x):\n        return x + N\n    n = A(m)\nprint(C().n(N))",
     "try:\n    A(afail)(N)\nexcept ValueError as exc:\n    print(repr(exc))",
     "A(aremember)(N)\nprint(variable.get())",
     "async def inner():\n    return await S(threading.get_ident)()\nprint(A(inner)() == threading.get_ident())",
