@@ -38,7 +38,7 @@ PROJECTS = (
     Project("strawberry-graphql-django", "strawberry_django"),
     Project("adrf", "adrf"),
     Project("pytest-django", "pytest_django", "tests", "pytest_django_test.settings_sqlite", ("-n", "2")),
-    Project("flask", "src/flask", "tests", options=("-p", "no:django")),
+    Project("flask", "src/flask", "tests", options=("-p", "no:django", "-p", "no:asyncio")),
 )
 
 # For modules that cannot be imported without a Django project.

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libcst as cst
 import pytest
 from unfazed_compat.migrate import _command, _run, _source, _writing
+from unfazed_compat.migrate._plan import Options
+
+from unfazed.concurrency import run_in_processpool_sync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,7 +187,7 @@ def test_one_that_cannot_be_written_leaves_all_as_they_were(
     names = {"a.py", "b.py", "c.py"}
     for name in names:
         write(name)
-    module: Any = {"mkstemp": _writing.tempfile, "replace": os, "access": os}.get(step, _writing.shutil)
+    module: Any = {"mkstemp": tempfile, "replace": os, "access": os}.get(step, shutil)
     original = getattr(module, step, None)
     calls: list[object] = []
 
@@ -255,7 +262,7 @@ def test_many_files_are_moved_by_several_processes(monkeypatch: pytest.MonkeyPat
     for name in names:
         write(name)
     called: list[int] = []
-    original = _run.run_in_processpool_sync
+    original = run_in_processpool_sync
 
     def counted(func: Any, jobs: Sequence[Any]) -> Any:
         called.append(len(jobs))
@@ -269,7 +276,7 @@ def test_many_files_are_moved_by_several_processes(monkeypatch: pytest.MonkeyPat
 
 
 def test_some_files_are_moved_at_a_time() -> None:
-    options = _source.Options()
+    options = Options()
 
     (result,) = _run.migrate_some([(OLD.encode(), options)])
 
@@ -393,19 +400,19 @@ def test_an_error_of_the_migration_itself_is_named(
 
 
 def test_what_libcst_does_not_give_back_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _source.cst.parse_module
-    monkeypatch.setattr(_source.cst, "parse_module", lambda source: original(source + b"# more\n"))
+    original = cst.parse_module
+    monkeypatch.setattr(cst, "parse_module", lambda source: original(source + b"# more\n"))
 
-    assert _source.migrate(OLD.encode(), _source.Options()).error == "libcst does not give it back as it is"
+    assert _source.migrate(OLD.encode(), Options()).error == "libcst does not give it back as it is"
 
 
 def test_what_this_python_cannot_parse_is_parsed_by_libcst(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_new(source: bytes) -> None:
         raise SyntaxError
 
-    monkeypatch.setattr(_source.ast, "parse", too_new)
+    monkeypatch.setattr(ast, "parse", too_new)
 
-    assert _source.migrate(OLD.encode(), _source.Options()).new == NEW.encode()
+    assert _source.migrate(OLD.encode(), Options()).new == NEW.encode()
 
 
 SESSIONS = re.findall(r"^```console\n(.*?)^```\n", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

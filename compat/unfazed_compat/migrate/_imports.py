@@ -171,9 +171,9 @@ def _ended(names: Sequence[cst.ImportAlias], originals: Sequence[cst.ImportAlias
     """Return *names* with the last one ending as the last of the originals does."""
     *others, last = names
     end = originals[-1].comma
-    if not _has_own_comment(last):
-        return [*others, last.with_changes(comma=end)]
-    return [*others, last.with_deep_changes(last.comma.whitespace_after, last_line=cst.SimpleWhitespace(""))]
+    if isinstance(last.comma, cst.Comma) and has_comment(last.comma):
+        return [*others, last.with_deep_changes(last.comma.whitespace_after, last_line=cst.SimpleWhitespace(""))]
+    return [*others, last.with_changes(comma=end)]
 
 
 def _has_own_comment(alias: cst.ImportAlias) -> bool:

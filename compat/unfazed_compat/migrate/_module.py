@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import libcst as cst
 import libcst.matchers as m
@@ -69,8 +69,7 @@ def walk(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
         parent = waiting.pop()
         for name in _fields(type(parent)):
             value: Any = getattr(parent, name)
-            children: Iterable[Any] = value if isinstance(value, (list, tuple)) else (value,)
-            for child in children:
+            for child in cast("Iterable[object]", value) if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(child, cst.CSTNode):
                     yield child, parent
                     waiting.append(child)
