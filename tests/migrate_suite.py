@@ -152,7 +152,7 @@ def main() -> None:
             print(f"{archive.name}: {summary}", flush=True)
             print(f"    before {len(good(was))} of {len(was)}, after {len(good(now))} of {len(now)} {what}", flush=True)
             lost = sorted(good(was) - good(now))
-            if lost or not was or "BUT" in summary:
+            if lost or not good(was) or "BUT" in summary:
                 failed.append(project.name)
                 print(*lost, sep="\n", flush=True)
     sys.exit(f"these have failed: {', '.join(failed)}" if failed else 0)

@@ -204,6 +204,7 @@ def test_what_is_wrong_is_reported(source: str, reason: str, options: Options) -
 @pytest.mark.parametrize(
     "source",
     [
+        "from asgiref.sync import SyncToAsync, sync_to_async\nx: 'SyncToAsync' = call(SyncToAsync)\ny = [SyncToAsync]\n",
         '"""Uses asgiref.sync.sync_to_async."""\n',
         "from asgiref.sync import sync_to_async\ndef list(x): pass\nsync_to_async(list)\n",
         "from asgiref.sync import sync_to_async\n@decorate\nasync def f(): pass\nsync_to_async(f)\n",
@@ -222,6 +223,36 @@ def test_what_is_not_surely_wrong_is_not_reported(source: str) -> None:
 
 HELPER = "from unfazed.concurrency import run_in_threadpool\n"
 CALLS = [
+    (
+        f"{HEAD}with Pool() as e, Pool() as p:\n    sync_to_async(lambda: x, thread_sensitive=False, executor=e)()\n",
+        "from unfazed.concurrency import run_in_executor\nwith Pool() as e, Pool() as p:\n"
+        "    run_in_executor(e, lambda: x)\n",
+    ),
+    (
+        f"{HEAD}from pools import pool\ng = sync_to_async(f, thread_sensitive=False, executor=pool)\n",
+        "from unfazed.concurrency import in_executor\nfrom pools import pool\ng = in_executor(pool, f)\n",
+    ),
+    (
+        f"{HEAD}g = sync_to_async(executor=self.pool, thread_sensitive=False, func=f)\n",
+        "from unfazed.concurrency import in_executor\ng = in_executor(self.pool, f)\n",
+    ),
+    (
+        f"{HEAD}g = sync_to_async(func=f, thread_sensitive=False, executor=self.pool)\n",
+        "from unfazed.concurrency import in_executor\ng = in_executor(self.pool, f)\n",
+    ),
+    (
+        f"{HEAD}e = threading.Event()\ndef f(): e.set()\nsync_to_async(f, thread_sensitive=False)()\n",
+        f"{HELPER}e = threading.Event()\ndef f(): e.set()\nrun_in_threadpool(f)\n",
+    ),
+    (
+        f"{HEAD}v = Box()\ndef f(): v.set(1), w.set(1), f(), self.v.set(1)\nsync_to_async(f, thread_sensitive=False)()\n",
+        f"{HELPER}v = Box()\ndef f(): v.set(1), w.set(1), f(), self.v.set(1)\nrun_in_threadpool(f)\n",
+    ),
+    (
+        f"{ASYNC_HEAD}def f(x):\n    return async_to_sync(x)\ng = (async_to_sync(x), 1)\n",
+        "from unfazed.concurrency import in_eventloop\ndef f(x):\n    return in_eventloop(x).sync\n"
+        "g = (in_eventloop(x).sync, 1)\n",
+    ),
     (
         f"{HEAD}async def m():\n    await sync_to_async(f, thread_sensitive=False)(1, k=2)\n",
         f"{HELPER}async def m():\n    await run_in_threadpool(f, 1, k=2)\n",
@@ -393,6 +424,7 @@ LEFT = [
     (f"{HEAD}sync_to_async(f(), executor=e(), thread_sensitive=False)()\n", "the executor would be made before"),
     (f"{HEAD}def g(e=None):\n    sync_to_async(f, executor=e, thread_sensitive=False)()\n", "`e` may be `None`"),
     (f"{HEAD}e = None\nsync_to_async(f, executor=e, thread_sensitive=False)()\n", "`e` may be `None`"),
+    (f"{HEAD}e = E()\ne = F()\nsync_to_async(f, executor=e, thread_sensitive=False)()\n", "`e` may be `None`"),
     (f"{HEAD}e: E\nsync_to_async(f, executor=e, thread_sensitive=False)()\n", "`e` may be `None`"),
     (f"{HEAD}sync_to_async(f,  # why\n  thread_sensitive=False)()\n", "a comment is in the way"),
     (f"{HEAD}sync_to_async(  # why\n  thread_sensitive=False)(f)\n", "a comment is in the way"),
@@ -589,6 +621,8 @@ NEARLY_BRIDGES = [
     GOOD.replace("iterator = iter(iterable)", "pass"),
     GOOD.replace("end = object()", "iterate_in_threadpool = object()"),
     GOOD.replace("next,", "other,"),
+    f"iterate_in_threadpool = 1\n{dedent(GOOD)}",
+    GOOD.replace("next,", "next, *more,"),
     GOOD.replace("end = object()", "end = None"),
     "async def bridge(): pass\nsync_to_async(next)",
     "async def bridge(): 'nothing'\nsync_to_async(next)",

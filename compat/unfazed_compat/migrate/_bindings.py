@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import libcst as cst
@@ -183,9 +184,7 @@ def certain(module: Module, use: Use) -> bool:
     root = binding.bound.partition(".")[0]
     if module.has_star_import or root in module.captured:
         return False
-    for scope in module.scopes_up(module.scope(use.node)):
-        if scope is binding.scope:
-            return binding.is_dotted or certain_name(module, scope, root)
-        if module.assignments(scope, root):
-            return False
-    return False
+    between = takewhile(lambda scope: scope is not binding.scope, module.scopes_up(module.scope(use.node)))
+    if any(module.assignments(scope, root) for scope in between):
+        return False
+    return binding.is_dotted or certain_name(module, binding.scope, root)

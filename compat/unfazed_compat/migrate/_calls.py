@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import libcst as cst
-from libcst.metadata import ClassScope, GlobalScope
+from libcst.metadata import Assignment, ClassScope, GlobalScope
 
 from ._bindings import Binding, Use, certain, certain_name
 from ._findings import wrong_for_thread
@@ -18,6 +18,8 @@ from ._wrappings import EXECUTOR, LOOP, THREAD, Place, Wrapping, is_simple, lose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from libcst.metadata import BaseAssignment
 
     from ._functions import Function
     from ._plan import Plan
@@ -193,16 +195,21 @@ def _may_be_none(plan: Plan, node: cst.BaseExpression) -> bool:
     module = plan.module
     for scope in module.scopes_up(module.scope(node)):
         found = module.assignments(scope, node.value)
-        for each in found:
-            definition = getattr(each, "node", None)
-            if isinstance(definition, cst.Param):
-                return True
-            for above in module.ancestors(definition) if definition is not None else ():
-                if isinstance(above, (cst.Assign, cst.AnnAssign)):
-                    return above.value is None or full_name(above.value) == "None" or len(found) > 1
         if found:
-            return False
+            return len(found) > 1 or _binds_none(plan, found[0])
     return False
+
+
+def _binds_none(plan: Plan, assignment: BaseAssignment) -> bool:
+    """Return whether *assignment* is a parameter, or binds a name to `None` or to nothing."""
+    definition = assignment.node if isinstance(assignment, Assignment) else None
+    if isinstance(definition, cst.Name):
+        statement = plan.module.parent(definition)
+        if isinstance(statement, cst.AssignTarget):
+            statement = plan.module.parent(statement)
+        if isinstance(statement, (cst.Assign, cst.AnnAssign)):
+            return statement.value is None or full_name(statement.value) == "None"
+    return isinstance(definition, cst.Param)
 
 
 def _may_become_method(plan: Plan, site: _Site) -> bool:

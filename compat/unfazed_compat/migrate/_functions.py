@@ -74,15 +74,13 @@ def _reached(module: Module, function: Function) -> Iterator[_Reached]:
     waiting: list[Function] = [function]
     while waiting:
         function = waiting.pop()
-        if function in seen:
-            continue
         seen.add(function)
         inside = _inside(function)
         yield inside
         for call in inside.calls:
             for each in (call.func, *(argument.value for argument in call.args)):
                 called = function_of(module, each)
-                if called is not None:
+                if called is not None and called not in seen:
                     waiting.append(called)
 
 
@@ -119,8 +117,6 @@ def _is_made_by(module: Module, node: cst.BaseExpression, makers: tuple[str, ...
         None,
     )
     value = None if statement is None else statement.value
-    while isinstance(value, cst.Subscript):
-        value = value.value
     return isinstance(value, cst.Call) and _maker(value).endswith(makers)
 
 
