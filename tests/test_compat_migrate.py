@@ -646,6 +646,12 @@ def test_what_is_no_more_than_like_an_iterator_is_reported(body: str) -> None:
     assert "async for" not in result.new.decode()
 
 
+def test_an_iterator_by_hand_stays_where_others_need_the_name() -> None:
+    options = Options(native=True, patched=frozenset({"sync_to_async"}))
+
+    assert "async for" not in migrated(HEAD + dedent(GOOD), options).new.decode()
+
+
 def test_a_function_of_another_name_is_not_the_step() -> None:
     assert "iterator bridge, by hand" in reasons(migrated("import asgiref\n" + STEP, NATIVE))
 

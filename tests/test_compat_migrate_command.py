@@ -79,6 +79,20 @@ def test_nothing_is_written_unless_it_is_asked_for(capsys: pytest.CaptureFixture
     )
 
 
+def test_a_terminal_gets_colours_and_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    write("a.py")
+    _command.main(["."])
+
+    output, errors = capsys.readouterr()
+    assert "\x1b[32m+from unfazed_compat.asgiref" in output
+    assert "migrating" in errors
+
+
 def test_all_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     names = {"a.py", "b/c.pyi", "b/d.pyw"}
     for name in names:

@@ -73,9 +73,11 @@ class Report:
 
     def progress(self, results: Iterable[tuple[Path, Result]], total: int) -> Iterator[tuple[Path, Result]]:
         """Show on a terminal how far it is."""
+        if not self._errors.is_terminal:
+            yield from results
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        disabled = not self._errors.is_terminal
-        with Progress(*columns, console=self._errors, transient=True, disable=disabled) as progress:
+        with Progress(*columns, console=self._errors, transient=True) as progress:
             yield from progress.track(results, total, description="migrating")
 
 
