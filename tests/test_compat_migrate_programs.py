@@ -59,7 +59,7 @@ FORMS = [
     Names("from asgiref.sync import async_to_sync, sync_to_async", "sync_to_async", "async_to_sync"),
     Names("from asgiref.sync import (\n    async_to_sync as a,\n    sync_to_async as s,\n)", "s", "a"),
     Names("import asgiref.sync", "asgiref.sync.sync_to_async", "asgiref.sync.async_to_sync"),
-    Names("import asgiref.sync as bridge", "bridge.sync_to_async", "bridge.async_to_sync"),
+    Names("import asgiref.sync as both", "both.sync_to_async", "both.async_to_sync"),
     Names("from asgiref import sync", "sync.sync_to_async", "sync.async_to_sync"),
 ]
 
