@@ -10,6 +10,7 @@ import sys
 from textwrap import dedent, indent
 from typing import NamedTuple
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from unfazed_compat.migrate._plan import Options
@@ -175,6 +176,8 @@ def outputs_of(sources: list[str]) -> list[str]:
     return outputs
 
 
+# Hypothesis's own on Python 3.15, of an object that it keeps itself
+@pytest.mark.filterwarnings("ignore:It looks like `register_random`")
 @settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(programs())
 def test_a_program_that_has_moved_prints_the_same(source: str) -> None:
