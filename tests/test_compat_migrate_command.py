@@ -287,7 +287,8 @@ def test_many_files_are_moved_by_several_processes(monkeypatch: pytest.MonkeyPat
 
     assert _command.main(["--write", "."]) == 0
     assert changed() == names
-    assert called == [8, 8, 8, 6]
+    assert sum(called) == 30
+    assert len(called) > 1
 
 
 def test_some_files_are_moved_at_a_time() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # A worker process starts in the time that ten files or so take here: fewer files are not worth one.
 FEWEST_FOR_PROCESSES = 24
-FILES_IN_CALL = 8
+FILES_IN_CALL = 2  # one large file takes as long as ten small ones
 
 Job = tuple[bytes, Options]
 
