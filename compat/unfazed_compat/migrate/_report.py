@@ -1,0 +1,90 @@
+"""What the user sees: a diff, what was left alone, and a summary."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import tokenize
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from ._source import Result
+
+_STYLES = {"+++": "bold", "---": "bold", "@@": "cyan", "+": "green", "-": "red"}
+_KINDS = {
+    "imports": "imported name",
+    "calls": "call",
+    "wrappers": "stored wrapper",
+    "decorators": "decorator",
+    "iterators": "iterator",
+}
+
+
+class Report:
+    """Writes to the user: results on stdout, or where it is told, progress and errors on stderr."""
+
+    def __init__(self, *, results_on_stderr: bool = False) -> None:
+        self._errors = Console(stderr=True)
+        self._results = self._errors if results_on_stderr else Console()
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._results.print(Text(line, style), soft_wrap=True)
+
+    def error(self, path: str, reason: object) -> None:
+        self._errors.print(Text(f"{path}: {reason}", "bold red"), soft_wrap=True)
+
+    def diff(self, path: str, result: Result) -> None:
+        """Print what changes."""
+        old, new = _lines(result.old), _lines(result.new)
+        for line in difflib.unified_diff(old, new, path, path, lineterm=""):
+            text = line.rstrip("\r\n")
+            style = next((style for start, style in _STYLES.items() if text.startswith(start)), "")
+            self._print(text, style)
+
+    def findings(self, path: str, result: Result) -> None:
+        """Print what was left alone, and why."""
+        for line, reason in result.findings:
+            self._print(f"{path}:{line}: {reason}", "yellow")
+
+    def summary(self, looked_at: int, results: Iterable[Result], *, written: bool) -> None:
+        """Print how much there is of what."""
+        counts: Counter[str] = Counter()
+        changed = findings = 0
+        for result in results:
+            counts.update(result.counts if result.old != result.new else {"stays": result.counts.get("stays", 0)})
+            changed += result.old != result.new
+            findings += len(result.findings)
+        said = [_count(counts[kind], name) for kind, name in _KINDS.items() if counts[kind]]
+        verb = "changed" if written else "to change"
+        self._print(f"{_count(changed, 'file')} of {looked_at} {verb}{': ' if said else ''}{', '.join(said)}", "bold")
+        if counts["stays"]:
+            calls = _count(counts["stays"], "thread-sensitive call")
+            self._print(f"{calls} left to the adapter: --no-affinity names paths that need no thread of their own")
+        if findings:
+            self._print(f"{_count(findings, 'place')} left alone, named above")
+
+    def progress(self, results: Iterable[tuple[Path, Result]], total: int) -> Iterator[tuple[Path, Result]]:
+        """Show on a terminal how far it is."""
+        if not self._errors.is_terminal:
+            yield from results
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self._errors, transient=True) as progress:
+            yield from progress.track(results, total, description="migrating")
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _lines(source: bytes) -> list[str]:
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+    return source.decode(encoding).splitlines(keepends=True)
