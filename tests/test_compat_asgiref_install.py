@@ -151,25 +151,25 @@ def test_what_runs_in_asgirefs_way_can_be_cancelled_after_installing() -> None:
     asyncio.run(main())
 
 
-def test_what_others_have_patched_since_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_have_patched_since_stays() -> None:
+    theirs: Any = asgiref.sync.SyncToAsync
+    original = theirs.thread_handler
     install()
     patched = ours.SyncToAsync.thread_handler
 
     def handler(*args: Any, **kwargs: Any) -> Any:
         return patched(*args, **kwargs)
 
-    before = asgiref.sync.SyncToAsync.__call__
-    monkeypatch.setattr(asgiref.sync.SyncToAsync, "thread_handler", handler)
-    uninstall()
+    before = theirs.__call__
+    theirs.thread_handler = handler
+    try:
+        uninstall()
 
-    assert asgiref.sync.SyncToAsync.__call__ is not before
-    assert vars(asgiref.sync.SyncToAsync)["thread_handler"] is handler
-    assert asyncio.run(asgiref.sync.sync_to_async(int)("12")) == 12
-    monkeypatch.undo()
-    monkeypatch.setattr(asgiref.sync.SyncToAsync, "thread_handler", ORIGINAL_HANDLER)
-
-
-ORIGINAL_HANDLER = asgiref.sync.SyncToAsync.thread_handler
+        assert theirs.__call__ is not before
+        assert theirs.thread_handler is handler
+        assert asyncio.run(theirs(int)("12")) == 12
+    finally:
+        theirs.thread_handler = original
 
 
 @pytest.mark.parametrize("version", ["3.7.2", "3.8.0", "3.14.0", "4.0"])

@@ -24,7 +24,7 @@ from unfazed_compat.migrate._plan import Options
 from unfazed.concurrency import run_in_processpool_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 OLD = "from asgiref.sync import sync_to_async\n"
 NEW = "from unfazed_compat.asgiref import sync_to_async\n"
@@ -233,6 +233,15 @@ def test_one_that_cannot_be_written_leaves_all_as_they_were(
     assert "nothing is written" in errors
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C come through: what runs in the background of a shell is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_files_are_replaced_comes_when_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.py", "b.py"):
         write(name)
@@ -248,6 +257,7 @@ def test_ctrl_c_while_files_are_replaced_comes_when_all_are(monkeypatch: pytest.
     assert changed() == files() == {"a.py", "b.py"}
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_before_that_leaves_all_as_they_were(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
