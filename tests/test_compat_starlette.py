@@ -167,16 +167,14 @@ class Connections:
         self.events.append(f"{name} queries")
 
 
-async def request(connections: Connections, whose: str, name: str, has_it: Callable[[], Any] | None) -> None:
+async def request(connections: Connections, library: Any, name: str, has_it: Callable[[], Any] | None) -> None:
     """Do what a request does whose dependency is a connection: take one, and query it in a thread."""
-    connect = implementation(whose, "contextmanager_in_threadpool")
-    query = implementation(whose, "run_in_threadpool")
     try:
-        async with connect(connections.connection(name)):
+        async with library.contextmanager_in_threadpool(connections.connection(name)):
             if has_it is not None:
                 has_it()
                 await until(connections.wanted.is_set)
-            await query(connections.query, name)
+            await library.run_in_threadpool(connections.query, name)
     except TimeoutError:
         connections.events.append(f"{name} has waited in vain")
 
@@ -184,14 +182,15 @@ async def request(connections: Connections, whose: str, name: str, has_it: Calla
 @pytest.mark.anyio
 async def test_with_theirs_requests_that_wait_for_a_connection_starve_the_one_that_has_it() -> None:
     """The pool is full of those that wait for what the first one gives back when it has had its turn in the pool."""
+    theirs = pytest.importorskip("fastapi.concurrency")  # which the tox environment `web` has
     limit_threads(1)
     connections = Connections()
     first_has_it = anyio.Event()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(request, connections, "theirs", "the first", first_has_it.set)
+        tasks.start_soon(request, connections, theirs, "the first", first_has_it.set)
         await first_has_it.wait()
-        tasks.start_soon(request, connections, "theirs", "the second", None)
+        tasks.start_soon(request, connections, theirs, "the second", None)
         await until(connections.wanted.is_set)
         limiter = anyio.to_thread.current_default_thread_limiter()
         await until(lambda: limiter.statistics().tasks_waiting == 1)
@@ -216,9 +215,9 @@ async def test_requests_that_wait_for_a_connection_do_not_starve_the_one_that_ha
 
     with anyio.fail_after(GRACE_SECONDS):  # if it hangs
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(request, connections, "ours", "the first", first_has_it.set)
+            tasks.start_soon(request, connections, ours, "the first", first_has_it.set)
             await first_has_it.wait()
-            tasks.start_soon(request, connections, "ours", "the second", None)
+            tasks.start_soon(request, connections, ours, "the second", None)
 
     assert connections.events == [
         f"the {which} {does}" for which in ("first", "second") for does in ("has it", "queries", "gives it back")
@@ -228,6 +227,7 @@ async def test_requests_that_wait_for_a_connection_do_not_starve_the_one_that_ha
 @both
 @pytest.mark.anyio
 async def test_leaving_a_context_manager_waits_for_no_slot(whose: str) -> None:
+    contextmanager_in_threadpool = implementation(whose, "contextmanager_in_threadpool")
     limit_threads(1)
     connections = Connections()
     released, blocked = threading.Event(), threading.Event()
@@ -237,7 +237,7 @@ async def test_leaving_a_context_manager_waits_for_no_slot(whose: str) -> None:
         assert released.wait(GRACE_SECONDS)
 
     async with anyio.create_task_group() as tasks:
-        async with implementation(whose, "contextmanager_in_threadpool")(cm=connections.connection("it")) as name:
+        async with contextmanager_in_threadpool(cm=connections.connection("it")) as name:
             tasks.start_soon(implementation(whose, "run_in_threadpool"), block)
             await until(blocked.is_set)
         assert connections.events == ["it has it", "it gives it back"]

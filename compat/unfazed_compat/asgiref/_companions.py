@@ -123,7 +123,7 @@ class Companion(Executor):
             del item  # its arguments and its result are nothing to us while we wait
         _running.discard(self)
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self._executor.shutdown()  # the loop's own way starts a thread, which none can any more at exit
         self.loop.close()
 
     def _run(self, call: Call, context: Context, pump: Pump) -> None:
