@@ -542,7 +542,7 @@ def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_
             raise Now
         signal.signal(signal.SIGALRM, raise_now)
         sys.unraisablehook = lambda _: None  # Python itself drops what is raised amid a callback of a weak reference
-        def call_until_interrupted(number):  # a function: Python 3.13 leaves a loop's jump back out of a `try` around it
+        def call_until_interrupted(number):  # Python 3.13 leaves the jump back of a loop out of a `try`
             signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 0.00001)
             call = (run_in_threadpool_sync, run_in_eventloop_sync)[number % 2]
             while interrupts == number:

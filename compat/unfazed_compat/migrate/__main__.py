@@ -4,7 +4,7 @@ if __name__ == "__main__":
     import sys
     from importlib.util import find_spec
 
-    missing = [name for name in ("libcst", "pathspec", "rich") if find_spec(name) is None]
+    missing: list[str] = [name for name in ("libcst", "pathspec", "rich") if find_spec(name) is None]
     if missing:
         print(  # noqa: T201
             f"The migration needs {', '.join(missing)}: `pip install 'unfazed-concurrency[migrate]'`", file=sys.stderr
