@@ -210,7 +210,8 @@ async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest
             pytest.fail("nobody waits")
 
     monkeypatch.setattr(_waits, "Event", LateEvent)
-    second = await _waits.hold_slot(_loops.current_loop(), limiter)
+    second = _slots.acquire(limiter)
+    await _waits.until_held(second, _loops.current_loop())
 
     assert second.held
     _slots.release(second)

@@ -9,6 +9,7 @@ import os
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from anyio import CancelScope, Event, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -19,13 +20,15 @@ from ._checks import async_function_error, close_coroutine, name_of
 from ._contexts import Claim
 from ._loops import current_loop, forget_library
 from ._synccalls import Worker, lending, thread
-from ._waits import NO_LIMIT, Timeout, hold_slot, outlast, set_from_anywhere, within
+from ._waits import NO_LIMIT, Timeout, outlast, set_from_anywhere, until_held, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     from anyio import CapacityLimiter
+
+    from ._calls import Loop
 
 T = TypeVar("T")
 
@@ -110,7 +113,9 @@ class Job(Worker, Generic[T]):
         if context is not None:
             self._claim = Claim(context, name_of(self._func))
         try:
-            self.slot = await hold_slot(loop, limiter or to_thread.current_default_thread_limiter())
+            slot = self.slot = _slots.acquire(limiter or default_limiter(loop))
+            if not slot.held:
+                await until_held(slot, loop)
             if loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane:
                 self.called_back_in_the_task = True
                 await to_thread.run_sync(self.work, limiter=NO_LIMIT)
@@ -195,10 +200,19 @@ class Job(Worker, Generic[T]):
             self._claim.release()
 
 
+def default_limiter(loop: Loop) -> CapacityLimiter:
+    """Return anyio's limiter of the threads of the current *loop*, which takes anyio longer than all that we do."""
+    limiter = _limiters.get(loop.native)
+    if limiter is None:
+        limiter = _limiters[loop.native] = to_thread.current_default_thread_limiter()
+    return limiter
+
+
 def _nobody_listens() -> None:
     """Stand in for a listener where anyio does the waking."""
 
 
+_limiters: WeakKeyDictionary[object, CapacityLimiter] = WeakKeyDictionary()
 _abandoned: set[Job[Any]] = set()
 
 

@@ -46,7 +46,7 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import Unpickler, to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout, call_beside, hold_slot, within
+from ._waits import NO_LIMIT, Timeout, call_beside, until_held, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -207,8 +207,10 @@ class _Call:
     async def _run(self, timer: CancelScope | None) -> trampoline.Outcome:
         loop = current_loop()
         limiter, kill_on_cancel, *_ = self._options
-        slot = await hold_slot(loop, limiter or to_process.current_default_process_limiter())
+        slot = _slots.acquire(limiter or to_process.current_default_process_limiter())
         try:
+            if not slot.held:
+                await until_held(slot, loop)
             return await call_beside(
                 partial(self._send, loop),
                 name_of(self._func),

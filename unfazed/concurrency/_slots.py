@@ -56,10 +56,10 @@ class Slot:
         "wake",
     )
 
-    def __init__(self, limit: Limit, parent: Slot | None, wake: Callable[[], bool]) -> None:
+    def __init__(self, limit: Limit, parent: Slot | None, wake: Callable[[], bool] | None) -> None:
         self.limit = limit
         self.parent = parent  # the nearest call that this one was made on behalf of, whatever its limiter
-        self.wake = wake
+        self.wake = wake  # None: nobody waits yet, and whoever will looks first
         self.held = False  # granted, and not given back yet
         self.given_up = False  # nobody wants it any more
         self.extra = False  # let in by rule 3 though it is not nested
@@ -197,11 +197,12 @@ _watched: set[Limit] = set()
 _watcher: threading.Thread | None = None
 
 
-def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
+def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:
     """Ask for a slot of *limiter*, for a call that the current context makes.
 
     Where the slot is not `held` on return it is queued: *wake* is called, from any thread, when it has been granted.
-    It must return at once, and say whether anybody is left to be woken. `release` ends the wait.
+    It must return at once, and say whether anybody is left to be woken. It may be set later, by who then sees whether
+    the slot is held. `release` ends the wait.
     """
     global _watcher
     parent = current_slot.get()
@@ -236,7 +237,9 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool]) -> Slot:
 
 def release(slot: Slot) -> None:
     """Give *slot* back, or leave the queue. Doing so twice is harmless."""
-    _wake(_give_back(slot))
+    served = _give_back(slot)
+    if served:
+        _wake(served)
 
 
 def lend(slot: Slot) -> None:
@@ -270,7 +273,7 @@ def acquire_now(limiter: CapacityLimiter) -> Slot:
     """Take a slot of *limiter* without waiting for it, though it may be one more than the limit."""
     with _lock:
         limit = _limits.get(limiter) or _open_accounts(limiter)
-        slot = Slot(limit, current_slot.get(), bool)  # nobody is woken
+        slot = Slot(limit, current_slot.get(), None)
         parent = slot.living_parent()
         if parent is not None:
             parent.living_parent()  # as in `acquire`
@@ -309,7 +312,7 @@ def _give_back(slot: Slot) -> list[Slot]:
 def _wake(served: list[Slot]) -> None:
     """Wake those who were granted a slot. Where nobody is left to be woken, the slot goes to the next one."""
     for slot in served:
-        if not slot.wake():
+        if slot.wake is not None and not slot.wake():
             served.extend(_give_back(slot))
 
 

@@ -55,28 +55,15 @@ class NoLimit(CapacityLimiter):
 NO_LIMIT = NoLimit()
 
 
-async def hold_slot(loop: Loop, limiter: CapacityLimiter) -> _slots.Slot:
-    """Take a slot of *limiter* in the current *loop*, queueing for it if need be.
+async def until_held(slot: _slots.Slot, loop: Loop) -> None:
+    """Wait in the current *loop* until *slot*, which is queued, has been granted; whoever asked for it releases it.
 
-    Who wakes us: whoever gives one back, on any thread, or the watcher. Cancelled meanwhile, by whatever means, it
-    leaves the queue and gives back what it was granted.
+    Who wakes us: whoever gives one back, on any thread, or the watcher.
     """
-    event: Event | None = None
-
-    def wake() -> bool:
-        # Either we come first, and the slot is seen to be held below; or the event is there to be set.
-        return event is None or set_from_anywhere(loop, event)
-
-    slot = _slots.acquire(limiter, wake)
-    if not slot.held:
-        event = Event()
-        try:
-            if not slot.held:
-                await event.wait()
-        except BaseException:
-            _slots.release(slot)
-            raise
-    return slot
+    event = Event()
+    slot.wake = lambda: set_from_anywhere(loop, event)
+    if not slot.held:  # either it was granted before, or whoever grants it wakes us
+        await event.wait()
 
 
 async def outlast(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
