@@ -75,18 +75,22 @@ class Loop(Protocol):
 class Answer(Generic[T]):
     """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
 
-    __slots__ = ("_claim", "_error", "_value", "announce", "stands")
+    __slots__ = ("_claimed", "_error", "_value", "announce", "stands")
 
     def __init__(self, announce: Callable[[], object]) -> None:
-        self._claim = Lock()  # a flag that is tested and set in one step; never released
+        self._claimed = Lock()  # a flag that is tested and set in one step; never released
         self._value: Any = None  # a T where there is no error
         self._error: BaseException | None = None
         self.announce = announce
         self.stands = False
 
+    def claim(self) -> bool:
+        """Keep others from writing the answer, unless somebody was first."""
+        return self._claimed.acquire(blocking=False)
+
     def write(self, value: T | None, error: BaseException | None) -> bool:
         """Write the answer, unless somebody was first."""
-        if not self._claim.acquire(blocking=False):
+        if not self._claimed.acquire(blocking=False):
             return False
         self._value = value
         self._error = error

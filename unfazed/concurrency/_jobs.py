@@ -58,7 +58,6 @@ class Job(Worker, Generic[T]):
         "_kwargs",
         "_options",
         "_over",
-        "_settled",
         "_started",
         "_timeout",
         "_waiting",
@@ -84,12 +83,11 @@ class Job(Worker, Generic[T]):
         self._timeout = None if options.timeout is None else Timeout(options.timeout, name_of(func))
         self._claim: Claim | None = None  # of a context that was given
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
-        self._settled = Lock()  # taken by the worker when it ends, or by the loop so that what it comes to is dropped
         self._abandoned = False  # whether the loop has stopped waiting for the worker
         self._over = False  # whether the worker has ended, and given its slot back
         self._ended: Event | None = None  # set where the loop waits for the worker after all
         self._waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
-        self.outcome: Answer[T] = Answer(_nobody_listens)
+        self.outcome: Answer[T] = Answer(_nobody_listens)  # claimed by the loop so that what it comes to is dropped
 
     def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
         """Have the worker hand the outcome to a sync caller, ahead of the loop."""
@@ -120,35 +118,42 @@ class Job(Worker, Generic[T]):
                 self.called_back_in_the_task = True
                 await to_thread.run_sync(self.work, limiter=NO_LIMIT)
                 await checkpoint_if_cancelled()
-            else:
-                await self._run_whatever_cancels_us(timer)
+                return self.outcome
+            cancellation: BaseException | None = None
+            try:
+                await self.hand_over()
+            except BaseException as exc:
+                if self._started.acquire(blocking=False):
+                    raise
+                cancellation = exc
+            if cancellation is not None:
+                try:
+                    raise await self._outlive(cancellation, timer)
+                finally:
+                    del cancellation
         finally:
             if not self._abandoned:  # pragma: no branch (that always raises)
                 self._give_back()
         return self.outcome
 
-    async def hand_over(self) -> None:
+    def hand_over(self) -> Awaitable[None]:
         """Have a thread do the work, and wait for that. Cancelled meanwhile, do not wait for it."""
-        await to_thread.run_sync(self.work, abandon_on_cancel=True, limiter=NO_LIMIT)
+        return to_thread.run_sync(self.work, abandon_on_cancel=True, limiter=NO_LIMIT)
 
-    async def _run_whatever_cancels_us(self, timer: CancelScope | None) -> None:
-        """Do on asyncio what anyio's shield does on trio; and on both, what no shield does: wait, but not for ever."""
+    async def _outlive(self, cancellation: BaseException, timer: CancelScope | None) -> BaseException:
+        """Do on asyncio what anyio's shield does on trio; and on both, what no shield does: wait, but not for ever.
+
+        Return what to raise then.
+        """
+        self._ended = Event()  # before the claim: a worker that comes second sets it
         try:
-            await self.hand_over()
-            return
-        except BaseException as exc:
-            if self._started.acquire(blocking=False):
-                raise
-            cancellation = exc
-        self._ended = Event()  # before the lock: a worker that comes second sets it
-        try:
-            if self._settled.acquire(blocking=False):
+            if self.outcome.claim():
                 self.cancel()
                 if not self._options.abandon_on_cancel:
                     cancellation = await outlast(self._ended, cancellation, timer)
                 if not self._ended.is_set():
                     self._abandon()
-            raise cancellation
+            return cancellation
         finally:
             del cancellation
 
@@ -180,15 +185,14 @@ class Job(Worker, Generic[T]):
         thread.worker = None
         if self._waiting is not None:
             self._give_back()  # before its caller goes on; otherwise the loop does it, which costs it less
-        if self._settled.acquire(blocking=False):
-            self.outcome.write(value, error)
+        if self.outcome.write(value, error):
             if self._waiting is not None:
                 self._waiting.write(self.outcome, None)
         else:
             self._give_back()
             self._over = True
             _abandoned.discard(self)
-            assert self._ended is not None, "the loop took the lock to wait for us"
+            assert self._ended is not None, "the loop has claimed the outcome to wait for us"
             set_from_anywhere(self.way_back(), self._ended)
         del value, error  # the traceback of the error leads to the function's frame, and that one back to this
 
