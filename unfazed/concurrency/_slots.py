@@ -192,7 +192,7 @@ class Limit:
 # Guards every Slot and Limit, and the names below. Reentrant, for the garbage collector may end a coroutine, which
 # gives its slot back, on a thread that is in here already.
 _lock = threading.RLock()
-_limits: weakref.WeakKeyDictionary[CapacityLimiter, Limit] = weakref.WeakKeyDictionary()
+_limits: dict[weakref.ref[CapacityLimiter], Limit] = {}  # a WeakKeyDictionary, but for the time that takes
 _watched: set[Limit] = set()
 _watcher: threading.Thread | None = None
 
@@ -207,7 +207,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) ->
     global _watcher
     parent = current_slot.get()
     with _lock:
-        limit = _limits.get(limiter) or _open_accounts(limiter)
+        limit = _limits.get(weakref.ref(limiter)) or _open_accounts(limiter)
         slot = Slot(limit, parent, wake)
         if parent is not None:
             parent.living_parent()  # so that a call that begins the next one for ever does not remember them all
@@ -215,7 +215,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) ->
                 if ancestor.waits and ancestor.borrower is None:
                     limit.grant(slot, ancestor)
                     return slot
-        if not limit.queue and limit.occupied < limit.total:
+        if not limit.queue and limit.occupied < limiter.total_tokens:
             limit.grant(slot)
             return slot
         limit.enqueue(slot)
@@ -272,7 +272,7 @@ def take_back(slot: Slot) -> None:
 def acquire_now(limiter: CapacityLimiter) -> Slot:
     """Take a slot of *limiter* without waiting for it, though it may be one more than the limit."""
     with _lock:
-        limit = _limits.get(limiter) or _open_accounts(limiter)
+        limit = _limits.get(weakref.ref(limiter)) or _open_accounts(limiter)
         slot = Slot(limit, current_slot.get(), None)
         parent = slot.living_parent()
         if parent is not None:
@@ -292,8 +292,12 @@ def adopt(limiter: CapacityLimiter) -> Slot:
 
 
 def _open_accounts(limiter: CapacityLimiter) -> Limit:
-    limit = _limits[limiter] = Limit(limiter)
+    limit = _limits[weakref.ref(limiter, _close_accounts)] = Limit(limiter)
     return limit
+
+
+def _close_accounts(limiter: weakref.ref[CapacityLimiter]) -> None:
+    _limits.pop(limiter, None)
 
 
 def _give_back(slot: Slot) -> list[Slot]:
@@ -346,7 +350,7 @@ def _start_afresh() -> None:
     """After a fork: no thread that held a slot has come along, and the lock may have been taken by one of them."""
     global _lock, _limits, _watcher
     _lock = threading.RLock()
-    _limits = weakref.WeakKeyDictionary()
+    _limits = {}
     _watched.clear()
     _watcher = None
     current_slot.set(None)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
-from . import _slots
 from ._calls import Answer, Call, without_our_frame
 from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
 from ._loops import running_loop
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ._calls import Loop
+    from ._slots import Slot
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class NoLimit(CapacityLimiter):
 NO_LIMIT = NoLimit()
 
 
-async def until_held(slot: _slots.Slot, loop: Loop) -> None:
+async def until_held(slot: Slot, loop: Loop) -> None:
     """Wait in the current *loop* until *slot*, which is queued, has been granted; whoever asked for it releases it.
 
     Who wakes us: whoever gives one back, on any thread, or the watcher.
