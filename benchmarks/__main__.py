@@ -14,14 +14,14 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from benchmarks import _growth, _report, _starts
-from benchmarks._measure import OURS, Budget, Timing, measure, measure_sync
+from benchmarks._measure import OURS, Budget, Timing, measure, measure_sync, one_cpu
 from benchmarks._rows import ROWS, Row, is_quick
 from unfazed.concurrency import configure_background_eventloop
 
@@ -52,10 +52,11 @@ def _measure(row: Row, backend: str) -> dict[str, Timing]:
         with ExitStack() as stack:
             return await measure(await row.make(stack), budget, units)
 
-    if row.is_async:
-        return anyio.run(main, **BACKENDS[backend])
-    with ExitStack() as stack:
-        return measure_sync(row.make(stack, BACKENDS[backend]), budget, units)
+    with one_cpu() if row.on_one_cpu else nullcontext():
+        if row.is_async:
+            return anyio.run(main, **BACKENDS[backend])
+        with ExitStack() as stack:
+            return measure_sync(row.make(stack, BACKENDS[backend]), budget, units)
 
 
 def _as_dict(row: Row, backend: str, timings: dict[str, Timing]) -> dict[str, Any]:

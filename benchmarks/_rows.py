@@ -71,6 +71,7 @@ class Row:
     quick_units: int = 1
     backends: tuple[str, ...] = ("asyncio", "uvloop", "trio")
     in_quick_run: bool = True
+    on_one_cpu: bool = True  # not where processes do something at the same time
 
 
 ROWS: list[Row] = []
@@ -249,12 +250,12 @@ async def running_loop() -> asyncio.AbstractEventLoop:
 # ---- processes
 
 
-@row("run_in_processpool", limits={ANYIO: 1.3, PROCESS_POOL: 0.7})
+@row("run_in_processpool", on_one_cpu=False, limits={ANYIO: 1.3, PROCESS_POOL: 0.7})
 async def processes(stack: ExitStack) -> Calls:
     return process_calls(stack, nothing)
 
 
-@row("run_in_processpool_sync")
+@row("run_in_processpool_sync", on_one_cpu=False)
 def processes_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     portal = stack.enter_context(anyio.from_thread.start_blocking_portal(**backend))
     executor = stack.enter_context(ProcessPoolExecutor())
@@ -292,7 +293,8 @@ def add_payloads() -> None:
             return process_calls(stack, same, os.urandom(size))
 
         limits = {} if most is None else {ANYIO: most, PROCESS_POOL: most}
-        row(f"run_in_processpool, {name} both ways", limits=limits, in_quick_run=in_quick_run)(payload)
+        title = f"run_in_processpool, {name} both ways"
+        row(title, on_one_cpu=False, limits=limits, in_quick_run=in_quick_run)(payload)
 
 
 add_payloads()

@@ -128,12 +128,14 @@ class Call(Generic[T]):
         "answer",
         "cancelled_by_others",
         "loop",
+        "made_elsewhere",
         "missed",
         "on_end",
     )
 
-    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T]) -> None:
+    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T], made_elsewhere: bool = False) -> None:
         self._work = work
+        self.made_elsewhere = made_elsewhere  # for certain, and not in the loop that is to run it
         self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
         self._cancelled = False
         self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
@@ -155,7 +157,8 @@ class Call(Generic[T]):
         except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
             error = without_our_frame(exc)
             if not isinstance(exc, get_cancelled_exc_class()):
-                await self._take_in()
+                if self.aborted:
+                    await self._take_in()
             else:
                 self.cancelled_by_others = not self.aborted
                 if self._reason is not None:
@@ -164,7 +167,8 @@ class Call(Generic[T]):
             self.answer.write(None, error)
             del error
         else:
-            await self._take_in()
+            if self.aborted:
+                await self._take_in()
             self.answer.write(value, None)
         finally:
             self._abort = None
@@ -173,7 +177,7 @@ class Call(Generic[T]):
 
     async def _take_in(self) -> None:
         """Take a cancellation that the work did not wait for off the task: it is not for what comes next there."""
-        if self.aborted and self.loop is not None and self.loop.cancels_once:
+        if self.loop is not None and self.loop.cancels_once:
             try:
                 await checkpoint()
             except get_cancelled_exc_class():

@@ -32,10 +32,13 @@ def name_of(func: object) -> str:
     return (name if isinstance(name, str) else type(func).__qualname__).rpartition("<locals>.")[2]
 
 
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 def is_async(func: object) -> bool:
     """Return whether calling *func* gives a coroutine or an async generator, as far as can be told beforehand."""
     if type(func) is FunctionType:
-        return bool(func.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+        return bool(func.__code__.co_flags & _ASYNC)
     while isinstance(func, functools.partial):
         func = func.func
     if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
@@ -71,7 +74,7 @@ def require_callable(func: object, helper: str) -> None:
 
 def require_sync(func: Callable[..., object], helper: str) -> None:
     """Refuse what does not run in a worker: that which cannot be called, and async functions."""
-    if type(func) is FunctionType and not is_async(func):
+    if type(func) is FunctionType and not func.__code__.co_flags & _ASYNC:
         return  # by far the commonest
     require_callable(func, helper)
     if is_async(func):

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from functools import partial
 from threading import Lock
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from anyio import CancelScope, Event, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _slots
 from ._calls import Answer, without_our_frame
-from ._checks import async_function_error, close_coroutine, name_of
+from ._checks import async_function_error, name_of
 from ._contexts import Claim
-from ._loops import current_loop, forget_library
+from ._loops import forget_library, running_loop
 from ._synccalls import Worker, lending, thread
-from ._waits import NO_LIMIT, Timeout, outlast, set_from_anywhere, until_held, within
+from ._waits import NO_LIMIT, Timeout, outlast, set_from_anywhere, until_held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -87,7 +88,8 @@ class Job(Worker, Generic[T]):
         self._over = False  # whether the worker has ended, and given its slot back
         self._ended: Event | None = None  # set where the loop waits for the worker after all
         self._waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
-        self.outcome: Answer[T] = Answer(_nobody_listens)  # claimed by the loop so that what it comes to is dropped
+        # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
+        self.outcome: Answer[T] = Answer(int)
 
     def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
         """Have the worker hand the outcome to a sync caller, ahead of the loop."""
@@ -103,10 +105,12 @@ class Job(Worker, Generic[T]):
         no way to end a thread. What it comes to is dropped then. It is not waited for any longer than the timeout,
         nor at all where that is the option: abandoned, it gives its slot back itself.
         """
-        return lending(within(self._timeout, self._run))
+        running = self._run(None) if self._timeout is None else self._timeout.bound(self._run)
+        return running if thread.worker is None else lending(running)
 
     async def _run(self, timer: CancelScope | None) -> Answer[T]:
-        loop = self.loop = current_loop()
+        loop = self.loop = running_loop()
+        assert loop is not None, "async code runs in a loop"
         limiter, abandon_on_cancel, _, context = self._options
         if context is not None:
             self._claim = Claim(context, name_of(self._func))
@@ -178,7 +182,8 @@ class Job(Worker, Generic[T]):
                 value = self._func(*self._args, **self._kwargs)
             else:
                 value = self._claim.run(partial(self._func, *self._args, **self._kwargs), forget_library)
-            if close_coroutine(value):
+            if isinstance(value, CoroutineType):
+                value.close()  # it would complain that nobody has awaited it
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:
             error = without_our_frame(exc)
@@ -206,17 +211,13 @@ class Job(Worker, Generic[T]):
 
 def default_limiter(loop: Loop) -> CapacityLimiter:
     """Return anyio's limiter of the threads of the current *loop*, which takes anyio longer than all that we do."""
-    limiter = _limiters.get(loop.native)
+    limiter = _limiters.get(ref(loop.native))
     if limiter is None:
-        limiter = _limiters[loop.native] = to_thread.current_default_thread_limiter()
+        limiter = _limiters[ref(loop.native, _limiters.pop)] = to_thread.current_default_thread_limiter()
     return limiter
 
 
-def _nobody_listens() -> None:
-    """Stand in for a listener where anyio does the waking."""
-
-
-_limiters: WeakKeyDictionary[object, CapacityLimiter] = WeakKeyDictionary()
+_limiters: dict[ref[object], CapacityLimiter] = {}  # by loop
 _abandoned: set[Job[Any]] = set()
 
 

@@ -48,8 +48,7 @@ class AsyncioLoop:
 
     def submit(self, call: Call[Any], context: Context) -> None:
         call.loop = self
-        here = running_loop()
-        if here is not None and here.native is self.native:
+        if not call.made_elsewhere and _runs_here(self):
             # At once, as it is faster; and what a loop that is ending does not know of, it does not cancel, but drops.
             context.run(self._start, call)
         else:
@@ -151,8 +150,7 @@ class TrioLoop:
 
     def submit(self, call: Call[Any], context: Context) -> None:
         call.loop = self
-        here = running_loop()
-        if here is not None and here.native is self.native:
+        if not call.made_elsewhere and _runs_here(self):
             self._start(call, context)
         else:
             self.post(self._start, call, context)
@@ -237,6 +235,11 @@ def running_loop() -> Loop | None:
         except RuntimeError:  # none runs
             pass
     return None
+
+
+def _runs_here(loop: Loop) -> bool:
+    here = running_loop()
+    return here is not None and here.native is loop.native
 
 
 def current_loop() -> Loop:

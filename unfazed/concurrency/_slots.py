@@ -142,7 +142,8 @@ class Limit:
     def take_away(self, slot: Slot) -> None:
         """End *slot*, without giving it to the next one yet."""
         slot.held = False
-        slot.living_parent()
+        if slot.parent is not None:
+            slot.living_parent()
         if not slot.waits:
             self.running -= 1
         if slot.extra:
@@ -237,9 +238,10 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) ->
 
 def release(slot: Slot) -> None:
     """Give *slot* back, or leave the queue. Doing so twice is harmless."""
-    served = _give_back(slot)
-    if served:
-        _wake(served)
+    if not slot.given_up:
+        served = _give_back(slot)
+        if served:
+            _wake(served)
 
 
 def lend(slot: Slot) -> None:

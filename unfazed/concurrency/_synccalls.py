@@ -135,7 +135,7 @@ def call_from_sync(
     if here is not None and here.native is not thread.lost_loop:
         raise LoopThreadError(helper, instead)
     answer: SyncAnswer[T] = SyncAnswer()
-    call = Call(work, answer)
+    call = Call(work, answer, made_elsewhere=True)
     worker = thread.worker
     if worker is not None:
         outer = worker.enter(call)

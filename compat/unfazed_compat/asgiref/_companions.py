@@ -55,7 +55,7 @@ class Companion(Executor):
         self._settings = loop.get_debug(), loop.get_task_factory(), loop.get_exception_handler()
         self._executor = _DefaultExecutor()
         self.callers: set[int] = set()  # the threads that wait for it
-        self._items: SimpleQueue[WorkItem[Any] | None] = SimpleQueue()
+        self._items: SimpleQueue[WorkItem[Any] | _Visit | None] = SimpleQueue()
         self._generators = _Generators(self.loop)
         self._current: Call | None = None
         self._given_up = False  # by a caller who does not wait for the end of a call: the next one must not either
@@ -87,16 +87,16 @@ class Companion(Executor):
         """Have the loop run *call* in *context*, and wait for the end of all that it leaves behind there."""
         me = threading.get_ident()
         self.callers.add(me)
-        done = self.submit(self._run, call, context, pump)
-        done.add_done_callback(pump.finish)
+        visit = _Visit(self, call, pump, context)
+        self._items.put(visit)
         try:
             call.wait(pump, self.is_gone)
         finally:
             self.callers.discard(me)
-            if not done.done():
+            if not visit.ended:
                 self._given_up = True
                 self.shutdown(wait=False)
-        done.result()  # raises what another task has ended the loop with: SystemExit, say
+        visit.read()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the thread after what it has been sent so far."""
@@ -175,6 +175,38 @@ class Companion(Executor):
             if error is not None:
                 message = "a task that was left over at the end of async_to_sync() has failed"
                 self.loop.call_exception_handler({"message": message, "exception": error, "task": task})
+
+
+@final
+class _Visit:
+    """One call in the loop of a companion; a future would do, and take as long as all the rest."""
+
+    __slots__ = ("_call", "_companion", "_context", "_error", "_pump", "ended")
+
+    def __init__(self, companion: Companion, call: Call, pump: Pump, context: Context) -> None:
+        self._companion = companion
+        self._call = call
+        self._pump = pump
+        self._context = context
+        self._error: BaseException | None = None
+        self.ended = False
+
+    def run(self) -> None:
+        try:
+            self._companion._run(self._call, self._context, self._pump)
+        except BaseException as exc:
+            self._error = exc
+        self.ended = True
+        self._pump.finish()
+
+    def read(self) -> None:
+        """Raise what another task has ended the loop with: `SystemExit`, say."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
 
 
 class _DefaultExecutor(ThreadPoolExecutor):
