@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from ._checks import name_of, require_limiter, wrong_source
+from ._checks import require_limiter, wrong_source
 from ._errors import InUseError, LoopEndedError
 from ._eventloop import submit_to_background
 from ._lanes import TaskLane, ThreadLane
@@ -167,8 +167,8 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         return suppressed
 
     def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:
-        name, helper, instead = name_of(self._manager), "contextmanager_in_eventloop_sync", "async with ..."
-        return call_from_sync(work, name, helper, instead, submit, always=submit is not submit_to_background)
+        helper, elsewhere = "contextmanager_in_eventloop_sync", submit is not submit_to_background
+        return call_from_sync(work, self._manager, helper, "async with ...", submit, always=elsewhere)
 
     async def _enter(self) -> T:
         value = await self._manager.__aenter__()

@@ -149,8 +149,7 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
         `page = run_in_eventloop_sync(fetch, "https://example.org", timeout=5)`
     """
     work = async_work(func, args, kwargs, "run_in_eventloop_sync")
-    name = name_of(func)
-    return call_from_sync(work, name, "run_in_eventloop_sync", f"await {name}(...)", submit_to_background)
+    return call_from_sync(work, func, "run_in_eventloop_sync", "await {}(...)", submit_to_background)
 
 
 class EventloopPlace(NamedTuple):
@@ -174,9 +173,8 @@ class EventloopPlace(NamedTuple):
 
     def run_sync(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        name = name_of(func)
         work = self._work(func, args, kwargs)
-        return call_from_sync(work, name, f"{name}.sync", f"await {name}(...)", submit_to_background)
+        return call_from_sync(work, func, "{}.sync", "await {}(...)", submit_to_background)
 
     def _work(
         self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]

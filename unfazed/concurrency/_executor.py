@@ -228,13 +228,12 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     helper = "run_in_executor_sync"
     _require_executor(executor, helper)
     require_sync(func, helper)
-    name = name_of(func)
     call = _Call(executor, func, args, kwargs)
-    return _wait_for(call, func, helper, helper, f"await run_in_executor(executor, {name}, ...)")
+    return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
 
 
 def _wait_for(call: _Call[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    return _read(call_from_sync(call.run, name_of(func), twin, instead, submit_to_background), func, helper)
+    return _read(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
 
 
 class ExecutorPlace(NamedTuple):
@@ -258,5 +257,5 @@ class ExecutorPlace(NamedTuple):
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        call, name = _Call(self.executor, func, args, kwargs, self.timeout), name_of(func)
-        return _wait_for(call, func, "in_executor", f"{name}.sync", f"await {name}(...)")
+        call = _Call(self.executor, func, args, kwargs, self.timeout)
+        return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")

@@ -15,7 +15,7 @@ from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from ._calls import Answer, Call
-from ._checks import name_of, require_count, wrong_source
+from ._checks import require_count, wrong_source
 from ._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
 from ._eventloop import submit_to_background
 from ._lanes import TaskLane, ThreadLane
@@ -351,17 +351,17 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     if not hasattr(type(aiterable), "__aiter__"):
         helper = "iterate_in_eventloop_sync"
         raise wrong_source(aiterable, helper, "an async iterable", "for ... in", "__iter__")
-    return _iterate(_Steps(aiterable), name_of(aiterable))
+    return _iterate(_Steps(aiterable), aiterable)
 
 
-def _iterate(steps: _Steps[T], name: str) -> Generator[T, None, None]:
+def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
     lane = TaskLane(steps.close)
-    helper, instead = "iterate_in_eventloop_sync", f"async for ... in {name}(...)"
-    call_from_sync(lane.start, name, helper, instead, submit_to_background)
+    helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
+    call_from_sync(lane.start, source, helper, instead, submit_to_background)
     try:
         while True:
             try:
-                item = call_from_sync(steps.next, name, helper, instead, lane.take, always=True)
+                item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
             except LoopEndedError:
                 if lane.outcome is not None:  # a scope that it holds open was cancelled
                     lane.outcome.read()
@@ -372,6 +372,6 @@ def _iterate(steps: _Steps[T], name: str) -> Generator[T, None, None]:
     finally:
         with suppress(LoopEndedError):  # it has been closed then
             try:
-                call_from_sync(partial(lane.finish, steps.close), name, helper, instead, lane.take, always=True)
+                call_from_sync(partial(lane.finish, steps.close), source, helper, instead, lane.take, always=True)
             except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
                 lane.leave()

@@ -10,7 +10,7 @@ import sys
 from threading import main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyio import CancelScope, move_on_after
+from anyio import move_on_after
 
 from ._errors import LoopEndedError
 
@@ -58,7 +58,7 @@ class AsyncioLoop:
         if call.accepted:
             return
         call.accepted = True
-        self.mark_context()
+        _mark_context("asyncio")
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         running = self._run(call)
         try:
@@ -167,7 +167,9 @@ class TrioLoop:
             call.fail(LoopEndedError("the event loop of this call has ended"))
 
     async def _run(self, call: Call[Any]) -> None:
-        with CancelScope() as scope:
+        import trio
+
+        with trio.CancelScope() as scope:
             await call.run(scope.cancel)
 
     def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:

@@ -176,8 +176,7 @@ class EventLoopThread:
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run_sync")
-        name = name_of(func)
-        return call_from_sync(work, name, "run_sync", f"await loop.run({name}, ...)", self._submit, always=True)
+        return call_from_sync(work, func, "run_sync", "await loop.run({}, ...)", self._submit, always=True)
 
     def _require_running(self) -> Loop:
         """Return the loop, which takes calls."""

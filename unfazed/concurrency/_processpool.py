@@ -323,7 +323,7 @@ class _Call:
     def wait_for(self, helper: str, instead: str) -> Any:
         """Run the call for sync code, and return its value."""
         try:
-            outcome = call_from_sync(self.run, name_of(self._func), helper, instead, submit_to_background)
+            outcome = call_from_sync(self.run, self._func, helper, instead, submit_to_background)
             return _unpack(outcome, self._memory, self._func, self._helper)
         finally:
             self._give_back()
@@ -473,7 +473,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     """
     helper = "run_in_processpool_sync"
     call = _Call(helper, _require(func, helper), args, kwargs)
-    result: T = call.wait_for(helper, f"await run_in_processpool({name_of(func)}, ...)")
+    result: T = call.wait_for(helper, "await run_in_processpool({}, ...)")
     return result
 
 
@@ -521,7 +521,7 @@ def warm_up_processpool_sync(count: int, /) -> None:
     helper = "warm_up_processpool_sync"
     require_count(count, "count", helper)
     warm_up = partial(warm_up_processpool, count)
-    call_from_sync(warm_up, helper, helper, f"await warm_up_processpool({count})", submit_to_background)
+    call_from_sync(warm_up, warm_up, helper, f"await warm_up_processpool({count})", submit_to_background)
 
 
 def _wait_all_the_same() -> None:
@@ -599,5 +599,4 @@ class ProcessPlace(ProcessOptions):
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for sync code."""
-        name = name_of(func)
-        return _Call("in_processpool", func, args, kwargs, self).wait_for(f"{name}.sync", f"await {name}(...)")
+        return _Call("in_processpool", func, args, kwargs, self).wait_for("{}.sync", "await {}(...)")

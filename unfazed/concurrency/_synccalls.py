@@ -21,6 +21,7 @@ from anyio import RunFinishedError, from_thread, to_thread
 
 from . import _slots
 from ._calls import Answer, Call, SyncAnswer
+from ._checks import name_of
 from ._errors import LoopEndedError, LoopThreadError
 from ._loops import current_loop, running_loop
 from ._waits import call_in
@@ -117,7 +118,7 @@ async def _lend_while(worker: Worker, waiting: Awaitable[T]) -> T:
 
 def call_from_sync(
     work: Callable[[], Awaitable[T]],
-    name: str,
+    func: object,
     helper: str,
     instead: str,
     submit: Submit,
@@ -129,11 +130,13 @@ def call_from_sync(
 
     *submit* is asked where the thread belongs to no loop, or *always*.
     Where that is possible, the answer is offered to whoever may write it before *work* has ended. *instead* is what
-    to write where this is refused. Who wakes us: whoever writes the answer; the end of the loop, which does too.
+    to write where *helper* is refused, with `{}` in both for the name of *func*. Who wakes us: whoever writes the
+    answer; the end of the loop, which does too.
     """
     here = running_loop()
     if here is not None and here.native is not thread.lost_loop:
-        raise LoopThreadError(helper, instead)
+        name = name_of(func)
+        raise LoopThreadError(helper.format(name), instead.format(name))
     answer: SyncAnswer[T] = SyncAnswer()
     call = Call(work, answer, made_elsewhere=True)
     worker = thread.worker
@@ -142,14 +145,14 @@ def call_from_sync(
         try:
             if worker.called_back_in_the_task:
                 # Only to wait: what ran there would pile up on the one task, level by level.
-                _call_in_waiting_task(Call(_elsewhere(submit if always else worker.submit, work, name), answer))
+                _call_in_waiting_task(Call(_elsewhere(submit if always else worker.submit, work, func), answer))
             else:
                 if offer is not None:
                     offer(answer)
                 _call_and_wait(call, answer, submit if always else worker.submit)
         finally:
             worker.leave(call, outer)
-    elif not _call_from_others_worker(Call(_elsewhere(submit, work, name), answer) if always else call):
+    elif not _call_from_others_worker(Call(_elsewhere(submit, work, func), answer) if always else call):
         if offer is not None:
             offer(answer)
         _call_and_wait(call, answer, submit)
@@ -172,12 +175,12 @@ def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None
         raise
 
 
-def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], name: str) -> Callable[[], Awaitable[T]]:
+def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -> Callable[[], Awaitable[T]]:
     """Return what waits for *work* in the current loop, and is cancelled with it, while *submit* runs it elsewhere."""
     context = copy_context()  # this thread's: that of the task which waits for it need not be a copy
 
     async def run_elsewhere() -> T:
-        return await call_in(submit, work, name, current_loop(), context=context)
+        return await call_in(submit, work, name_of(func), current_loop(), context=context)
 
     return run_elsewhere
 

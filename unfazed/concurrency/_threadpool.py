@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ._checks import name_of, require_context, require_flag, require_limiter, require_sync, require_timeout
+from ._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
 from ._eventloop import submit_to_background
 from ._jobs import Job, JobOptions
 from ._synccalls import call_from_sync
@@ -73,13 +73,12 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
         `text = run_in_threadpool_sync(path.read_text, encoding="utf-8")`
     """
     require_sync(func, "run_in_threadpool_sync")
-    name = name_of(func)
     job = Job("run_in_threadpool_sync", func, args, kwargs)
-    return _wait_for(job, name, "run_in_threadpool_sync", f"await run_in_threadpool({name}, ...)")
+    return _wait_for(job, func, "run_in_threadpool_sync", "await run_in_threadpool({}, ...)")
 
 
-def _wait_for(job: Job[T], name: str, helper: str, instead: str) -> T:
-    return call_from_sync(job.run, name, helper, instead, submit_to_background, offer=job.answer_directly).read()
+def _wait_for(job: Job[T], func: Callable[..., T], helper: str, instead: str) -> T:
+    return call_from_sync(job.run, func, helper, instead, submit_to_background, offer=job.answer_directly).read()
 
 
 class ThreadPlace(JobOptions):
@@ -105,5 +104,4 @@ class ThreadPlace(JobOptions):
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        name = name_of(func)
-        return _wait_for(Job("in_threadpool", func, args, kwargs, self), name, f"{name}.sync", f"await {name}(...)")
+        return _wait_for(Job("in_threadpool", func, args, kwargs, self), func, "{}.sync", "await {}(...)")
