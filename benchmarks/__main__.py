@@ -100,8 +100,9 @@ def main() -> None:
     results["import_seconds"] = _starts.import_seconds(rounds) if not options.only else {}
     results["first_call_seconds"] = _starts.first_call_seconds(rounds) if not options.only else {}
     results["memory_bytes"] = _starts.memory_bytes() if everything else {}
-    results["callers"] = _growth.against_callers() if everything else {}
-    results["limits"] = _growth.against_limits() if everything else {}
+    with one_cpu():
+        results["callers"] = _growth.against_callers() if everything else {}
+        results["limits"] = _growth.against_limits() if everything else {}
     if options.output:
         _report.write(options.output, results)
     print(_report.markdown(results))

@@ -316,7 +316,7 @@ async def thread_sensitive(stack: ExitStack) -> Calls:
     return {OURS: adapter.sync_to_async(nothing), ASGIREF: asgiref.sync.sync_to_async(nothing)}
 
 
-@row("… not thread-sensitive", backends=ON_ASYNCIO, limits={ASGIREF: 1.05})
+@row("adapter's sync_to_async, not thread-sensitive", backends=ON_ASYNCIO, limits={ASGIREF: 1.05})
 async def not_thread_sensitive(_: ExitStack) -> Calls:
     return {
         OURS: adapter.sync_to_async(nothing, thread_sensitive=False),
@@ -324,7 +324,7 @@ async def not_thread_sensitive(_: ExitStack) -> Calls:
     }
 
 
-@row("… with async_to_sync in it", backends=ON_ASYNCIO, limits={ASGIREF: 1.0})
+@row("adapter's async_to_sync in sync_to_async", backends=ON_ASYNCIO, limits={ASGIREF: 1.0})
 async def async_within_sync(stack: ExitStack) -> Calls:
     keep_apart(stack)
     return {
@@ -338,7 +338,7 @@ def async_to_sync(_: ExitStack, __: dict[str, Any]) -> SyncCalls:
     return {OURS: adapter.async_to_sync(nothing_async), ASGIREF: asgiref.sync.async_to_sync(nothing_async)}
 
 
-@row("… with sync_to_async in it", backends=("asyncio",), limits={ASGIREF: 1.0})
+@row("adapter's sync_to_async in async_to_sync", backends=("asyncio",), limits={ASGIREF: 1.0})
 def sync_within_async(_: ExitStack, __: dict[str, Any]) -> SyncCalls:
     def calling(library: Any) -> Callable[[], object]:
         call = library.sync_to_async(nothing)

@@ -554,6 +554,24 @@ def test_ctrl_c_in_an_idle_worker_of_plain_anyio_mixes_up_no_answers(call: Calla
     assert_ten_calls_work(call)
 
 
+def test_an_answer_that_was_left_over_is_nobodys(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: a worker answers though nothing was asked. 2: from then on each question gets the answer to the one before."""
+    pid = call(os.getpid)
+    ask = _processpool._ask
+    answers: list[object] = [KeyboardInterrupt()]
+
+    async def ask_one_behind(func: Callable[..., object], *args: object) -> object:
+        answers.append(await ask(func, *args))
+        return answers.pop(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_processpool, "_ask", ask_one_behind)
+        assert call(functions.echo, 1) == ((1,), {})
+
+    assert call(os.getpid) != pid, "a worker that is out of step must not be used again"
+    assert_ten_calls_work(call)
+
+
 # Cancellation, and the end of loops
 
 

@@ -203,7 +203,7 @@ class Job(Worker, Generic[T]):
 
     def _give_back(self) -> None:
         """Give back what the call has taken. Doing so twice is harmless."""
-        if self.slot is not None:
+        if self.slot is not None:  # pragma: no branch  without one, asking for it has failed
             _slots.release(self.slot)
         if self._claim is not None:
             self._claim.release()
