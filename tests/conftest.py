@@ -25,6 +25,10 @@ from unfazed.concurrency import _eventloop, _relay, _slots
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+# Programs that tests start get the rest of the dev mode: in it, asyncio tells of what a busy machine takes long for.
+if os.environ.pop("PYTHONDEVMODE", ""):
+    os.environ.update(PYTHONWARNINGS="default", PYTHONFAULTHANDLER="1", PYTHONMALLOC="debug")
+
 GRACE_SECONDS = 10  # for threads and processes that are ending when a test does; only a leak takes that long
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {

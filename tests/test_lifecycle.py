@@ -76,7 +76,6 @@ class Program:
         body = textwrap.indent(textwrap.dedent(source), "    ")
         self._file.write_text(f"{prelude}\nif __name__ == '__main__':\n{body}")
         self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
-        self._environment.pop("PYTHONDEVMODE", None)  # asyncio says then how long a fork in a coroutine took
         if interrupted_anywhere:  # in the measurement of coverage as well, which keeps its lock then
             for name in [name for name in self._environment if name.startswith("COV")]:
                 del self._environment[name]

@@ -148,7 +148,7 @@ async def test_a_caller_is_told_that_others_have_cancelled_the_task_beside(
         (beside,) = asyncio.all_tasks() - others - {caller}
         beside.cancel()
 
-    beginning = _waits.call_beside(work, "work", _loops.current_loop(), on_cancel=lambda: pytest.fail("it is not"))
+    beginning = _waits.call_beside(work, work, _loops.current_loop(), on_cancel=lambda: pytest.fail("it is not"))
     caller = asyncio.create_task(beginning)
     if begun:
         await at_work.wait()

@@ -54,6 +54,10 @@ class Loop(Protocol):
         """
         ...
 
+    def checkpoint_if_cancelled(self) -> Awaitable[None]:
+        """Raise the cancellation of the current task, if it has been cancelled."""
+        ...
+
     def is_gone(self) -> bool:
         """Return whether what was posted may have been dropped."""
         ...

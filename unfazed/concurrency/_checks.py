@@ -6,7 +6,7 @@ import functools
 import inspect
 from contextvars import Context
 from reprlib import repr as short_repr
-from types import CoroutineType, FunctionType
+from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
@@ -74,7 +74,8 @@ def require_callable(func: object, helper: str) -> None:
 
 def require_sync(func: Callable[..., object], helper: str) -> None:
     """Refuse what does not run in a worker: that which cannot be called, and async functions."""
-    if type(func) is FunctionType and not func.__code__.co_flags & _ASYNC:
+    plain: object = func.__func__ if type(func) is MethodType else func
+    if type(plain) is BuiltinFunctionType or (type(plain) is FunctionType and not plain.__code__.co_flags & _ASYNC):
         return  # by far the commonest
     require_callable(func, helper)
     if is_async(func):

@@ -10,10 +10,8 @@ from functools import partial
 from threading import Lock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
-from weakref import ref
 
 from anyio import CancelScope, Event, to_thread
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from . import _slots
 from ._calls import Answer, without_our_frame
@@ -21,7 +19,7 @@ from ._checks import async_function_error, name_of
 from ._contexts import Claim
 from ._loops import forget_library, running_loop
 from ._synccalls import Worker, lending, thread
-from ._waits import NO_LIMIT, Timeout, outlast, set_from_anywhere, until_held
+from ._waits import NO_LIMIT, DefaultLimiter, Timeout, outlast, set_from_anywhere, until_held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._calls import Loop
 
 T = TypeVar("T")
 
@@ -115,13 +112,13 @@ class Job(Worker, Generic[T]):
         if context is not None:
             self._claim = Claim(context, name_of(self._func))
         try:
-            slot = self.slot = _slots.acquire(limiter or default_limiter(loop))
+            slot = self.slot = _slots.acquire(limiter or _default_limiter.of(loop))
             if not slot.held:
                 await until_held(slot, loop)
             if loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane:
                 self.called_back_in_the_task = True
                 await to_thread.run_sync(self.work, limiter=NO_LIMIT)
-                await checkpoint_if_cancelled()
+                await loop.checkpoint_if_cancelled()
                 return self.outcome
             cancellation: BaseException | None = None
             try:
@@ -209,15 +206,7 @@ class Job(Worker, Generic[T]):
             self._claim.release()
 
 
-def default_limiter(loop: Loop) -> CapacityLimiter:
-    """Return anyio's limiter of the threads of the current *loop*, which takes anyio longer than all that we do."""
-    limiter = _limiters.get(ref(loop.native))
-    if limiter is None:
-        limiter = _limiters[ref(loop.native, _limiters.pop)] = to_thread.current_default_thread_limiter()
-    return limiter
-
-
-_limiters: dict[ref[object], CapacityLimiter] = {}  # by loop
+_default_limiter = DefaultLimiter(to_thread.current_default_thread_limiter)
 _abandoned: set[Job[Any]] = set()
 
 

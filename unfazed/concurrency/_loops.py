@@ -11,6 +11,7 @@ from threading import main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import move_on_after
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._errors import LoopEndedError
 
@@ -34,6 +35,7 @@ class AsyncioLoop:
     __slots__ = ("native",)
     calls_back_in_the_task = False
     cancels_once = True
+    checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
 
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
@@ -179,6 +181,10 @@ class TrioLoop:
             return trio.lowlevel.spawn_system_task(run)
         except RuntimeError:  # the main task has ended
             raise LoopEndedError("the event loop of this call has ended") from None
+
+    def checkpoint_if_cancelled(self) -> Awaitable[None]:
+        checked: Awaitable[None] = sys.modules["trio.lowlevel"].checkpoint_if_cancelled()
+        return checked
 
     def is_gone(self) -> bool:
         try:

@@ -168,7 +168,7 @@ class EventLoopThread:
         work = async_work(func, args, kwargs, "run")
         if self._closed is not None and self._thread is threading.current_thread():
             return await work()  # in the cleanup of what the end of the loop has cancelled
-        return await call_in(self._submit, work, name_of(func), current_loop())
+        return await call_in(self._submit, work, func, current_loop())
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and wait for its result.

@@ -46,7 +46,7 @@ from ._eventloop import submit_to_background
 from ._loops import current_loop
 from ._references import Unpickler, to_send
 from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout, call_beside, until_held, within
+from ._waits import NO_LIMIT, DefaultLimiter, Timeout, call_beside, until_held, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -73,6 +73,7 @@ START_SECONDS: Final = 5.0  # after which a worker has started, or hangs; arbitr
 TRIES: Final = 3  # how many workers in a row may turn out to have ended before the call; arbitrary
 _serials = itertools.count(1)  # numbers of calls; 0 is none
 NO_OPTIONS: Final = ProcessOptions()
+_default_limiter = DefaultLimiter(to_process.current_default_process_limiter)
 
 
 def _pack(
@@ -207,13 +208,13 @@ class _Call:
     async def _run(self, timer: CancelScope | None) -> trampoline.Outcome:
         loop = current_loop()
         limiter, kill_on_cancel, *_ = self._options
-        slot = _slots.acquire(limiter or to_process.current_default_process_limiter())
+        slot = _slots.acquire(limiter or _default_limiter.of(loop))
         try:
             if not slot.held:
                 await until_held(slot, loop)
             return await call_beside(
                 partial(self._send, loop),
-                name_of(self._func),
+                self._func,
                 loop,
                 on_cancel=self._kill if kill_on_cancel else _wait_all_the_same,
                 timer=timer,
@@ -249,7 +250,8 @@ class _Call:
                         self._safe_from = -math.inf
                     if not self._killed:
                         await self._exchange(relay, flight)
-                if flight.outcome is not None and relay is not None and self._hears and not self._killed:
+                missing = self._records > flight.records  # log records that the worker has sent before its answer
+                if missing and relay is not None and self._hears and not self._killed:
                     with CancelScope() as self._life:
                         await flight.heard(relay, self._records)
             except BrokenWorkerProcess as exc:
@@ -496,7 +498,7 @@ async def warm_up_processpool(count: int, /) -> None:
     """
     require_count(count, "count", "warm_up_processpool")
     loop = current_loop()
-    await call_beside(partial(_start_workers, count), "warm_up_processpool", loop, on_cancel=_wait_all_the_same)
+    await call_beside(partial(_start_workers, count), warm_up_processpool, loop, on_cancel=_wait_all_the_same)
 
 
 def warm_up_processpool_sync(count: int, /) -> None:

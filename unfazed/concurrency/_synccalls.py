@@ -180,7 +180,7 @@ def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -
     context = copy_context()  # this thread's: that of the task which waits for it need not be a copy
 
     async def run_elsewhere() -> T:
-        return await call_in(submit, work, name_of(func), current_loop(), context=context)
+        return await call_in(submit, work, func, current_loop(), context=context)
 
     return run_elsewhere
 

@@ -7,10 +7,12 @@ import sys
 import time
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, final
+from weakref import ref
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
 from ._calls import Answer, Call, without_our_frame
+from ._checks import name_of
 from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
 from ._loops import running_loop
 
@@ -53,6 +55,25 @@ class NoLimit(CapacityLimiter):
 
 
 NO_LIMIT = NoLimit()
+
+
+@final
+class DefaultLimiter:
+    """The limiter that anyio keeps for each loop, which it takes longer to find than all else that we do."""
+
+    def __init__(self, ask: Callable[[], CapacityLimiter]) -> None:
+        self._ask = ask
+        self._known: dict[ref[object], CapacityLimiter] = {}  # by loop; a WeakKeyDictionary is slower
+
+    def of(self, loop: Loop) -> CapacityLimiter:
+        """Return that of the current *loop*."""
+        limiter = self._known.get(ref(loop.native))
+        if limiter is None:
+            limiter = self._known[ref(loop.native, self._forget)] = self._ask()
+        return limiter
+
+    def _forget(self, native: ref[object]) -> None:
+        self._known.pop(native, None)
 
 
 async def until_held(slot: Slot, loop: Loop) -> None:
@@ -120,16 +141,16 @@ async def wait_for_end(
 async def call_in(
     submit: Callable[[Call[T], Context], None],
     work: Callable[[], Awaitable[T]],
-    name: str,
+    func: object,
     here: Loop,
     *,
     context: Context | None = None,
 ) -> T:
     """Run *work* in a task of its own, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
-    It runs in *context*, or else in a copy of the current one. Where the caller is cancelled, so is the task; the
-    caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the answer, the task or the
-    end of its loop.
+    It runs in *context*, or else in a copy of the current one; errors name *func*. Where the caller is cancelled, so is
+    the task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the answer, the
+    task or the end of its loop.
     """
     event = Event()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
@@ -139,12 +160,12 @@ async def call_in(
     try:
         return answer.read()
     except cancelled_classes() as exc:
-        raise CallCancelledError(name) from exc
+        raise CallCancelledError(name_of(func)) from exc
 
 
 async def call_beside(
     work: Callable[[], Awaitable[T]],
-    name: str,
+    func: object,
     here: Loop,
     *,
     on_cancel: Callable[[], object],
@@ -154,8 +175,8 @@ async def call_beside(
     """Run *work* in a task of its own in the current loop, *here*, and wait for its end.
 
     Where the caller is cancelled, the task is not: there may be something else to do *on_cancel*. The caller's
-    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do. Who wakes us:
-    the task, or the end of the loop, which alone cancels it.
+    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do; errors name
+    *func*. Who wakes us: the task, or the end of the loop, which alone cancels it.
     """
     ended = Event()
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -173,14 +194,14 @@ async def call_beside(
     await wait_for_end(ended, on_cancel, timer, on_timeout)
     del task
     if not outcome:
-        raise CallCancelledError(name)
+        raise CallCancelledError(name_of(func))
     value, error = outcome.pop()
     if error is None:
         result: T = value
         return result
     try:
         if isinstance(error, get_cancelled_exc_class()):
-            raise CallCancelledError(name) from error
+            raise CallCancelledError(name_of(func)) from error
         raise error
     finally:
         del error
