@@ -78,7 +78,7 @@ async def measure(
     for name, call in calls.items():
         for _ in range(WARM_UP_CALLS if units == 1 else 1):
             await call()
-        counts[name] = _batch_size(await _batch(call, 1))
+        counts[name] = await _batch_size(call)
     gc.collect()
     end = perf_counter() + budget.seconds
     for number in range(budget.max_rounds):
@@ -114,8 +114,12 @@ async def _batch(call: Callable[[], Awaitable[object]], count: int) -> float:
     return (perf_counter() - start) / count
 
 
-def _batch_size(seconds: float) -> int:
-    return max(1, int(BATCH_SECONDS / seconds))
+async def _batch_size(call: Callable[[], Awaitable[object]]) -> int:
+    """Return how many calls take `BATCH_SECONDS`, which the first ones do not tell."""
+    count = 1
+    while (seconds := await _batch(call, count)) * count < BATCH_SECONDS:
+        count *= 2
+    return max(1, round(BATCH_SECONDS / seconds))
 
 
 def _compare(seconds: Mapping[str, list[float]]) -> dict[str, Timing]:

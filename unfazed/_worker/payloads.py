@@ -145,14 +145,19 @@ def give_back(memory: Memory, clean: bool) -> None:
         memory.remove()  # what nobody has read
         if clean and len(_free) < MOST_FREE:
             _free.append(memory)
-            excess = sum(kept.size for kept in _free) - KEPT
-            for kept in _free if excess > 0 else ():
-                cut = min(excess, kept.size)
-                excess -= cut
-                kept.truncate(kept.size - cut)
+            if memory.size:
+                _truncate_the_oldest()
             return
     memory.truncate(0)  # a worker that has it open keeps nothing alive
     memory.close()
+
+
+def _truncate_the_oldest() -> None:
+    excess = sum(kept.size for kept in _free) - KEPT
+    for kept in _free if excess > 0 else ():
+        cut = min(excess, kept.size)
+        excess -= cut
+        kept.truncate(kept.size - cut)
 
 
 def _make() -> Memory:
