@@ -19,7 +19,7 @@ from unfazed.concurrency import in_threadpool, run_in_threadpool, run_in_threadp
 from ._rows import nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     Curve = list[tuple[int, float]]
 
@@ -33,61 +33,31 @@ OURS_SYNC = "run_in_threadpool_sync"
 
 def against_callers() -> dict[str, Curve]:
     """Return how many calls a second there are, for how many callers, with the default limit."""
-    curves: dict[str, Curve] = {OURS: [], "anyio": [], "asyncio.to_thread": [], OURS_SYNC: [], "anyio portal": []}
+    curves: dict[str, Curve] = {}
     for callers in CALLERS:
         calls = CALLS // callers * callers
-        found = asyncio.run(_async_rates(callers, calls))
+        found = asyncio.run(
+            _async_rates(
+                callers,
+                calls,
+                {
+                    OURS: lambda: run_in_threadpool(nothing),
+                    "anyio": lambda: anyio.to_thread.run_sync(nothing),
+                    "asyncio.to_thread": lambda: asyncio.to_thread(nothing),
+                },
+            )
+        )
         with anyio.from_thread.start_blocking_portal() as portal:
-            found[OURS_SYNC] = _sync_rate(callers, calls, lambda: run_in_threadpool_sync(nothing))
-            found["anyio portal"] = _sync_rate(callers, calls, lambda: portal.call(anyio.to_thread.run_sync, nothing))
-        for name, rate in found.items():
-            curves[name].append((callers, rate))
+            found |= _sync_rates(
+                callers,
+                calls,
+                {
+                    OURS_SYNC: lambda: run_in_threadpool_sync(nothing),
+                    "anyio portal": lambda: portal.call(anyio.to_thread.run_sync, nothing),
+                },
+            )
+        _add(curves, callers, found)
     return curves
-
-
-async def _async_rates(callers: int, calls: int) -> dict[str, float]:
-    return {
-        OURS: await _rate(callers, calls, lambda: run_in_threadpool(nothing)),
-        "anyio": await _rate(callers, calls, lambda: anyio.to_thread.run_sync(nothing)),
-        "asyncio.to_thread": await _rate(callers, calls, lambda: asyncio.to_thread(nothing)),
-    }
-
-
-async def _rate(callers: int, calls: int, call: Callable[[], Awaitable[object]]) -> float:
-    async def some(count: int) -> None:
-        for _ in range(count):
-            await call()
-
-    async def once() -> float:
-        start = perf_counter()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(callers):
-                tasks.start_soon(some, calls // callers)
-        return calls / (perf_counter() - start)
-
-    await once()
-    return median([await once() for _ in range(ROUNDS)])
-
-
-def _sync_rate(callers: int, calls: int, call: Callable[[], object]) -> float:
-    barrier = threading.Barrier(callers + 1)
-
-    def some() -> None:
-        barrier.wait()
-        for _ in range(calls // callers):
-            call()
-
-    def once() -> float:
-        done = [threads.submit(some) for _ in range(callers)]
-        barrier.wait()
-        start = perf_counter()
-        for each in done:
-            each.result()
-        return calls / (perf_counter() - start)
-
-    with ThreadPoolExecutor(callers) as threads:
-        once()
-        return median(once() for _ in range(ROUNDS))
 
 
 def against_limits() -> dict[str, Curve]:
@@ -96,10 +66,65 @@ def against_limits() -> dict[str, Curve]:
 
 
 async def _against_limits() -> dict[str, Curve]:
-    curves: dict[str, Curve] = {OURS: [], "anyio": []}
+    curves: dict[str, Curve] = {}
     for limit in LIMITS:
-        ours = in_threadpool(nothing, limiter=anyio.CapacityLimiter(limit))
-        curves[OURS].append((limit, await _rate(1_000, CALLS, ours)))
-        limited = partial(anyio.to_thread.run_sync, nothing, limiter=anyio.CapacityLimiter(limit))
-        curves["anyio"].append((limit, await _rate(1_000, CALLS, limited)))
+        limited = {
+            OURS: in_threadpool(nothing, limiter=anyio.CapacityLimiter(limit)),
+            "anyio": partial(anyio.to_thread.run_sync, nothing, limiter=anyio.CapacityLimiter(limit)),
+        }
+        _add(curves, limit, await _async_rates(1_000, CALLS, limited))
     return curves
+
+
+def _add(curves: dict[str, Curve], number: int, rates: Mapping[str, float]) -> None:
+    for name, rate in rates.items():
+        curves.setdefault(name, []).append((number, rate))
+
+
+async def _async_rates(
+    callers: int, calls: int, contenders: Mapping[str, Callable[[], Awaitable[object]]]
+) -> dict[str, float]:
+    async def some(call: Callable[[], Awaitable[object]]) -> None:
+        for _ in range(calls // callers):
+            await call()
+
+    async def once(call: Callable[[], Awaitable[object]]) -> float:
+        start = perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(callers):
+                tasks.start_soon(some, call)
+        return calls / (perf_counter() - start)
+
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(1 + ROUNDS):  # in turn, as the rows of the table
+        for name, call in contenders.items():
+            rate = await once(call)
+            if number:  # the first time, threads start
+                rates[name].append(rate)
+    return {name: median(found) for name, found in rates.items()}
+
+
+def _sync_rates(callers: int, calls: int, contenders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    barrier = threading.Barrier(callers + 1)
+
+    def some(call: Callable[[], object]) -> None:
+        barrier.wait()
+        for _ in range(calls // callers):
+            call()
+
+    def once(call: Callable[[], object]) -> float:
+        done = [threads.submit(some, call) for _ in range(callers)]
+        barrier.wait()
+        start = perf_counter()
+        for each in done:
+            each.result()
+        return calls / (perf_counter() - start)
+
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    with ThreadPoolExecutor(callers) as threads:
+        for number in range(1 + ROUNDS):
+            for name, call in contenders.items():
+                rate = once(call)
+                if number:
+                    rates[name].append(rate)
+    return {name: median(found) for name, found in rates.items()}

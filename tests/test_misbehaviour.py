@@ -512,7 +512,7 @@ def test_a_worker_that_dies_just_after_its_call_is_replaced(background: Backend,
 
 def test_many_deaths_leave_nothing_behind(background: Backend) -> None:
     def die() -> None:
-        with pytest.raises(WorkerProcessError):
+        with pytest.raises(WorkerProcessError, match="before it answered"):
             run_in_processpool_sync(misbehaving.die, 3)
 
     die()
