@@ -68,7 +68,7 @@ def against_limits() -> dict[str, Curve]:
 async def _against_limits() -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for limit in LIMITS:
-        limited = {
+        limited: dict[str, Callable[[], Awaitable[object]]] = {
             OURS: in_threadpool(nothing, limiter=anyio.CapacityLimiter(limit)),
             "anyio": partial(anyio.to_thread.run_sync, nothing, limiter=anyio.CapacityLimiter(limit)),
         }
