@@ -74,7 +74,7 @@ def require_callable(func: object, helper: str) -> None:
 
 def require_sync(func: Callable[..., object], helper: str) -> None:
     """Refuse what does not run in a worker: that which cannot be called, and async functions."""
-    plain: object = func.__func__ if type(func) is MethodType else func
+    plain: object = func.__func__ if isinstance(func, MethodType) else func
     if type(plain) is BuiltinFunctionType or (type(plain) is FunctionType and not plain.__code__.co_flags & _ASYNC):
         return  # by far the commonest
     require_callable(func, helper)

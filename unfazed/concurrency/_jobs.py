@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from functools import partial
 from threading import Lock
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from anyio import CancelScope, Event, to_thread
 
 from . import _slots
 from ._calls import Answer, without_our_frame
-from ._checks import async_function_error, name_of
+from ._checks import async_function_error, close_coroutine, name_of
 from ._contexts import Claim
 from ._loops import forget_library, running_loop
 from ._synccalls import Worker, lending, thread
@@ -179,8 +178,7 @@ class Job(Worker, Generic[T]):
                 value = self._func(*self._args, **self._kwargs)
             else:
                 value = self._claim.run(partial(self._func, *self._args, **self._kwargs), forget_library)
-            if isinstance(value, CoroutineType):
-                value.close()  # it would complain that nobody has awaited it
+            if close_coroutine(value):
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:
             error = without_our_frame(exc)
