@@ -43,6 +43,7 @@ def markdown(results: dict[str, Any]) -> str:
     """Return all tables."""
     lines = [
         f"Measured on {heading(results)}.",
+        "Calls to processes have all CPUs, the others one. In bold, what is above its goal.",
         "",
         "| call | on | µs | against | µs | ratio | the middle half of the ratios | at most |",
         "|---|---|---:|---|---:|---:|---|---:|",

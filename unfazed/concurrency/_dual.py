@@ -300,7 +300,7 @@ def in_threadpool(
         A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* is async, or cannot be called; when it is called, if it returns a coroutine.
         WrongOptionError: If an option is not what it should be.
         CallTimeoutError: When it is called, if it has not ended in time.
         InUseError: When it is called, if *context* is in use.
@@ -356,7 +356,9 @@ def in_processpool(
         A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* or *initializer* is async, or cannot be called; when it is called, if *func*
+            returns a coroutine.
+        NotSendableError: If *initializer* cannot be pickled; when it is called, as for `run_in_processpool`.
         WrongOptionError: If an option is not what it should be.
         CallTimeoutError: When it is called, if it has not ended in time.
 

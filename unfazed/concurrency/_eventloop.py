@@ -46,7 +46,8 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
         backend_options: What `anyio.run` takes under this name, such as `{"use_uvloop": True}`.
 
     Raises:
-        LoopStateError: If there is no such backend, or if the background event loop is running already.
+        LoopStateError: If there is no such backend, or if the background event loop is running already. That of the
+            environment variable is checked by the first call.
     """
     global _settings
     require_backend(backend, "configure_background_eventloop(backend=...)")

@@ -217,6 +217,7 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
         WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
         ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, loses or cancels it.

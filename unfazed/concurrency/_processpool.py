@@ -431,7 +431,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
         What *func* returned, or rather a copy.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
         NotSendableError: If *func*, its arguments or its result cannot be pickled.
         WorkerProcessError: If the worker ends before it has answered, or cannot start.
         RemoteError: If what *func* raised cannot be pickled.
@@ -463,8 +463,9 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *func* is async, or cannot be called.
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
         NotSendableError: If *func*, its arguments or its result cannot be pickled.
         WorkerProcessError: If the worker ends before it has answered, or cannot start.
         RemoteError: If what *func* raised cannot be pickled.
@@ -513,6 +514,7 @@ def warm_up_processpool_sync(count: int, /) -> None:
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
         WrongOptionError: If *count* is no number of processes.
         WorkerProcessError: If one cannot start.

@@ -65,6 +65,7 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
         WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
         BaseException: Whatever *func* raised, with its traceback.
