@@ -20,7 +20,7 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
-from unfazed.concurrency import _eventloop, _relay, _slots
+from unfazed.concurrency import _eventloop, _processpool, _relay, _slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -224,7 +224,20 @@ def end_relay() -> None:
         relay.stop()
 
 
+# What a machine that stands still for seconds, now and then, is not to fail for.
+_relay.STOP_SECONDS = GRACE_SECONDS  # type: ignore[misc]
+_processpool.START_SECONDS = 30  # type: ignore[misc]
+
+
 _earlier: set[psutil.Process] = set()  # children that were there when the test began: Python's resource tracker
+
+
+def is_dead(pid: int) -> bool:
+    """Return whether a process has ended, whoever has read its status by now."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def children() -> list[psutil.Process]:

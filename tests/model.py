@@ -602,7 +602,8 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
 
     def count_those_let_in(self: _slots.Limit, now: float) -> list[_slots.Slot]:
         let_in = relieve(self, now)
-        run.excused += len(let_in)
+        with run.lock:
+            run.excused += len(let_in)
         return let_in
 
     with ThreadPoolExecutor(64) as executor:

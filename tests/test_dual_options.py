@@ -18,7 +18,7 @@ import anyio.lowlevel
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -35,10 +35,11 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SOON = 0.05  # seconds: a timeout that is waited for
+LATER = 2.0  # seconds: the same, after something else, which may take a busy machine long
 LATE = 600  # seconds: one that is not
 
 Backend = tuple[str, "dict[str, Any]"]
@@ -248,10 +249,6 @@ async def test_a_call_that_queues_and_is_cancelled_abandons_nothing() -> None:
 # Killed processes
 
 
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.anyio
 async def test_a_cancelled_call_kills_its_process_at_once_and_the_next_gets_another(tmp_path: Path) -> None:
     started, never = tmp_path / "started", tmp_path / "never"
@@ -262,7 +259,7 @@ async def test_a_cancelled_call_kills_its_process_at_once_and_the_next_gets_anot
         await wait_for(started)
         tasks.cancel_scope.cancel()
 
-    wait_until(lambda: is_gone(pid), "the worker is killed")
+    wait_until(lambda: is_dead(pid), "the worker is killed")
     assert await run_in_processpool(os.getpid) != pid
 
 
@@ -296,7 +293,7 @@ async def test_a_call_cancelled_while_its_process_starts_leaves_none_behind(yiel
         tasks.cancel_scope.cancel()
 
     pid = await run_in_processpool(os.getpid)
-    living = {child.pid for child in psutil.Process().children() if not is_gone(child.pid)}
+    living = {child.pid for child in psutil.Process().children() if not is_dead(child.pid)}
     assert living - before == {pid}
     assert not never.exists()
 
@@ -336,11 +333,21 @@ def test_the_error_names_the_function_and_the_seconds(caller: Caller) -> None:
     wait_until(lambda: count_abandoned_threads() == 0, "the thread ends")
 
 
+def make_late(call: Callable[[float], object], has_begun: Callable[[], object]) -> None:
+    """Make a call that takes longer than its timeout, which is long enough for it to begin on this machine now."""
+    seconds = SOON
+    while not has_begun():
+        with pytest.raises(CallTimeoutError):
+            call(seconds)
+        seconds *= 4
+
+
 def test_the_thread_of_a_call_that_is_late_is_abandoned(caller: Caller) -> None:
     blocking, limiter = Blocking(), anyio.CapacityLimiter(1)
 
-    with pytest.raises(CallTimeoutError):
-        caller.dual(in_threadpool(blocking, timeout=SOON, limiter=limiter))
+    make_late(
+        lambda seconds: caller.dual(in_threadpool(blocking, timeout=seconds, limiter=limiter)), count_abandoned_threads
+    )
     seen = count_abandoned_threads(), occupied(limiter), blocking.ended
     blocking.may_end.set()
 
@@ -378,8 +385,7 @@ def test_a_call_that_is_late_in_the_queue_of_an_executor_never_starts(
 def test_what_runs_in_an_executor_and_is_late_runs_on_unseen(caller: Caller, one_thread: ThreadPoolExecutor) -> None:
     blocking = Blocking()
 
-    with pytest.raises(CallTimeoutError, match="Blocking"):
-        caller.dual(in_executor(one_thread, blocking, timeout=SOON))
+    make_late(lambda seconds: caller.dual(in_executor(one_thread, blocking, timeout=seconds)), blocking.started.is_set)
     ended_early = blocking.ended
     blocking.may_end.set()
 
@@ -389,22 +395,27 @@ def test_what_runs_in_an_executor_and_is_late_runs_on_unseen(caller: Caller, one
 
 @pytest.mark.anyio
 async def test_the_process_of_a_call_that_is_late_is_killed_and_replaced(tmp_path: Path) -> None:
-    never = tmp_path / "never"
+    started, never = tmp_path / "started", tmp_path / "never"
     pid = await run_in_processpool(os.getpid)
-    dual = in_processpool(functions.touch_then_wait_for, timeout=SOON)
 
-    with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
-        await dual(tmp_path / "started", never)
+    seconds = SOON
+    while not started.exists():  # as in `make_late`
+        with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
+            await in_processpool(functions.touch_then_wait_for, timeout=seconds)(started, never)
+        seconds *= 4
 
     assert await run_in_processpool(os.getpid) != pid
-    wait_until(lambda: is_gone(pid), "the worker is killed")
+    wait_until(lambda: is_dead(pid), "the worker is killed")
 
 
 def test_the_process_of_a_sync_call_that_is_late_is_killed_and_replaced(background: Backend, tmp_path: Path) -> None:
+    started, never = tmp_path / "started", tmp_path / "never"
     pid = functions.add.sync(1)[1]
 
-    with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
-        in_processpool(functions.touch_then_wait_for, timeout=SOON).sync(tmp_path / "started", tmp_path / "never")
+    make_late(
+        lambda seconds: in_processpool(functions.touch_then_wait_for, timeout=seconds).sync(started, never),
+        started.exists,
+    )
 
     assert functions.add.sync(1)[1] != pid
 
@@ -429,17 +440,17 @@ def test_a_coroutine_that_is_late_is_cancelled_once_and_its_cleanup_awaited(call
             seen.append("cleaned up")
             raise
 
-    with pytest.raises(CallTimeoutError, match=r"work\(\)"):
-        caller.dual(in_eventloop(work, timeout=SOON))
+    make_late(lambda seconds: caller.dual(in_eventloop(work, timeout=seconds)), lambda: seen)
 
     assert seen == ["cancelled", "cleaned up"]
 
 
 def test_the_async_code_that_a_late_thread_waits_for_is_cancelled(caller: Caller) -> None:
     seen: list[str] = []
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def work() -> None:
+        begun.set()
         try:
             run_in_eventloop_sync(anyio.sleep_forever)
         except BaseException as exc:
@@ -447,8 +458,7 @@ def test_the_async_code_that_a_late_thread_waits_for_is_cancelled(caller: Caller
         ended.set()
 
     def call() -> None:
-        with pytest.raises(CallTimeoutError):
-            in_threadpool(work, timeout=SOON).sync()
+        make_late(lambda seconds: in_threadpool(work, timeout=seconds).sync(), begun.is_set)
         assert ended.wait(GRACE_SECONDS)
 
     caller("threadpool", call)
@@ -534,7 +544,7 @@ async def test_a_cancelled_call_with_a_timeout_waits_no_longer_than_that_and_rai
     errors: list[BaseException | None] = []
 
     async def call() -> None:
-        _, error = await captured_async(in_threadpool(blocking, timeout=4 * SOON))
+        _, error = await captured_async(in_threadpool(blocking, timeout=LATER))
         errors.append(error)
 
     async with anyio.create_task_group() as tasks:
@@ -552,7 +562,7 @@ async def test_a_cancelled_call_with_a_timeout_waits_no_longer_than_that_and_rai
 @only_asyncio
 async def test_a_call_cancelled_by_asyncio_twice_waits_no_longer_than_its_timeout() -> None:
     blocking = Blocking()
-    task = asyncio.create_task(in_threadpool(blocking, timeout=4 * SOON)())
+    task = asyncio.create_task(in_threadpool(blocking, timeout=LATER)())
     await blocking.wait_until_started()
 
     for _ in range(2):
@@ -573,7 +583,7 @@ async def test_a_cancelled_call_kills_its_process_when_its_timeout_is_over(tmp_p
     errors: list[BaseException | None] = []
 
     async def call() -> None:
-        dual = in_processpool(functions.touch_then_wait_for, timeout=1)
+        dual = in_processpool(functions.touch_then_wait_for, timeout=LATER)
         errors.append((await captured_async(partial(dual, started, never)))[1])
 
     async with anyio.create_task_group() as tasks:
@@ -596,7 +606,7 @@ async def test_a_cancelled_call_with_a_timeout_waits_for_its_executor_no_longer_
     errors: list[BaseException | None] = []
 
     async def call() -> None:
-        errors.append((await captured_async(in_executor(one_thread, blocking, timeout=4 * SOON)))[1])
+        errors.append((await captured_async(in_executor(one_thread, blocking, timeout=LATER)))[1])
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
@@ -635,8 +645,9 @@ async def test_a_cancellation_that_comes_during_the_cleanup_of_a_late_coroutine_
             cleaning.set()
             await anyio.sleep_forever()
 
-    task = asyncio.create_task(in_eventloop(work, timeout=0.001)())
-    await cleaning.wait()
+    task = asyncio.create_task(in_eventloop(work, timeout=SOON)())
+    with anyio.fail_after(GRACE_SECONDS):
+        await cleaning.wait()
     task.cancel()
     await asyncio.wait([task], timeout=GRACE_SECONDS)
 

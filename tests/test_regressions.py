@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from conftest import GRACE_SECONDS, let_others_run
 
 from unfazed.concurrency import (
     contextmanager_in_threadpool,
@@ -83,7 +84,7 @@ def test_forked_child_with_an_open_lane_does_not_hang(what: str) -> None:
         cm.__exit__(None, None, None)
         it.close()
     """
-    subprocess.run([sys.executable, "-c", program], timeout=10, check=True)
+    subprocess.run([sys.executable, "-c", program], timeout=50, check=True)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -103,7 +104,7 @@ def test_cancelled_error_of_the_iterable_is_no_end(prefetch: int) -> None:
 
 def test_cancellation_is_not_lost_on_the_start_of_a_lane() -> None:
     seen: list[str] = []
-    go = threading.Event()
+    started, go = threading.Event(), threading.Event()
 
     async def endless() -> AsyncIterator[int]:
         while True:
@@ -111,11 +112,13 @@ def test_cancellation_is_not_lost_on_the_start_of_a_lane() -> None:
             yield 1
 
     def work() -> None:
+        started.set()
         go.wait()
         for _ in iterate_in_eventloop_sync(endless()):
             pass
 
     def not_waiting() -> None:
+        started.set()
         go.wait()
         assert list(iterate_in_eventloop_sync(_numbers())) == [0, 1, 2]
         try:
@@ -125,13 +128,14 @@ def test_cancellation_is_not_lost_on_the_start_of_a_lane() -> None:
 
     async def main() -> None:
         for func in work, not_waiting:
+            started.clear()
             go.clear()
             task = asyncio.create_task(run_in_threadpool(func))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(started.wait, GRACE_SECONDS)
             task.cancel()
-            await asyncio.sleep(0.05)
+            await let_others_run()
             go.set()
-            await asyncio.wait([task], timeout=5)
+            await asyncio.wait([task], timeout=GRACE_SECONDS)
             assert task.cancelled()
 
     asyncio.run(main())
@@ -215,7 +219,7 @@ async def test_timeout_in_a_context_leaves_no_cycle() -> None:
     gc.disable()
     try:
         with pytest.raises(CallTimeoutError):
-            await in_eventloop(func, timeout=0.05, context=copy_context())()
+            await in_eventloop(func, timeout=0.5, context=copy_context())()
         await anyio.sleep(0.05)
         assert refs[0]() is None
     finally:
@@ -232,7 +236,7 @@ def test_open_iterator_at_exit_says_nothing() -> None:
             yield 2
         it = iterate_in_eventloop_sync(numbers()); next(it)
     """
-    done = subprocess.run([sys.executable, "-c", program], timeout=10, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], timeout=50, check=True, capture_output=True, text=True)
     assert done.stderr == ""
 
 
@@ -254,7 +258,7 @@ def test_tasks_dropped_with_their_loop_end_in_silence() -> None:
         loop.close()
         coroutine.close()
     """
-    done = subprocess.run([sys.executable, "-c", program], timeout=10, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], timeout=50, check=True, capture_output=True, text=True)
     assert done.stderr == ""
 
 

@@ -235,7 +235,7 @@ class _Call:
         """Have a worker run the call, whatever became of that worker since its last one."""
         relay = _relay.current()
         tries_left = TRIES
-        while True:
+        while not self._killed:  # it may be before it has begun
             tries_left -= 1
             self._life = life = CancelScope()
             flight = _relay.Flight(loop, self._context, life.cancel)
@@ -272,6 +272,7 @@ class _Call:
             finally:
                 if relay is not None:
                     del relay.flights[self._serial]
+        return b""  # as above
 
     async def _exchange(self, relay: _relay.Relay | None, flight: _relay.Flight) -> None:
         """Send the call and take its outcome; then end the worker if it has served its time, or is out of step."""
