@@ -207,6 +207,16 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.001)
 
 
+def until_begun(has_begun: Callable[[], object]) -> Iterator[float]:
+    """Yield timeouts for a call that takes longer, until one has let it begin: not the first, on a busy machine."""
+    seconds = 0.05
+    while True:
+        yield seconds
+        if has_begun():
+            return
+        seconds *= 4
+
+
 def end_background_eventloop() -> None:
     """End the background event loop, so that the next call starts a new one."""
     running = _eventloop._background_thread

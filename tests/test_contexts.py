@@ -10,7 +10,7 @@ from weakref import ref
 import anyio
 import anyio.lowlevel
 import pytest
-from conftest import Blocking, wait_until
+from conftest import Blocking, until_begun, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -191,11 +191,9 @@ def test_an_abandoned_thread_keeps_the_context_until_it_ends(caller: Caller, con
     blocking = Blocking()
     ((set_it, reset_it), _) = both_places(context)
 
-    seconds = 0.05
-    while not count_abandoned_threads():  # a machine that stands still does not begin in time
+    for seconds in until_begun(count_abandoned_threads):
         with pytest.raises(CallTimeoutError):
             caller.dual(in_threadpool(blocking, context=context, timeout=seconds))
-        seconds *= 4
     with pytest.raises(InUseError, match=r"Blocking\(\) has not ended"):
         caller.dual(set_it, "never")
     blocking.may_end.set()

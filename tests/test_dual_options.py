@@ -18,7 +18,7 @@ import anyio.lowlevel
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, until_begun, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -35,7 +35,7 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 SOON = 0.05  # seconds: a timeout that is waited for
@@ -333,21 +333,12 @@ def test_the_error_names_the_function_and_the_seconds(caller: Caller) -> None:
     wait_until(lambda: count_abandoned_threads() == 0, "the thread ends")
 
 
-def make_late(call: Callable[[float], object], has_begun: Callable[[], object]) -> None:
-    """Make a call that takes longer than its timeout, which is long enough for it to begin on this machine now."""
-    seconds = SOON
-    while not has_begun():
-        with pytest.raises(CallTimeoutError):
-            call(seconds)
-        seconds *= 4
-
-
 def test_the_thread_of_a_call_that_is_late_is_abandoned(caller: Caller) -> None:
     blocking, limiter = Blocking(), anyio.CapacityLimiter(1)
 
-    make_late(
-        lambda seconds: caller.dual(in_threadpool(blocking, timeout=seconds, limiter=limiter)), count_abandoned_threads
-    )
+    for seconds in until_begun(count_abandoned_threads):
+        with pytest.raises(CallTimeoutError):
+            caller.dual(in_threadpool(blocking, timeout=seconds, limiter=limiter))
     seen = count_abandoned_threads(), occupied(limiter), blocking.ended
     blocking.may_end.set()
 
@@ -385,7 +376,9 @@ def test_a_call_that_is_late_in_the_queue_of_an_executor_never_starts(
 def test_what_runs_in_an_executor_and_is_late_runs_on_unseen(caller: Caller, one_thread: ThreadPoolExecutor) -> None:
     blocking = Blocking()
 
-    make_late(lambda seconds: caller.dual(in_executor(one_thread, blocking, timeout=seconds)), blocking.started.is_set)
+    for seconds in until_begun(blocking.started.is_set):
+        with pytest.raises(CallTimeoutError, match="Blocking"):
+            caller.dual(in_executor(one_thread, blocking, timeout=seconds))
     ended_early = blocking.ended
     blocking.may_end.set()
 
@@ -398,11 +391,9 @@ async def test_the_process_of_a_call_that_is_late_is_killed_and_replaced(tmp_pat
     started, never = tmp_path / "started", tmp_path / "never"
     pid = await run_in_processpool(os.getpid)
 
-    seconds = SOON
-    while not started.exists():  # as in `make_late`
+    for seconds in until_begun(started.exists):
         with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
             await in_processpool(functions.touch_then_wait_for, timeout=seconds)(started, never)
-        seconds *= 4
 
     assert await run_in_processpool(os.getpid) != pid
     wait_until(lambda: is_dead(pid), "the worker is killed")
@@ -412,10 +403,9 @@ def test_the_process_of_a_sync_call_that_is_late_is_killed_and_replaced(backgrou
     started, never = tmp_path / "started", tmp_path / "never"
     pid = functions.add.sync(1)[1]
 
-    make_late(
-        lambda seconds: in_processpool(functions.touch_then_wait_for, timeout=seconds).sync(started, never),
-        started.exists,
-    )
+    for seconds in until_begun(started.exists):
+        with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
+            in_processpool(functions.touch_then_wait_for, timeout=seconds).sync(started, never)
 
     assert functions.add.sync(1)[1] != pid
 
@@ -440,7 +430,9 @@ def test_a_coroutine_that_is_late_is_cancelled_once_and_its_cleanup_awaited(call
             seen.append("cleaned up")
             raise
 
-    make_late(lambda seconds: caller.dual(in_eventloop(work, timeout=seconds)), lambda: seen)
+    for seconds in until_begun(lambda: seen):
+        with pytest.raises(CallTimeoutError, match=r"work\(\)"):
+            caller.dual(in_eventloop(work, timeout=seconds))
 
     assert seen == ["cancelled", "cleaned up"]
 
@@ -458,7 +450,9 @@ def test_the_async_code_that_a_late_thread_waits_for_is_cancelled(caller: Caller
         ended.set()
 
     def call() -> None:
-        make_late(lambda seconds: in_threadpool(work, timeout=seconds).sync(), begun.is_set)
+        for seconds in until_begun(begun.is_set):
+            with pytest.raises(CallTimeoutError):
+                in_threadpool(work, timeout=seconds).sync()
         assert ended.wait(GRACE_SECONDS)
 
     caller("threadpool", call)
