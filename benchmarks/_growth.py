@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     Curve = list[tuple[int, float]]
+
+T = TypeVar("T")
 
 CALLERS = (1, 3, 10, 30, 100, 300, 1_000)
 LIMITS = (1, 3, 10, 30, 100, 300, 1_000)
@@ -95,13 +97,7 @@ async def _async_rates(
                 tasks.start_soon(some, call)
         return calls / (perf_counter() - start)
 
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(1 + ROUNDS):  # in turn, as the rows of the table
-        for name, call in contenders.items():
-            rate = await once(call)
-            if number:  # the first time, threads start
-                rates[name].append(rate)
-    return {name: median(found) for name, found in rates.items()}
+    return await _in_turn(contenders, once)
 
 
 def _sync_rates(callers: int, calls: int, contenders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -112,7 +108,7 @@ def _sync_rates(callers: int, calls: int, contenders: Mapping[str, Callable[[], 
         for _ in range(calls // callers):
             call()
 
-    def once(call: Callable[[], object]) -> float:
+    async def once(call: Callable[[], object]) -> float:
         done = [threads.submit(some, call) for _ in range(callers)]
         barrier.wait()
         start = perf_counter()
@@ -120,11 +116,16 @@ def _sync_rates(callers: int, calls: int, contenders: Mapping[str, Callable[[], 
             each.result()
         return calls / (perf_counter() - start)
 
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
     with ThreadPoolExecutor(callers) as threads:
-        for number in range(1 + ROUNDS):
-            for name, call in contenders.items():
-                rate = once(call)
-                if number:
-                    rates[name].append(rate)
+        return asyncio.run(_in_turn(contenders, once))
+
+
+async def _in_turn(contenders: Mapping[str, T], once: Callable[[T], Awaitable[float]]) -> dict[str, float]:
+    """Return the median rate of each, all measured in turn, as the rows of the table."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(1 + ROUNDS):
+        for name, call in contenders.items():
+            rate = await once(call)
+            if number:  # the first time, threads start
+                rates[name].append(rate)
     return {name: median(found) for name, found in rates.items()}

@@ -70,11 +70,10 @@ class Flight:
 
     async def heard(self, relay: Relay, records: int) -> None:
         """Wait until so many log records have been handled. Who wakes us: the relay, or its end."""
-        if self.records < records:
-            self._wanted = records
-            self._event = event = Event()  # either we see the record, and the end, or the relay sees this
-            if self.records < records and not relay.stopped:
-                await event.wait()
+        self._wanted = records
+        self._event = event = Event()  # either we see the record, and the end, or the relay sees this
+        if self.records < records and not relay.stopped:
+            await event.wait()
 
     def record_handled(self) -> None:
         self.records += 1
