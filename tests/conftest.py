@@ -20,7 +20,7 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
-from unfazed.concurrency import _eventloop, _processpool, _relay, _slots
+from unfazed.concurrency import _eventloop, _processpool, _relay, _slots, _standby
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -143,12 +143,23 @@ CALLERS = ("async", "main thread", "plain thread", "our worker", "anyio's worker
 
 @pytest.fixture(params=CALLERS)
 def caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
+    if request.param == "plain thread" and background[0] == "asyncio":
+        have_a_thread_stand_by()
     return Caller(request.param, background)
 
 
 @pytest.fixture(params=[kind for kind in CALLERS if kind != "async"])
 def sync_caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
+    if request.param == "plain thread" and background[0] == "asyncio":
+        have_a_thread_stand_by()
     return Caller(request.param, background)
+
+
+def have_a_thread_stand_by() -> None:
+    """See to it that the next call of a plain thread finds a worker thread that it need not ask the loop for."""
+    for _ in range(2):
+        assert unfazed.concurrency.run_in_threadpool_sync(int) == 0
+    wait_until(lambda: _standby._idle, "no thread stands by")
 
 
 class Blocking:

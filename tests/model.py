@@ -31,6 +31,7 @@ from unfazed.concurrency import (
     _eventloop,
     _jobs,
     _slots,
+    _standby,
     contextmanager_in_eventloop_sync,
     contextmanager_in_threadpool,
     in_eventloop,
@@ -637,7 +638,8 @@ def leftovers() -> list[str]:
         found = [f"slots of {limit}" for limit in tuple(_slots._limits.values()) if limit.occupied or limit.running]
         found += ["claims"] * bool(_contexts._claims) + ["abandoned threads"] * bool(_jobs._abandoned)
         if background is not None:
-            found += ["calls"] * bool(background._calls)
+            calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]
+            found += ["calls"] * sum(not isinstance(owner, _standby._Thread) for owner in calls)
         return found
 
     deadline = time.monotonic() + HANG_SECONDS

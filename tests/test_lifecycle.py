@@ -38,7 +38,8 @@ async def aid():
     return threading.get_ident()
 
 def call_all():
-    assert run_in_threadpool_sync(int, "1") == 1
+    for _ in range(3):  # the first goes by way of the loop; then a thread stands by
+        assert run_in_threadpool_sync(int, "1") == 1
     assert run_in_eventloop_sync(aid)
     assert run_in_processpool_sync(int, "2") == 2
     return "all"
@@ -474,6 +475,53 @@ def test_a_second_ctrl_c_leaves_the_thread_behind(program: Any) -> None:
                 time.sleep(0.001)
             say("still here")
             time.sleep(1000)
+        _loopthread.EXIT_SECONDS = 0.1
+        try:
+            run_in_threadpool_sync(work)
+        except KeyboardInterrupt:
+            say("raised")
+    """).interrupt("started", "still here")
+
+    assert (code, out, err) == (0, "started\nstill here\nraised\n", "")
+
+
+def test_ctrl_c_waits_for_the_function_in_a_thread_that_stands_by(
+    program: Any, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    if anyio_backend[0] == "trio":
+        pytest.skip("no threads stand by on trio")
+    code, out, err = program("""
+        from unfazed.concurrency._synccalls import thread
+        def work():
+            say("started")
+            while not thread.worker.is_cancelled():
+                time.sleep(0.001)
+            say("ended")
+        call_all()
+        try:
+            run_in_threadpool_sync(work)
+        except KeyboardInterrupt:
+            say("raised")
+        say(call_all())
+    """).interrupt("started")
+
+    assert (code, out, err) == (0, "started\nended\nraised\nall\n", "")
+
+
+def test_a_second_ctrl_c_leaves_a_thread_behind_that_stood_by(
+    program: Any, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    if anyio_backend[0] == "trio":
+        pytest.skip("no threads stand by on trio")
+    code, out, err = program("""
+        from unfazed.concurrency._synccalls import thread
+        def work():
+            say("started")
+            while not thread.worker.is_cancelled():
+                time.sleep(0.001)
+            say("still here")
+            time.sleep(1000)
+        call_all()
         _loopthread.EXIT_SECONDS = 0.1
         try:
             run_in_threadpool_sync(work)

@@ -1,13 +1,14 @@
 """Write a call once, say where it runs, and make it from async code or from sync code, on asyncio or on trio.
 
-    floor 9   this file             the public names
-    floor 8   _dual.py              a function and where it runs, once and for all
+    floor 10  this file             the public names
+    floor 9   _dual.py              a function and where it runs, once and for all
               _iteration.py         iterators across the border
               _contextmanagers.py   context managers across the border
-    floor 7   _threadpool.py        a call in a worker thread
+    floor 8   _threadpool.py        a call in a worker thread
               _processpool.py       a call in a worker process
               _executor.py          a call in any executor
               _lanes.py             one thread, or one task, for several calls
+    floor 7   _standby.py           threads that sync callers reach without waking a loop in between
     floor 6   _eventloop.py         a call in an event loop; the background event loop
               _jobs.py              what becomes of one call in a worker thread
     floor 5   _loopthread.py        event loops in threads of their own

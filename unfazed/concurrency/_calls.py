@@ -79,14 +79,13 @@ class Loop(Protocol):
 class Answer(Generic[T]):
     """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
 
-    __slots__ = ("_claimed", "_error", "_value", "announce", "stands")
+    stands = False
+    _value: Any = None  # a T where there is no error
+    _error: BaseException | None = None
 
     def __init__(self, announce: Callable[[], object]) -> None:
         self._claimed = Lock()  # a flag that is tested and set in one step; never released
-        self._value: Any = None  # a T where there is no error
-        self._error: BaseException | None = None
         self.announce = announce
-        self.stands = False
 
     def claim(self) -> bool:
         """Keep others from writing the answer, unless somebody was first."""
@@ -122,34 +121,41 @@ def without_our_frame(exc: BaseException) -> BaseException:
 class Call(Generic[T]):
     """An async function that one thread has another thread's loop run, in a task of its own."""
 
-    __slots__ = (
-        "_abort",
-        "_cancelled",
-        "_reason",
-        "_work",
-        "aborted",
-        "accepted",
-        "answer",
-        "cancelled_by_others",
-        "loop",
-        "made_elsewhere",
-        "missed",
-        "on_end",
-    )
+    _abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
+    _cancelled = False
+    _reason: LoopEndedError | None = None  # what to raise instead of the cancellation
+    aborted = False  # whether its task was cancelled while it ran
+    missed = False  # whether it never waited, and so never saw that
+    cancelled_by_others = False  # and not by us
+    accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
+    on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
+    loop: Loop | None = None  # where it is submitted, or about to be
 
     def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T], made_elsewhere: bool = False) -> None:
         self._work = work
-        self.made_elsewhere = made_elsewhere  # for certain, and not in the loop that is to run it
-        self._abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
-        self._cancelled = False
-        self._reason: LoopEndedError | None = None  # what to raise instead of the cancellation
-        self.aborted = False  # whether its task was cancelled while it ran
-        self.missed = False  # whether it never waited, and so never saw that
-        self.cancelled_by_others = False  # and not by us
-        self.accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
         self.answer = answer
-        self.on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
-        self.loop: Loop | None = None  # where it is submitted, or about to be
+        self.made_elsewhere = made_elsewhere  # for certain, and not in the loop that is to run it
+
+    def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[Call[Any]], None]) -> None:
+        """Say that a thread of *loop* is to run the call, past the loop; *abort* cancels it, in the loop's thread."""
+        self.on_end = on_end
+        self._abort = abort
+        self.loop = loop
+
+    def come_back(self) -> None:
+        """Say that the loop is to run the call after all; in the loop's thread."""
+        self._abort = None
+
+    def end_past(self, value: T) -> None:
+        """End the call, which a thread has run past the loop; where the end of the loop has cancelled it, with that."""
+        if self._reason is None:
+            self.answer.write(value, None)
+        self.fail(self._reason)
+
+    def give_up(self) -> None:
+        """End the call, which nobody has begun to run; in the loop's thread."""
+        self.accepted = True
+        self.fail(self._reason)
 
     async def run(self, abort: Callable[[], object]) -> None:
         """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
@@ -207,13 +213,12 @@ class Call(Generic[T]):
 
     def _cancel(self) -> None:
         """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
-        if self._abort is not None:
-            abort, self._abort = self._abort, None
+        abort, self._abort = self._abort, None
+        if abort is not None:
             self.aborted = True
             abort()
         elif not self.accepted:
-            self.accepted = True
-            self.fail(self._reason)
+            self.give_up()
 
     def fail_unless_run(self, _task: object) -> None:
         """End the call if its task was cancelled before it began, as asyncio does at the end of a loop."""
@@ -221,7 +226,8 @@ class Call(Generic[T]):
             self.fail(LoopEndedError("the event loop of this call has ended, or cancelled it before it began"))
 
     def fail(self, error: BaseException | None) -> None:
-        """End the call, whose task could not even be started; in the loop's thread."""
+        """End the call, with *error* if it has no answer yet; in the loop's thread, if it was to run there."""
+        self._abort = None
         self.answer.write(None, error)
         if self.on_end is not None:
             self.on_end(self)
@@ -229,8 +235,6 @@ class Call(Generic[T]):
 
 class SyncAnswer(Answer[T]):
     """An answer that a thread waits for, by taking *done*."""
-
-    __slots__ = ("done",)
 
     def __init__(self) -> None:
         self.done = Lock()

@@ -78,6 +78,12 @@ def _background() -> EventLoopThread:
     return current
 
 
+def running_background() -> EventLoopThread | None:
+    """Return the background event loop, if it runs."""
+    current = _background_thread
+    return current if current is not None and current.is_running() else None
+
+
 def submit_to_background(call: Call[Any], context: Context) -> None:
     """Have the background event loop run *call*."""
     _background()._submit(call, context)
@@ -85,8 +91,8 @@ def submit_to_background(call: Call[Any], context: Context) -> None:
 
 async def _background_from_async() -> EventLoopThread:
     """Do the same without holding up the current loop while the thread starts."""
-    current = _background_thread
-    if current is not None and current.is_running():
+    current = running_background()
+    if current is not None:
         return current
     return await to_thread.run_sync(_background, limiter=NO_LIMIT)
 

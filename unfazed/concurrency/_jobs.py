@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
+    from ._calls import Loop
 
 T = TypeVar("T")
 
@@ -45,23 +46,14 @@ NO_OPTIONS: Final = JobOptions()
 class Job(Worker, Generic[T]):
     """One call in a worker thread. *helper* is the name to use in error messages."""
 
-    __slots__ = (
-        "_abandoned",
-        "_args",
-        "_claim",
-        "_ended",
-        "_func",
-        "_helper",
-        "_kwargs",
-        "_options",
-        "_over",
-        "_started",
-        "_timeout",
-        "_waiting",
-        "outcome",
-    )
-
     in_a_lane = False  # whether it goes to a thread of its own choice
+    _timeout: Timeout | None = None
+    limiter: CapacityLimiter | None = None  # where that is looked up before the slot is taken
+    _claim: Claim | None = None  # of a context that was given
+    _abandoned = False  # whether the loop has stopped waiting for the worker
+    _over = False  # whether the worker has ended, and given its slot back
+    _ended: Event | None = None  # set where the loop waits for the worker after all
+    _waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
 
     def __init__(
         self,
@@ -71,25 +63,52 @@ class Job(Worker, Generic[T]):
         kwargs: dict[str, Any],
         options: JobOptions = NO_OPTIONS,
     ) -> None:
-        super().__init__()
         self._helper = helper
         self._func = func
         self._args = args
         self._kwargs = kwargs
         self._options = options
-        self._timeout = None if options.timeout is None else Timeout(options.timeout, name_of(func))
-        self._claim: Claim | None = None  # of a context that was given
+        if options.timeout is not None:
+            self._timeout = Timeout(options.timeout, name_of(func))
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
-        self._abandoned = False  # whether the loop has stopped waiting for the worker
-        self._over = False  # whether the worker has ended, and given its slot back
-        self._ended: Event | None = None  # set where the loop waits for the worker after all
-        self._waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
         # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
         self.outcome: Answer[T] = Answer(int)
 
     def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
         """Have the worker hand the outcome to a sync caller, ahead of the loop."""
         self._waiting = waiting
+
+    def may_go_past(self, loop: Loop) -> bool:
+        """Return whether a sync caller's call needs nothing that *loop* alone can do, such as to wait for a slot.
+
+        On trio, the task that waits for the worker is what cancels the calls that it makes by means of anyio.
+        """
+        self.limiter = self._options.limiter or _default_limiter.known(loop)
+        return (
+            self.limiter is not None
+            and self._options[1:] == NO_OPTIONS[1:]
+            and not loop.calls_back_in_the_task
+            and _slots.seems_free(self.limiter)
+        )
+
+    def run_here(self, loop: Loop) -> bool:
+        """Run the call in this thread, a worker of *loop*, if a slot is still free. Return whether there was one."""
+        assert self.limiter is not None, "known, or the call would not have gone past the loop"
+        slot = _slots.acquire(self.limiter, queue=False)
+        if not slot.held:
+            return False
+        self.loop, self.slot = loop, slot
+        self._waiting = None  # is told when this has returned
+        forget_library()
+        try:
+            self.work()
+        finally:
+            self._give_back()
+        return True
+
+    def never_begin(self) -> bool:
+        """Keep the worker from running the function, unless it has begun."""
+        return self._started.acquire(blocking=False)
 
     def run(self) -> Awaitable[Answer[T]]:
         """Run the call, from the loop whose worker thread is to do it, and return its outcome.
@@ -123,7 +142,7 @@ class Job(Worker, Generic[T]):
             try:
                 await self.hand_over()
             except BaseException as exc:
-                if self._started.acquire(blocking=False):
+                if self.never_begin():
                     raise
                 cancellation = exc
             if cancellation is not None:

@@ -47,7 +47,6 @@ _ENDED = "the event loop of this iterator or context manager has ended, or cance
 class _Step(Job[T]):
     """One call in the thread of a lane."""
 
-    __slots__ = ("_lane",)
     in_a_lane = True
 
     def __init__(self, lane: ThreadLane[Any], helper: str, func: Callable[[], T]) -> None:
@@ -196,8 +195,6 @@ class TaskLane(Call[None]):
     leave. In the latter case it has an `outcome`, for the user, who comes too late then: where it raised something else
     or says that it took the cancellation for its own.
     """
-
-    __slots__ = ("_calls", "_current", "_last", "_leaving", "_left", "_over", "_process", "_wake", "outcome")
 
     def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
         super().__init__(self._serve, Answer(int))

@@ -202,6 +202,23 @@ class EventLoopThread:
         if self._closed is not None:  # meanwhile: the loop, which waits for the last call, may not know of this one
             call.cancel(LoopEndedError(self._closed))
 
+    def _let_past(self, call: Call[Any], abort: Callable[[], object]) -> bool:
+        """Account for *call*, which one of the loop's threads is to run. Return whether the loop takes calls."""
+        assert self._loop is not None, "it has been running"
+        call.go_past(self._loop, abort, self._forget_past)
+        self._calls.add(call)
+        if self._closed is None:  # either we see that it is, or `_serve` sees the call
+            return True
+        self._calls.discard(call)
+        return False
+
+    def _forget_past(self, call: Call[Any]) -> None:
+        """Note that *call*, which went past the loop, has ended, or is to come back to it. From any thread."""
+        self._calls.discard(call)
+        if self._drained is not None and self._loop is not None:  # either we see it, or `_serve` sees no call
+            with suppress(LoopEndedError):
+                self._loop.post(self._forget, call)
+
     def _forget(self, call: Call[Any]) -> None:
         """Note that *call* has ended, in the loop's thread."""
         self._calls.discard(call)
@@ -237,7 +254,8 @@ class EventLoopThread:
             self._drained = Event()
             for call in self._calls.copy():  # at once: other threads add to it
                 call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
-            await self._drained.wait()
+            if self._calls:
+                await self._drained.wait()
         await loop.end_other_tasks()
 
     def _ask_to_stop(self, reason: str) -> None:

@@ -42,32 +42,20 @@ current_slot: ContextVar[Slot | None] = ContextVar("unfazed_current_slot", defau
 class Slot:
     """One call's permission to run, from the moment that it is asked for."""
 
-    __slots__ = (
-        "ancestors",
-        "borrower",
-        "extra",
-        "given_up",
-        "heirs",
-        "held",
-        "lender",
-        "limit",
-        "parent",
-        "waits",
-        "wake",
-    )
+    # what a slot is like at first; a class says so faster than its `__init__` does
+    held = False  # granted, and not given back yet
+    given_up = False  # nobody wants it any more
+    extra = False  # let in by rule 3 though it is not nested
+    waits = 0  # how many of our calls this slot's thread is waiting in
+    lender: Slot | None = None  # whose slot this is; None: its own
+    borrower: Slot | None = None  # the descendant that runs on this slot while its owner waits
+    ancestors: tuple[Slot, ...] = ()  # while queued: those with a slot of the same limiter, nearest first
+    heirs: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
 
     def __init__(self, limit: Limit, parent: Slot | None, wake: Callable[[], bool] | None) -> None:
         self.limit = limit
         self.parent = parent  # the nearest call that this one was made on behalf of, whatever its limiter
         self.wake = wake  # None: nobody waits yet, and whoever will looks first
-        self.held = False  # granted, and not given back yet
-        self.given_up = False  # nobody wants it any more
-        self.extra = False  # let in by rule 3 though it is not nested
-        self.waits = 0  # how many of our calls this slot's thread is waiting in
-        self.lender: Slot | None = None  # whose slot this is; None: its own
-        self.borrower: Slot | None = None  # the descendant that runs on this slot while its owner waits
-        self.ancestors: tuple[Slot, ...] = ()  # while queued: those with a slot of the same limiter, nearest first
-        self.heirs: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
 
     def living_parent(self) -> Slot | None:
         """Return the nearest ancestor that has not ended, and forget the others, which could be ever so many."""
@@ -198,12 +186,12 @@ _watched: set[Limit] = set()
 _watcher: threading.Thread | None = None
 
 
-def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:
+def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None, *, queue: bool = True) -> Slot:
     """Ask for a slot of *limiter*, for a call that the current context makes.
 
     Where the slot is not `held` on return it is queued: *wake* is called, from any thread, when it has been granted.
     It must return at once, and say whether anybody is left to be woken. It may be set later, by who then sees whether
-    the slot is held. `release` ends the wait.
+    the slot is held. `release` ends the wait. Without *queue*, there is nothing to wait for.
     """
     global _watcher
     parent = current_slot.get()
@@ -218,6 +206,8 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) ->
                     return slot
         if not limit.queue and limit.occupied < limiter.total_tokens:
             limit.grant(slot)
+            return slot
+        if not queue:
             return slot
         limit.enqueue(slot)
         served = limit.serve()
@@ -234,6 +224,12 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) ->
         except RuntimeError:  # the interpreter is ending: nobody is let in early any more
             _watcher = None
     return slot
+
+
+def seems_free(limiter: CapacityLimiter) -> bool:
+    """Return whether there was a slot of *limiter* just now."""
+    limit = _limits.get(weakref.ref(limiter))
+    return limit is None or not (limit.queue or limit.occupied >= limiter.total_tokens)
 
 
 def release(slot: Slot) -> None:

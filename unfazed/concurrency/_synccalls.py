@@ -41,15 +41,12 @@ GONE_CHECK_SECONDS = 1.0  # how often a thread looks whether the loop that is to
 class Worker:
     """What a worker thread of ours goes by: its loop, its slot, and the call that it waits for."""
 
-    __slots__ = ("_cancelled", "_told", "call", "called_back_in_the_task", "loop", "slot")
-
-    def __init__(self) -> None:
-        self.loop: Loop | None = None
-        self.slot: _slots.Slot | None = None
-        self.called_back_in_the_task = False  # whether its calls are run by the task that waits for it (trio)
-        self.call: Call[Any] | None = None  # the one that the thread waits for
-        self._cancelled = False
-        self._told = False  # whether the thread has seen the cancellation, in a call that it waited for
+    loop: Loop | None = None
+    slot: _slots.Slot | None = None
+    called_back_in_the_task = False  # whether its calls are run by the task that waits for it (trio)
+    call: Call[Any] | None = None  # the one that the thread waits for
+    _cancelled = False
+    _told = False  # whether the thread has seen the cancellation, in a call that it waited for
 
     def cancel(self) -> None:
         """Cancel what the thread waits for, or else what it will wait for next, as asyncio does with a task.
@@ -163,16 +160,20 @@ def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None
     """Submit *call* and wait for its *answer*."""
     try:
         submit(call, copy_context())
-        while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
-            if call.loop is not None and call.loop.is_gone():
-                answer.write(None, LoopEndedError("the event loop of this call has ended"))
+        _wait(call, answer)
     except LoopEndedError:
         raise
     except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
         # It may have come before the call was submitted, and after the answer was given: wait for nothing then.
         if call.cancel() and not answer.stands:
-            answer.done.acquire()
+            _wait(call, answer)
         raise
+
+
+def _wait(call: Call[T], answer: SyncAnswer[T]) -> None:
+    while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
+        if call.loop is not None and call.loop.is_gone():
+            answer.write(None, LoopEndedError("the event loop of this call has ended"))
 
 
 def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -> Callable[[], Awaitable[T]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from . import _standby
 from ._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
-from ._eventloop import submit_to_background
 from ._jobs import Job, JobOptions
 from ._synccalls import call_from_sync
 
@@ -79,7 +80,8 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
 
 
 def _wait_for(job: Job[T], func: Callable[..., T], helper: str, instead: str) -> T:
-    return call_from_sync(job.run, func, helper, instead, submit_to_background, offer=job.answer_directly).read()
+    submit = partial(_standby.submit, job)
+    return call_from_sync(job.run, func, helper, instead, submit, offer=job.answer_directly).read()
 
 
 class ThreadPlace(JobOptions):

@@ -65,6 +65,10 @@ class DefaultLimiter:
         self._ask = ask
         self._known: dict[ref[object], CapacityLimiter] = {}  # by loop; a WeakKeyDictionary is slower
 
+    def known(self, loop: Loop) -> CapacityLimiter | None:
+        """Return that of *loop*, if a call there has asked for it before."""
+        return self._known.get(ref(loop.native))
+
     def of(self, loop: Loop) -> CapacityLimiter:
         """Return that of the current *loop*."""
         limiter = self._known.get(ref(loop.native))

@@ -1,0 +1,196 @@
+"""Worker threads that stand by for sync callers, who reach them without waking a loop in between.
+
+They are anyio's, held by the background event loop: what they run belongs to that loop, as in any other worker of it,
+and is cancelled and waited for at its end. Who wakes a thread: a caller, with an errand. Who wakes the caller: the
+thread; or the loop, where Ctrl-C or the loop's end has cancelled what had not begun. What no thread can do, the loop
+does: where no slot is free, no thread can start, or the thread has just gone.
+
+`_idle` needs no lock: each step on it is one of its own. A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from contextlib import suppress
+from contextvars import Context
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, final
+from weakref import WeakSet
+
+from anyio import to_thread
+
+from ._calls import Answer, Call
+from ._errors import LoopEndedError
+from ._eventloop import running_background, submit_to_background
+from ._waits import NO_LIMIT
+
+if TYPE_CHECKING:
+    from ._calls import Loop
+    from ._jobs import Job
+    from ._loopthread import EventLoopThread
+
+IDLE_SECONDS: Final = 10.0  # how long a thread waits for the next caller, as long as anyio's own wait
+
+
+def submit(job: Job[Any], call: Call[Any], context: Context) -> None:
+    """Have a thread that stands by run *job*, for the sync caller of *call*; or else the loop run *call*."""
+    owner = running_background()
+    loop = owner and owner._loop
+    if owner is not None and loop is not None and job.may_go_past(loop):
+        thread = _thread_of(owner, loop, job)
+        if thread is not None:
+            errand = _Errand(job, call, context, owner, loop)
+            if owner._let_past(call, errand.abort):
+                thread.take(errand)
+                return
+    submit_to_background(call, context)
+
+
+def _thread_of(owner: EventLoopThread, loop: Loop, job: Job[Any]) -> _Thread | None:
+    """Return a thread of *owner* that does nothing else, unless there are too many."""
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        if job.limiter is None or len(_threads) >= job.limiter.total_tokens:  # a crowd has come in at once
+            return None
+        thread = _Thread(loop)
+        try:
+            thread.start(owner)
+        except LoopEndedError:
+            return None
+        return thread
+    return thread if thread.loop is loop else None  # that of a loop which has just ended goes with it
+
+
+@final
+class _Errand:
+    """One call, which a thread is to run past the loop."""
+
+    __slots__ = ("_call", "_context", "_job", "_loop", "_owner")
+
+    def __init__(self, job: Job[Any], call: Call[Any], context: Context, owner: EventLoopThread, loop: Loop) -> None:
+        self._job = job
+        self._call = call
+        self._context = context
+        self._owner = owner
+        self._loop = loop
+
+    def run(self) -> bool:
+        """Run the call in this thread, if a slot is free. Return whether one was; if not, the loop waits for it."""
+        try:
+            done = self._context.run(self._job.run_here, self._loop)
+            if done:
+                self._call.end_past(self._job.outcome)
+            else:
+                self.pass_on()
+            return done
+        except BaseException as exc:  # which somebody raised in this thread from another one, and not in the function
+            self._call.fail(exc)
+            raise
+        finally:
+            del self  # the traceback of an error, which the user may keep, leads here
+
+    def abort(self) -> None:
+        """Cancel what the thread waits for; or if it has not begun, have it never do so. In the loop's thread."""
+        if self._job.never_begin():
+            self._call.give_up()
+        else:
+            self._job.cancel()
+
+    def pass_on(self) -> None:
+        """Have the loop run the call after all. From any thread."""
+        try:
+            self._loop.post(self._come_back)  # in one thread with what may cancel the call
+        except LoopEndedError:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        if self._call.answer.stands:  # it has been cancelled
+            return
+        self._call.come_back()
+        self._owner._forget_past(self._call)
+        try:
+            submit_to_background(self._call, self._context)
+        except Exception as exc:  # no loop takes it: at exit, or where none can start
+            self._call.fail(exc)
+
+
+@final
+class _Thread:
+    """A worker thread of the background event loop, which runs one errand after another."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._errands: SimpleQueue[_Errand | None] = SimpleQueue()
+        self._gone = False  # whether nothing holds the thread any more
+        _threads.add(self)
+
+    def start(self, owner: EventLoopThread) -> None:
+        hold = Call(self._stay, Answer(self._stayed), made_elsewhere=True)
+        try:
+            owner._submit(hold, Context())
+        except BaseException:  # Ctrl-C, for one
+            hold.cancel()
+            raise
+
+    def take(self, errand: _Errand) -> None:
+        """Have the thread run *errand*. From any thread; returns at once."""
+        self._errands.put(errand)
+        if self._gone:  # either we see this, or `_stayed` sees the errand
+            self._pass_on()
+
+    async def _stay(self) -> None:
+        """Hold the thread, in a task of the loop."""
+        await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+
+    def _serve(self) -> None:
+        """Run one errand after another, in the thread, until none has come for a while."""
+        with suppress(Empty):
+            while self._run(self._errands.get(timeout=IDLE_SECONDS)):
+                _idle.append(self)
+
+    def _run(self, errand: _Errand | None) -> bool:
+        """Run *errand*, and return whether to stay."""
+        try:
+            return errand is not None and errand.run() and not self._gone
+        finally:
+            del errand  # as in `_Errand.run`
+
+    def _stayed(self) -> None:
+        """Note that nothing holds the thread any more: it is idle, never started, or its task has been cancelled."""
+        self.leave()
+        with suppress(ValueError):
+            _idle.remove(self)
+        self._pass_on()
+
+    def leave(self) -> None:
+        """Have the thread end after what it does."""
+        self._gone = True
+        _threads.discard(self)
+
+    def _pass_on(self) -> None:
+        """Have the loop run what the thread has not begun, and the thread end."""
+        with suppress(Empty):
+            while True:
+                errand = self._errands.get_nowait()
+                if errand is not None:
+                    errand.pass_on()
+        self._errands.put(None)
+
+
+_threads: WeakSet[_Thread] = WeakSet()  # all of them
+_idle: deque[_Thread] = deque()  # the last one was busy last
+
+
+def _start_afresh() -> None:
+    """After a fork: no thread has come along, but perhaps the one that has forked."""
+    global _threads
+    for thread in tuple(_threads):
+        thread.leave()
+    _threads = WeakSet()
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_start_afresh)
