@@ -202,15 +202,11 @@ class EventLoopThread:
         if self._closed is not None:  # meanwhile: the loop, which waits for the last call, may not know of this one
             call.cancel(LoopEndedError(self._closed))
 
-    def _let_past(self, call: Call[Any], abort: Callable[[], object]) -> bool:
-        """Account for *call*, which one of the loop's threads is to run. Return whether the loop takes calls."""
+    def _let_past(self, call: Call[Any], abort: Callable[[], object]) -> None:
+        """Account for *call*, which one of the loop's threads is to run, or to hand back to the loop."""
         assert self._loop is not None, "it has been running"
         call.go_past(self._loop, abort, self._forget_past)
         self._calls.add(call)
-        if self._closed is None:  # either we see that it is, or `_serve` sees the call
-            return True
-        self._calls.discard(call)
-        return False
 
     def _forget_past(self, call: Call[Any]) -> None:
         """Note that *call*, which went past the loop, has ended, or is to come back to it. From any thread."""

@@ -41,9 +41,12 @@ def submit(job: Job[Any], call: Call[Any], context: Context) -> None:
         thread = _thread_of(owner, loop, job)
         if thread is not None:
             errand = _Errand(job, call, context, owner, loop)
-            if owner._let_past(call, errand.abort):
+            owner._let_past(call, errand.abort)
+            if owner.is_running():  # either we see that it is not, or its end sees the call
                 thread.take(errand)
-                return
+            else:
+                errand.pass_on()
+            return
     submit_to_background(call, context)
 
 
