@@ -793,11 +793,22 @@ def test_ctrl_c_during_the_very_first_call_leaves_one_loop(background: Any, monk
     assert [thread.name for thread in threading.enumerate()].count("unfazed-eventloop") == 1
 
 
-def test_a_signal_handler_may_make_a_call_in_the_midst_of_the_first_one(background: Any) -> None:
-    """In the thread that holds the lock, and has not yet made known which loop it starts."""
-    with _eventloop._lock:
-        assert run_in_eventloop_sync(echo, 1) == ((1,), {})
-        first = _eventloop._background_thread
-    late = EventLoopThread()
+def test_a_signal_handler_may_make_a_call_in_the_midst_of_the_first_one(
+    background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the thread that has made one, and has not yet made known that it is to be the background event loop."""
+    made = EventLoopThread.__init__
+    first: list[EventLoopThread | None] = []
 
-    assert _eventloop._successors.setdefault(None, late) is first
+    def interrupted(self: EventLoopThread, *args: Any) -> None:
+        made(self, *args)
+        if not first:
+            first.append(None)
+            assert run_in_eventloop_sync(echo, 1) == ((1,), {})
+            first[0] = _eventloop._background_thread
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLoopThread, "__init__", interrupted)
+        assert run_in_eventloop_sync(echo, 2) == ((2,), {})
+
+    assert first == [_eventloop._background_thread]

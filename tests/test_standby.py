@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
+import sys
 import threading
 import weakref
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,6 @@ from conftest import (
 from unfazed.concurrency import (
     EventLoopThread,
     LoopEndedError,
-    LoopStartError,
     _eventloop,
     _jobs,
     _slots,
@@ -406,19 +408,58 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
     assert owner._thread is not None and not owner._thread.is_alive()
 
 
-def test_a_call_that_the_loop_cannot_take_back_gets_the_error(
+def test_a_call_that_comes_back_to_a_loop_that_has_ended_is_run_nowhere(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its caller may have been told so by then."""
     have_it_gone(owner)
+    come_back = _standby._Errand._come_back
+    ran: list[bool] = []
 
-    def no_more_loops(*_: object) -> None:
-        raise LoopStartError("asyncio", "too many open files")
+    def come_back_late(self: _standby._Errand) -> None:
+        in_plain_thread(owner.stop)
+        come_back(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_standby, "submit_to_background", no_more_loops)
-        with pytest.raises(LoopStartError, match="too many"):
-            run_in_threadpool_sync(int)
+        patch.setattr(_standby._Errand, "pass_on", come_back_late)
+        with pytest.raises(LoopEndedError, match="stopped"):
+            run_in_threadpool_sync(ran.append, True)
 
+    assert run_in_threadpool_sync(int, "1") == 1
+    assert not ran
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopThread, waits: bool) -> None:
+    """SystemExit in a callback ends an asyncio loop, which cancels its tasks and waits for them."""
+
+    async def wait() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    def work() -> str:
+        worker = _synccalls.thread.worker
+        assert worker is not None
+        if waits:
+            with suppress(asyncio.CancelledError):
+                run_in_eventloop_sync(wait)
+        begun.set()
+        wait_until(worker.is_cancelled, "it is not cancelled")
+        assert owner._thread is not None
+        alive.append(owner._thread.is_alive())
+        return "done"
+
+    begun = threading.Event()
+    alive: list[bool] = []
+    call = Calling(partial(run_in_threadpool_sync, work))
+    assert begun.wait(GRACE_SECONDS)
+
+    owner._require_running().post(sys.exit)
+
+    assert call.outcome() == ("done", None)
+    assert alive == [True]
+    wait_until(lambda: not owner.is_running(), "it has not ended")
+    assert not owner._calls
     assert run_in_threadpool_sync(int, "1") == 1
 
 

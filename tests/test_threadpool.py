@@ -19,10 +19,12 @@ import anyio.from_thread
 import anyio.to_thread
 import process_functions
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured, in_plain_thread, wait_until
 
 from unfazed.concurrency import (
     LoopEndedError,
+    LoopStateError,
+    LoopThreadError,
     WrongFunctionError,
     _calls,
     _eventloop,
@@ -615,6 +617,29 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
     worker.leave(outer, before_outer)
     assert worker.call is None
     _slots.release(worker.slot)
+
+
+@pytest.mark.parametrize("moment", ["grant", "take_away"])
+def test_a_finalizer_in_the_midst_of_a_call_is_refused_rather_than_left_waiting(
+    moment: str, background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the thread has the slots to itself, which whoever is to answer it needs."""
+    original = getattr(_slots.Limit, moment)
+    outcomes: list[Any] = []
+
+    def with_garbage(self: Any, *args: Any) -> Any:
+        patch.undo()
+        outcomes.append(captured(partial(run_in_threadpool_sync, int)))  # as if it were collected just here
+        return original(self, *args)
+
+    run_in_threadpool_sync(int)
+    with monkeypatch.context() as patch:
+        patch.setattr(_slots.Limit, moment, with_garbage)
+        assert in_plain_thread(partial(run_in_threadpool_sync, int, "1")) == 1
+        wait_until(lambda: outcomes, "nothing was collected")
+
+    ((_, error),) = outcomes
+    assert isinstance(error, (LoopStateError, LoopThreadError))  # the latter in the loop's own thread
 
 
 @pytest.mark.parametrize("place", ["threadpool", "executor", "eventloop", "processpool"])

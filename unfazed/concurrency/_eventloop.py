@@ -1,12 +1,12 @@
 """The background event loop, one for the whole process, and calls of async functions.
 
-`_lock` guards the background event loop and its settings. A forked child starts with a new lock and no such loop.
+Which loop it is needs no lock, in which Ctrl-C could come: whoever names the successor of one that has ended first is
+right. A forked child starts with none.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_lock = threading.RLock()  # reentrant: a signal handler may make a call of its own while one is being made
 _background_thread: EventLoopThread | None = None
 _successors: dict[EventLoopThread | None, EventLoopThread] = {}  # by the one that has ended; None: the first
 _settings: tuple[str, dict[str, Any] | None] | None = None
@@ -51,13 +50,12 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
     """
     global _settings
     require_backend(backend, "configure_background_eventloop(backend=...)")
-    with _lock:
-        if _background_thread is not None and _background_thread._closed is None:
-            raise LoopStateError(
-                "the background event loop is running already; call configure_background_eventloop() before the "
-                "first call that needs it, at the start of the program"
-            )
-        _settings = backend, backend_options
+    if _background_thread is not None and _background_thread._closed is None:
+        raise LoopStateError(
+            "the background event loop is running already; call configure_background_eventloop() before the "
+            "first call that needs it, at the start of the program"
+        )
+    _settings = backend, backend_options
 
 
 def _background() -> EventLoopThread:
@@ -65,15 +63,13 @@ def _background() -> EventLoopThread:
     global _background_thread
     current = _background_thread
     if current is None or not current.is_running():
-        with _lock:
-            current = _background_thread
-            if current is None or current._closed is not None:
-                backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
-                require_backend(backend, "the environment variable UNFAZED_BACKEND")
-                # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there. And a
-                # signal handler may have come here meanwhile, on this very thread: in one step, the first one counts.
-                starting = EventLoopThread(backend, options, "unfazed-eventloop")
-                current = _background_thread = _successors.setdefault(current, starting)
+        while current is None or current._closed is not None:
+            backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
+            require_backend(backend, "the environment variable UNFAZED_BACKEND")
+            # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there. Another thread,
+            # or a signal handler on this very one, may come here meanwhile: in one step, the first one counts.
+            starting = EventLoopThread(backend, options, "unfazed-eventloop")
+            current = _background_thread = _successors.setdefault(current, starting)
         current._ensure_started()
     return current
 
@@ -211,9 +207,8 @@ async def _run_in_time(timeout: Timeout, work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _start_afresh() -> None:
-    """After a fork: the loop's thread has not come along, and the lock may have been taken by another one."""
-    global _lock, _background_thread
-    _lock = threading.RLock()
+    """After a fork: the loop's thread has not come along."""
+    global _background_thread
     _background_thread = None
     _successors.clear()
 

@@ -232,6 +232,11 @@ def seems_free(limiter: CapacityLimiter) -> bool:
     return limit is None or not (limit.queue or limit.occupied >= limiter.total_tokens)
 
 
+def is_interrupted() -> bool:
+    """Return whether this thread is in here already: the garbage collector has come in between, with a finalizer."""
+    return _lock._is_owned()  # type: ignore[attr-defined,no-any-return,unused-ignore]  # what Condition asks, too
+
+
 def release(slot: Slot) -> None:
     """Give *slot* back, or leave the queue. Doing so twice is harmless."""
     if not slot.given_up:

@@ -18,12 +18,12 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
 from weakref import WeakSet
 
-from anyio import to_thread
+from anyio import Event, to_thread
 
 from ._calls import Answer, Call
 from ._errors import LoopEndedError
 from ._eventloop import running_background, submit_to_background
-from ._waits import NO_LIMIT
+from ._waits import NO_LIMIT, outlast, set_from_anywhere
 
 if TYPE_CHECKING:
     from ._calls import Loop
@@ -52,18 +52,17 @@ def submit(job: Job[Any], call: Call[Any], context: Context) -> None:
 
 def _thread_of(owner: EventLoopThread, loop: Loop, job: Job[Any]) -> _Thread | None:
     """Return a thread of *owner* that does nothing else, unless there are too many."""
-    try:
+    with suppress(IndexError):
         thread = _idle.pop()
-    except IndexError:
-        if job.limiter is None or len(_threads) >= job.limiter.total_tokens:  # a crowd has come in at once
-            return None
-        thread = _Thread(loop)
-        try:
-            thread.start(owner)
-        except LoopEndedError:
-            return None
-        return thread
-    return thread if thread.loop is loop else None  # that of a loop which has just ended goes with it
+        return thread if thread.loop is loop else None  # that of a loop which has just ended goes with it
+    if job.limiter is None or len(_threads) >= job.limiter.total_tokens:  # a crowd has come in at once
+        return None
+    thread = _Thread(loop)
+    try:
+        thread.start(owner)
+    except LoopEndedError:
+        return None
+    return thread
 
 
 @final
@@ -98,7 +97,7 @@ class _Errand:
         """Cancel what the thread waits for; or if it has not begun, have it never do so. In the loop's thread."""
         if self._job.never_begin():
             self._call.give_up()
-        else:
+        elif not self._job.is_cancelled():
             self._job.cancel()
 
     def pass_on(self) -> None:
@@ -114,8 +113,8 @@ class _Errand:
         self._call.come_back()
         self._owner._forget_past(self._call)
         try:
-            submit_to_background(self._call, self._context)
-        except Exception as exc:  # no loop takes it: at exit, or where none can start
+            self._owner._submit(self._call, self._context)
+        except Exception as exc:  # it has ended, for one
             self._call.fail(exc)
 
 
@@ -126,11 +125,13 @@ class _Thread:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self._errands: SimpleQueue[_Errand | None] = SimpleQueue()
-        self._gone = False  # whether nothing holds the thread any more
+        self._current: _Errand | None = None  # the one that the thread runs
+        self._free: Event | None = None  # set by the thread at the end of that, where the loop waits for it
+        self._gone = False  # whether the thread is to take no more
         _threads.add(self)
 
     def start(self, owner: EventLoopThread) -> None:
-        hold = Call(self._stay, Answer(self._stayed), made_elsewhere=True)
+        hold = Call(self._stay, Answer(self._retire), made_elsewhere=True)
         try:
             owner._submit(hold, Context())
         except BaseException:  # Ctrl-C, for one
@@ -140,12 +141,29 @@ class _Thread:
     def take(self, errand: _Errand) -> None:
         """Have the thread run *errand*. From any thread; returns at once."""
         self._errands.put(errand)
-        if self._gone:  # either we see this, or `_stayed` sees the errand
+        if self._gone:  # either we see this, or `_retire` sees the errand
             self._pass_on()
 
     async def _stay(self) -> None:
-        """Hold the thread, in a task of the loop."""
-        await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+        """Hold the thread, in a task of the loop. Cancelled with the loop, wait for the function that it runs.
+
+        An ordered end of the loop waits for the call itself; this is for one that something in the loop has forced.
+        """
+        try:
+            await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+            return
+        except BaseException as exc:
+            cancellation = exc
+        self._retire()
+        self._free = Event()
+        errand = self._current
+        try:
+            if errand is not None:  # or else the thread sees the event
+                errand.abort()
+                cancellation = await outlast(self._free, cancellation)
+            raise cancellation
+        finally:
+            del cancellation, errand
 
     def _serve(self) -> None:
         """Run one errand after another, in the thread, until none has come for a while."""
@@ -155,13 +173,17 @@ class _Thread:
 
     def _run(self, errand: _Errand | None) -> bool:
         """Run *errand*, and return whether to stay."""
+        self._current = errand
         try:
             return errand is not None and errand.run() and not self._gone
         finally:
+            self._current = None
+            if self._free is not None:
+                set_from_anywhere(self.loop, self._free)
             del errand  # as in `_Errand.run`
 
-    def _stayed(self) -> None:
-        """Note that nothing holds the thread any more: it is idle, never started, or its task has been cancelled."""
+    def _retire(self) -> None:
+        """Have the thread take no more: it was idle for long, has never started, or nothing holds it any more."""
         self.leave()
         with suppress(ValueError):
             _idle.remove(self)

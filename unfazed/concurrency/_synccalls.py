@@ -22,7 +22,7 @@ from anyio import RunFinishedError, from_thread, to_thread
 from . import _slots
 from ._calls import Answer, Call, SyncAnswer
 from ._checks import name_of
-from ._errors import LoopEndedError, LoopThreadError
+from ._errors import LoopEndedError, LoopStateError, LoopThreadError
 from ._loops import current_loop, running_loop
 from ._waits import call_in
 
@@ -134,6 +134,11 @@ def call_from_sync(
     if here is not None and here.native is not thread.lost_loop:
         name = name_of(func)
         raise LoopThreadError(helper.format(name), instead.format(name))
+    if _slots.is_interrupted():  # others could not take a slot while we wait, the one who is to answer included
+        raise LoopStateError(
+            f"{helper.format(name_of(func))}() was called by a finalizer in the midst of another call of this thread, "
+            "which cannot wait then; have finalizers leave the work to somebody else"
+        )
     answer: SyncAnswer[T] = SyncAnswer()
     call = Call(work, answer, made_elsewhere=True)
     worker = thread.worker
