@@ -234,7 +234,9 @@ def seems_free(limiter: CapacityLimiter) -> bool:
 
 def is_interrupted() -> bool:
     """Return whether this thread is in here already: the garbage collector has come in between, with a finalizer."""
-    return _lock._is_owned()  # type: ignore[attr-defined,no-any-return,unused-ignore]  # what Condition asks, too
+    lock: Any = _lock  # no stub has what `Condition`, too, asks a lock
+    owned: bool = lock._is_owned()
+    return owned
 
 
 def release(slot: Slot) -> None:
