@@ -24,7 +24,6 @@ import asgiref.sync
 import asyncer
 import loky
 import starlette.concurrency
-import trio
 import unfazed_compat.asgiref as adapter
 
 from unfazed.concurrency import (
@@ -122,6 +121,8 @@ async def threads(stack: ExitStack) -> Calls:
         calls["asyncio.to_thread"] = lambda: asyncio.to_thread(nothing)
         calls["two threads that wake each other"] = ping_pong(stack)
     else:
+        import trio  # not on asyncio: what is imported is asked whether it runs
+
         calls["trio.to_thread"] = lambda: trio.to_thread.run_sync(nothing)
     return calls
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import anyio
 import anyio.lowlevel
@@ -176,7 +175,7 @@ def test_a_context_that_is_entered_by_other_means_before_the_call_starts_is_refu
 
     calling, staying = threading.Thread(target=call), threading.Thread(target=context.run, args=(stay,))
     calling.start()
-    wait_until(lambda: _contexts._claims and _slots._limits[ref(limiter)].queue, "the call queues")
+    wait_until(lambda: _contexts._claims and _slots._limits[id(limiter)].queue, "the call queues")
     staying.start()
     assert entered.wait(10)
     _slots.release(slot)

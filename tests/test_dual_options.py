@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import anyio
 import anyio.lowlevel
@@ -59,11 +58,11 @@ async def wait_for(path: Path) -> None:
 
 
 def occupied(limiter: anyio.CapacityLimiter) -> int:
-    return _slots._limits[ref(limiter)].occupied
+    return _slots._limits[id(limiter)].occupied
 
 
 def queued(limiter: anyio.CapacityLimiter) -> int:
-    return len(_slots._limits[ref(limiter)].queue)
+    return len(_slots._limits[id(limiter)].queue)
 
 
 # The limiter
@@ -95,7 +94,7 @@ def test_a_limiter_bounds_all_wrappers_that_share_it_from_two_loops_and_plain_th
     threads = [threading.Thread(target=target) for target in (in_a_loop, in_a_loop, first.sync, second.sync)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: ref(limiter) in _slots._limits and queued(limiter) == 4, "four of six calls queue")
+    wait_until(lambda: id(limiter) in _slots._limits and queued(limiter) == 4, "four of six calls queue")
     wait_until(lambda: running == 2, "two calls run")
     may_end.set()
     for thread in threads:

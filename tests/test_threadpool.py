@@ -607,7 +607,7 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
     worker = _synccalls.Worker()
     limiter = anyio.CapacityLimiter(1)
     worker.slot = _slots.acquire(limiter, lambda: True)
-    outer, inner = (_calls.Call(async_function, _calls.Answer[None](int)) for _ in range(2))
+    outer, inner = (_calls.Call(async_function, _calls.Answer[None]()) for _ in range(2))
 
     before_outer = worker.enter(outer)
     before_inner = worker.enter(inner)

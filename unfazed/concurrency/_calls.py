@@ -77,13 +77,13 @@ class Loop(Protocol):
 
 
 class Answer(Generic[T]):
-    """What a call came to. The first to claim it writes it, and *announce* is called once when it stands."""
+    """What a call came to. The first to claim it writes it, and *announce*, if any, is called once when it stands."""
 
     stands = False
     _value: Any = None  # a T where there is no error
     _error: BaseException | None = None
 
-    def __init__(self, announce: Callable[[], object]) -> None:
+    def __init__(self, announce: Callable[[], object] | None = None) -> None:
         self._claimed = Lock()  # a flag that is tested and set in one step; never released
         self.announce = announce
 
@@ -98,7 +98,8 @@ class Answer(Generic[T]):
         self._value = value
         self._error = error
         self.stands = True
-        self.announce()
+        if self.announce is not None:
+            self.announce()
         return True
 
     def read(self) -> T:

@@ -143,7 +143,7 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
 
 def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> Answer[T]:
     """Return what came of a future that is done."""
-    outcome: Answer[T] = Answer(int)  # nobody listens any more
+    outcome: Answer[T] = Answer()  # nobody listens any more
     name = name_of(func)
     try:
         error = future.exception()

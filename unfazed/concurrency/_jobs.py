@@ -72,7 +72,7 @@ class Job(Worker, Generic[T]):
             self._timeout = Timeout(options.timeout, name_of(func))
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
         # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
-        self.outcome: Answer[T] = Answer(int)
+        self.outcome: Answer[T] = Answer()
 
     def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
         """Have the worker hand the outcome to a sync caller, ahead of the loop."""

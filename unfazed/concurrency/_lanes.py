@@ -146,7 +146,7 @@ class ThreadLane(Generic[T]):
             self._error = LoopEndedError(_ENDED)
         except BaseException as exc:
             self._error = exc
-        self._outcome = Answer(int)
+        self._outcome = Answer()
         self._outcome.write(None, None)
         self._ended.set()
         if self._waiting is not None:
@@ -197,7 +197,7 @@ class TaskLane(Call[None]):
     """
 
     def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
-        super().__init__(self._serve, Answer(int))
+        super().__init__(self._serve, Answer())
         self._last = last
         self._process = os.getpid()  # a forked child has a copy of the loop, which takes calls and never runs
         # All of these are for the loop's thread only.
@@ -311,7 +311,7 @@ class TaskLane(Call[None]):
             raise
         except BaseException as exc:
             error = without_our_frame(exc)
-        outcome: Answer[None] = Answer(int)
+        outcome: Answer[None] = Answer()
         outcome.write(None, error)
         if cancellation is None:  # he does not
             report(outcome)

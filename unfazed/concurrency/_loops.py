@@ -233,16 +233,13 @@ def _mark_context(library: str | None) -> None:
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
     lowlevel: Any = sys.modules.get("trio.lowlevel")
-    in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while another thread is importing trio
+    in_trio_run = lowlevel and getattr(lowlevel, "in_trio_run", None)  # not there while another thread imports trio
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
-    get_running_loop = getattr(sys.modules.get("asyncio.events"), "get_running_loop", None)
-    if get_running_loop is not None:
-        try:
-            return AsyncioLoop(get_running_loop())
-        except RuntimeError:  # none runs
-            pass
-    return None
+    events: Any = sys.modules.get("asyncio.events")
+    get_running_loop = events and getattr(events, "_get_running_loop", None)  # which does not raise where none runs
+    native = get_running_loop and get_running_loop()
+    return None if native is None else AsyncioLoop(native)
 
 
 def _runs_here(loop: Loop) -> bool:

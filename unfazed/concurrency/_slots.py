@@ -26,6 +26,7 @@ import time
 import weakref
 from collections import OrderedDict
 from contextvars import Context, ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Limit:
     __slots__ = ("_limiter", "extras", "occupied", "queue", "running", "stalled_since", "watched")
 
     def __init__(self, limiter: CapacityLimiter) -> None:
-        self._limiter = weakref.ref(limiter)
+        self._limiter = weakref.ref(limiter, partial(_limits.pop, id(limiter)))
         self.occupied = 0  # slots held that are nobody else's: free is what is left of the total
         self.running = 0  # calls that hold a slot, lent ones included, and do not wait in our calls
         self.extras = 0  # unnested calls let in by rule 3 that have not ended yet
@@ -181,7 +182,7 @@ class Limit:
 # Guards every Slot and Limit, and the names below. Reentrant, for the garbage collector may end a coroutine, which
 # gives its slot back, on a thread that is in here already.
 _lock = threading.RLock()
-_limits: dict[weakref.ref[CapacityLimiter], Limit] = {}  # a WeakKeyDictionary, but for the time that takes
+_limits: dict[int, Limit] = {}  # by the id of the limiter, while it lives
 _watched: set[Limit] = set()
 _watcher: threading.Thread | None = None
 
@@ -196,7 +197,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None, *,
     global _watcher
     parent = current_slot.get()
     with _lock:
-        limit = _limits.get(weakref.ref(limiter)) or _open_accounts(limiter)
+        limit = _limits.get(id(limiter)) or _open_accounts(limiter)
         slot = Slot(limit, parent, wake)
         if parent is not None:
             parent.living_parent()  # so that a call that begins the next one for ever does not remember them all
@@ -228,7 +229,7 @@ def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None, *,
 
 def seems_free(limiter: CapacityLimiter) -> bool:
     """Return whether there was a slot of *limiter* just now."""
-    limit = _limits.get(weakref.ref(limiter))
+    limit = _limits.get(id(limiter))
     return limit is None or not (limit.queue or limit.occupied >= limiter.total_tokens)
 
 
@@ -277,7 +278,7 @@ def take_back(slot: Slot) -> None:
 def acquire_now(limiter: CapacityLimiter) -> Slot:
     """Take a slot of *limiter* without waiting for it, though it may be one more than the limit."""
     with _lock:
-        limit = _limits.get(weakref.ref(limiter)) or _open_accounts(limiter)
+        limit = _limits.get(id(limiter)) or _open_accounts(limiter)
         slot = Slot(limit, current_slot.get(), None)
         parent = slot.living_parent()
         if parent is not None:
@@ -297,12 +298,8 @@ def adopt(limiter: CapacityLimiter) -> Slot:
 
 
 def _open_accounts(limiter: CapacityLimiter) -> Limit:
-    limit = _limits[weakref.ref(limiter, _close_accounts)] = Limit(limiter)
+    limit = _limits[id(limiter)] = Limit(limiter)
     return limit
-
-
-def _close_accounts(limiter: weakref.ref[CapacityLimiter]) -> None:
-    _limits.pop(limiter, None)
 
 
 def _give_back(slot: Slot) -> list[Slot]:
@@ -353,9 +350,9 @@ def _watch() -> None:
 
 def _start_afresh() -> None:
     """After a fork: no thread that held a slot has come along, and the lock may have been taken by one of them."""
-    global _lock, _limits, _watcher
+    global _lock, _watcher
     _lock = threading.RLock()
-    _limits = {}
+    _limits.clear()
     _watched.clear()
     _watcher = None
     current_slot.set(None)

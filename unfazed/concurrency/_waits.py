@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 from weakref import ref
 
@@ -63,21 +64,22 @@ class DefaultLimiter:
 
     def __init__(self, ask: Callable[[], CapacityLimiter]) -> None:
         self._ask = ask
-        self._known: dict[ref[object], CapacityLimiter] = {}  # by loop; a WeakKeyDictionary is slower
+        self._known: dict[int, tuple[CapacityLimiter, ref[object]]] = {}  # by the id of the loop, while it lives
 
     def known(self, loop: Loop) -> CapacityLimiter | None:
         """Return that of *loop*, if a call there has asked for it before."""
-        return self._known.get(ref(loop.native))
+        known = self._known.get(id(loop.native))
+        return known and known[0]
 
     def of(self, loop: Loop) -> CapacityLimiter:
         """Return that of the current *loop*."""
-        limiter = self._known.get(ref(loop.native))
-        if limiter is None:
-            limiter = self._known[ref(loop.native, self._forget)] = self._ask()
+        native = loop.native
+        known = self._known.get(id(native))
+        if known is not None:
+            return known[0]
+        limiter = self._ask()
+        self._known[id(native)] = limiter, ref(native, partial(self._known.pop, id(native)))
         return limiter
-
-    def _forget(self, native: ref[object]) -> None:
-        self._known.pop(native, None)
 
 
 async def until_held(slot: Slot, loop: Loop) -> None:
