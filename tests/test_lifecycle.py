@@ -188,11 +188,12 @@ def test_a_forked_child_makes_all_calls_and_so_does_its_parent(program: Any, sou
 
 def test_a_child_forked_while_all_locks_are_held_makes_all_calls(program: Any) -> None:
     code, out, err = program("""
-        from unfazed.concurrency import _slots
+        from unfazed._worker import payloads
+        from unfazed.concurrency import _processpool, _relay, _slots
         call_all()
         locked = threading.Event()
         def hold():
-            with _slots._lock, _eventloop._lock:
+            with _slots._lock, _processpool._turn, _relay._starting, payloads._lock:
                 locked.set()
                 time.sleep(1000)
         threading.Thread(target=hold, daemon=True).start()
