@@ -1,6 +1,6 @@
 """Measure everything, or what is asked for.
 
-    python -m benchmarks                    all of it, in about ten minutes
+    python -m benchmarks                    all of it, in about a quarter of an hour
     python -m benchmarks --quick            less of it, in under a minute
     python -m benchmarks --only processpool the rows whose names have this in them, and no more than the table
 
