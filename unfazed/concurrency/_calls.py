@@ -254,13 +254,13 @@ class Call(Generic[T]):
     def cancel(self, reason: LoopEndedError | None = None) -> bool:
         """Cancel the task, now or when it starts, from any thread. Only the first time counts.
 
-        Return whether there will be an answer: not if the call was never submitted, or its loop is gone or breaks.
+        Return whether there will be an answer: not where the call was never submitted, or its loop is gone.
         """
         if not self._cancelled:
             self._reason = reason
             self._cancelled = True
         self._steps.append("cancel")  # if `set_loop` took its step first, we see the loop; or else `run` sees us
-        if self.loop is None or (self.task_has_ended is not None and self.task_has_ended()):
+        if self.loop is None:
             return False
         try:
             self.loop.post(self._cancel)
@@ -277,6 +277,8 @@ class Call(Generic[T]):
             self._abort = None
         elif not self.accepted:
             self.give_up()
+        elif self.task_has_ended is not None and self.task_has_ended():
+            self.fail_unless_run(self._reason)
 
     def go_on(self) -> bool:
         """Have done again what a signal handler has kept the loop from doing. Return whether to submit it once more.

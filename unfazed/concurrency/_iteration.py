@@ -370,25 +370,27 @@ def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
     lane = TaskLane(steps.close)
     helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
     try:
-        call_from_sync(lane.start, source, helper, instead, submit_to_background)
-        while True:
-            try:
-                item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
-            except LoopEndedError:
-                if lane.outcome is not None:  # a scope that it holds open was cancelled
-                    lane.outcome.read()
-                raise
-            if steps.over:
-                return
-            yield item
+        try:
+            call_from_sync(lane.start, source, helper, instead, submit_to_background)
+            while True:
+                try:
+                    item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
+                except LoopEndedError:
+                    if lane.outcome is not None:  # a scope that it holds open was cancelled
+                        lane.outcome.read()
+                    raise
+                if steps.over:
+                    return
+                yield item
+        finally:
+            if not lane.over:  # as it is at the end of the interpreter, where nothing is there that a module imported
+                with suppress(LoopEndedError):  # it has been closed then, or its start was interrupted
+                    try:
+                        finish = partial(lane.finish, steps.close)
+                        call_from_sync(finish, source, helper, instead, lane.take, always=True)
+                    except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
+                        lane.leave()
     finally:
-        if not lane.over:  # as it is at the end of the interpreter, where nothing that is imported is there any more
-            try:
-                call_from_sync(partial(lane.finish, steps.close), source, helper, instead, lane.take, always=True)
-            except LoopEndedError:  # it has been closed then, or its start was interrupted
-                pass
-            except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
+        if not lane.over:  # a signal handler has raised in the `finally` above
+            with suppress(LoopEndedError):
                 lane.leave()
-            finally:
-                with suppress(LoopEndedError):
-                    lane.leave()  # does something only if a signal handler has kept us from it

@@ -74,9 +74,10 @@ class ThreadLane(Generic[T]):
         self._error: BaseException | None = None  # why it never did
         self._waiting: Event | None = None  # of the step that is under way
         self._leaving = False
-        self._released = False  # whether nothing holds the thread any more
-        self._over = False  # whether the last step has been done
-        self._ended = Event()  # set when both are so: asyncio may drop what is left when its last task has ended
+        # "over" when the last step has been done, "released" when nothing holds the thread any more: whoever comes
+        # second sets the event. Not before that: asyncio may drop what is left when its last task has ended.
+        self._ends: list[str] = []
+        self._ended = Event()
         self._outcome: Answer[T] | None = None  # of the last step
         self.heard = False  # whether somebody waits for that; said before the lane is left, to be seen by its thread
         self._hold: Call[None] = Call(self._stay, Answer(self._stayed))
@@ -143,10 +144,10 @@ class ThreadLane(Generic[T]):
 
     def _stayed(self) -> None:
         """Note that nothing holds the thread any more, and if it has never started, why."""
-        self._released = True
         self._first.append("never")
         if self._first[0] != "never":
-            if self._over:
+            self._ends.append("released")
+            if self._ends[0] == "over":
                 self._ended.set()
             return
         try:
@@ -183,19 +184,12 @@ class ThreadLane(Generic[T]):
         job.work()
         _slots.release(job.slot)
         self._outcome = job.outcome
-        try:
-            self.loop.post(self._served)
-            heard = self.heard
-        except LoopEndedError:
-            heard = False
+        heard = self.heard and not self.loop.is_gone()
+        self._ends.append("over")
+        if self._ends[0] == "released":
+            heard = set_from_anywhere(self.loop, self._ended) and heard
         if not heard:
             report(job.outcome)
-
-    def _served(self) -> None:
-        """Note that the last step has been done, in the loop's thread."""
-        self._over = True
-        if self._released:
-            self._ended.set()
 
 
 @final
@@ -244,12 +238,15 @@ class TaskLane(Call[None]):
     def _take(self, call: Call[Any], slot: _slots.Slot | None) -> None:
         if call.accepted:
             return
-        call.accepted = True
-        if self.over:
-            call.fail(LoopEndedError(_ENDED))
-            return
-        self._calls.append((call, slot))
-        self._wake_up()
+        try:
+            if self.over or not self.accepted:  # its start was interrupted
+                call.fail(LoopEndedError(_ENDED))
+            else:
+                self._calls.append((call, slot))
+                self._wake_up()
+            call.accepted = True
+        except BaseException as exc:  # of a signal handler
+            call.fail(without_our_frame(exc))
 
     def _leave(self) -> None:
         self._leaving = True
@@ -270,16 +267,24 @@ class TaskLane(Call[None]):
     async def _serve(self) -> None:
         """Run one call after another, and the last step, in the task."""
         cancellation: BaseException | None = None
+        interruption: BaseException | None = None
         try:
-            await self._run_calls(self._abort or _do_nothing, current_loop())
-        except get_cancelled_exc_class() as exc:  # between calls: by the end of the loop, or a scope that is held open
-            cancellation = exc if self._reason is None else None
-        try:
+            try:
+                await self._run_calls(self._abort or _do_nothing, current_loop())
+            except get_cancelled_exc_class() as exc:  # between calls: by the end of the loop, or a scope held open
+                cancellation = exc if self._reason is None else None
+            except BaseException as exc:  # of a signal handler
+                interruption = exc
             if not self._left:
                 await self._do_last(cancellation)
+            if interruption is not None:
+                raise interruption
         finally:
-            del cancellation
-            self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+            del cancellation, interruption
+            try:
+                self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+            finally:
+                self._end()
 
     def fail(self, error: BaseException | None) -> None:
         self._end()
@@ -298,11 +303,12 @@ class TaskLane(Call[None]):
                     self._wake = Event()
                     await self._wake.wait()
                     continue
-                call, slot = self._calls.popleft()
+                call, slot = self._calls[0]
                 self._current = call
                 _slots.current_slot.set(slot)
                 await call.run(abort)
                 self._current = None
+                self._calls.popleft()  # not before: if a signal handler has raised, `_end` is to see it
                 if call.aborted:
                     loop.forget_cancellation()
                 elif call.cancelled_by_others:

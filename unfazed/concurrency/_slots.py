@@ -20,8 +20,8 @@ Guarantees:
 - `_lock` guards every `Slot`, every `Limit` and the names beside it. Nobody waits for anything else while holding it.
 - A finalizer that the garbage collector runs on the thread that holds the lock changes nothing there. What it gives
   back is noted in `_notes`, and done by that thread before it goes on.
-- A signal handler may raise at any bytecode. The lock is not left taken; `Limit.repair` puts the accounts in order;
-  a note is removed after it has been carried out, and each can be carried out twice.
+- A signal handler may raise at any bytecode. The lock is not left taken; whoever takes it next puts the accounts in
+  order (`Limit.repair`); a note is removed after it has been carried out, and each can be carried out twice.
 - Who is granted a slot is woken until that has worked: by whoever granted it, or else by the watcher.
 - The watcher goes on whatever it meets, and is started again if it has gone.
 
@@ -93,8 +93,9 @@ class Slot:
     def give_back(self) -> Sequence[Slot]:
         """End the slot, or its wait in the queue; with the lock held. Return those who get one now."""
         limit, lender = self.limit, self.lender
-        if self.held or self in limit.holders:  # one that a signal handler has interrupted may not say so yet
+        if self in limit.holders:  # not `held`: a signal handler may have raised between the two
             limit.take_away(self)
+        self.held = False
         served: Sequence[Slot] = ()
         if limit.queue:
             limit.dequeue(self)
@@ -182,7 +183,6 @@ class Limit:
     def take_away(self, slot: Slot) -> None:
         """End *slot*, without giving it to the next one yet."""
         self.holders.discard(slot)
-        slot.held = False
         if slot.parent is not None:
             slot.living_parent()
         if not slot.waits:
@@ -259,6 +259,7 @@ class Limit:
 # out of here, at whichever bytecode, can find out whether it still has it.
 _lock = threading.RLock()
 _inside = 0  # the thread that holds the lock, and does not only begin or cease to
+_sound = True  # whether the accounts are in order: not while they change, nor if something has raised then
 _notes: deque[Callable[[], Sequence[Slot]]] = deque()  # what is to be done, by whoever comes next
 _limits: dict[int, Limit] = {}  # by the id of the limiter, while it lives
 _watched: set[Limit] = set()
@@ -272,7 +273,7 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
 
     The second `finally` is there for a signal handler that raises just after the lock was taken, or in the first one.
     """
-    global _inside
+    global _inside, _sound
     me = get_ident()
     if _inside == me:  # we are in a finalizer, and what we have interrupted will do what is noted
         if step is _do_noted:
@@ -284,13 +285,13 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
             try:
                 _lock.acquire()
                 _inside = me
+                if not _sound:
+                    _repair()
+                _sound = False
                 served = step(*args)
                 if _notes:
                     served = [*served, *_do_noted()]
-            except BaseException:
-                if _inside == me:
-                    _repair()
-                raise
+                _sound = True
             finally:
                 if _inside == me:
                     _inside = 0
@@ -530,9 +531,9 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
 
 def _start_afresh() -> None:
     """After a fork: no thread that held a slot has come along, and the lock may have been taken by one of them."""
-    global _lock, _inside, _watcher
+    global _lock, _inside, _sound, _watcher
     _lock = threading.RLock()
-    _inside = 0
+    _inside, _sound = 0, True
     _notes.clear()
     _limits.clear()
     _watched.clear()

@@ -9,6 +9,7 @@ What a signal handler that raises can still break, because it raises inside of P
 - in `Thread.start`: the thread may have started, or not. Whoever needs one of our threads asks again, and gets one.
 - in `Lock.__enter__` on 3.14 and later: the lock stays taken. So no lock of ours that others wait for is taken by
   `with` where a signal handler can run; `_slots.py` shows the way.
+- by raising again while its first exception is still on its way through us.
 - after a helper of ours has returned, before the caller has bound its result: `with` and `for` do not see the object.
 - in the event loop's own code, or in anyio's: asyncio logs what was raised there, trio ends its run. Threads that wait
   for that loop get an answer or an error all the same: they look once a second.
