@@ -84,8 +84,13 @@ class EventLoopThread:
         self._steps: list[str] = []  # on which the loop's start, and who closes it, take one before they look
 
     def __enter__(self) -> EventLoopThread:
-        self.start()
-        return self
+        self._require_new()
+        try:
+            self._ensure_started()
+            return self
+        except BaseException:  # of a signal handler: `with` will not end it
+            self._ask_to_stop("the start of this event loop thread was interrupted")
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -118,9 +123,12 @@ class EventLoopThread:
             LoopStartError: If the backend is not installed, or refuses its options.
             LoopEndedError: If the interpreter is exiting.
         """
+        self._require_new()
+        self._ensure_started()
+
+    def _require_new(self) -> None:
         if self._thread is not None:
             raise LoopStateError(f"{self!r} can be started only once; make a new one")
-        self._ensure_started()
 
     def _ensure_started(self) -> None:
         """Start the thread unless that has been done, and wait for its loop to run.
