@@ -251,8 +251,8 @@ def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None
         executor: Executor | None = None if new_loop else companion_of_this_thread()
     else:
         executor = _executor_of(scope)
-        if isinstance(executor, Companion) and executor.is_waited_for():
-            executor = None  # in what a signal handler has interrupted: it would wait for itself
+        if isinstance(executor, Companion) and executor.is_held_up():
+            executor = None
     if executor is None:
         executor = temporary = Companion()
     try:
@@ -360,9 +360,10 @@ def _leave_single_thread_context(scope: Any) -> None:
     """End what threads in *scope* share, and leave it. Doing so twice is harmless."""
     if scope.token is None:
         return
-    executor = _shared.single_thread_contexts.pop(scope, None)
+    executor = _shared.single_thread_contexts.get(scope)
     if executor is not None:
         executor.shutdown()
+        _shared.single_thread_contexts.pop(scope, None)
     with suppress(RuntimeError):  # the first time, it was interrupted just after this
         _shared.async_single_thread_context.reset(scope.token)
     scope.token = None

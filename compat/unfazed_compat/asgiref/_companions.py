@@ -56,7 +56,7 @@ class Companion(Executor):
     def __init__(self) -> None:
         if _exiting:
             raise LoopEndedError(_EXITING)
-        self._loop_thread = _LoopThread()
+        self._loop_thread = _LoopThread(self)
         self._callers: dict[int, _Visit] = {}  # the threads that wait for it; one entry belongs to one thread
 
     def is_lost(self) -> bool:
@@ -64,10 +64,13 @@ class Companion(Executor):
         worker = self._loop_thread.worker
         return worker.closed or worker.is_left_behind()
 
-    def is_waited_for(self) -> bool:
-        """Return whether this very thread waits for it: in what a signal handler has interrupted."""
+    def is_held_up(self) -> bool:
+        """Return whether it cannot go on before this very thread does.
+
+        The thread waits for it, in what a signal handler has interrupted; or is its own, in which a finalizer runs.
+        """
         visit = self._callers.get(threading.get_ident())
-        return visit is not None and not visit.ended
+        return (visit is not None and not visit.ended) or self._loop_thread.worker.is_this_thread()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have the thread call *fn*, between the coroutines."""
@@ -109,18 +112,13 @@ class Companion(Executor):
         if wait:
             self._loop_thread.worker.join()
 
-    def __del__(self) -> None:
-        loop_thread: _LoopThread | None = getattr(self, "_loop_thread", None)  # none, if it could not be made
-        if loop_thread is not None:
-            loop_thread.worker.close()
-
 
 @final
 class _LoopThread:
     """What the thread of a companion knows."""
 
-    def __init__(self) -> None:
-        self.worker = Worker("unfazed-companion", _workers, self._end)
+    def __init__(self, owner: object) -> None:
+        self.worker = Worker(owner, "unfazed-companion", _workers, self._end)
         # The rest is for the thread alone; but others look at the current call.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._settings: tuple[Any, Any, Any] = (None, None, None)
@@ -355,11 +353,11 @@ _thread = threading.local()
 
 
 def companion_of_this_thread() -> Companion | None:
-    """Return this thread's companion; none, if the thread waits for it already, in what a signal has interrupted."""
+    """Return this thread's companion; none, if that cannot go on before the thread does."""
     own: Companion | None = getattr(_thread, "own", None)  # goes when the thread goes
     if own is None or own.is_lost():
         own = _thread.own = Companion()
-    return None if own.is_waited_for() else own
+    return None if own.is_held_up() else own
 
 
 _workers: dict[Worker, None] = {}

@@ -239,7 +239,7 @@ class Lane(ThreadPoolExecutor):
 
     def begin(self) -> None:
         """Start, or start afresh in a forked child: the thread has not come along."""
-        self._worker = Worker("unfazed-thread-sensitive", _serving)
+        self._worker = Worker(self, "unfazed-thread-sensitive", _serving)
         self._threads = self._worker.threads  # others look at it
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -263,14 +263,9 @@ class Lane(ThreadPoolExecutor):
             self._worker.drop_all(
                 ExecutorError("a call of sync_to_async()", "was cancelled: its executor was shut down")
             )
-            self._worker.close()  # that has been dropped, too
+            self._worker.tell()  # once more: that may have been dropped as well
         if wait:
             self._worker.join()
-
-    def __del__(self) -> None:
-        worker: Worker | None = getattr(self, "_worker", None)  # none, if it was interrupted while it was made
-        if worker is not None:
-            worker.close()
 
 
 _serving: dict[Worker, None] = {}  # of the lanes, those that have a thread

@@ -8,10 +8,10 @@
     running           running              running                        over, with an error
     over, dropped     as it is             as it is                       as it is
 
-Who takes the function out of `_func` decides what happens to it (`list.pop`); the first outcome counts (`_outcomes.py`).
-The thread may be the main one, in which a signal handler can raise amid all this: then its pump calls `fail`. The loop
-may be the main thread's as well, and asyncio drops a callback when a handler raises before its first step. So there the
-loop is told twice.
+Who takes the function out of `_func` decides what happens to it (`list.pop`); the first outcome counts
+(`_outcomes.py`). The thread may be the main one, in which a signal handler can raise amid all this: then its pump calls
+`fail`. The loop may be the main thread's as well, and asyncio goes on when a handler raises in a callback, even before
+the first step of that. So there the callback is a generator (`_waking`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ._loops import Cancellable, Loop, TrioLoop, cancelled_classes, running_asyn
 from ._outcomes import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from concurrent.futures import Future
 
 T = TypeVar("T")
@@ -109,14 +109,17 @@ class Calls(list[Cancellable]):
 class Job(Outcome[T]):
     """A function that a task on *loop* has a thread call, while it waits for it."""
 
-    __slots__ = ("_abandoned", "_func", "_loop", "_over", "_waiting", "tells_twice", "woken_by_loop")
+    __slots__ = ("_abandoned", "_func", "_loop", "_over", "_waiting", "_waker", "woken_by_loop")
 
     def __init__(self, loop: Loop, func: Callable[[], T]) -> None:
         self._written = {}
         self._loop = loop
         self._func: list[Callable[[], T]] = [func]  # empty: somebody has decided what happens to it
         self.woken_by_loop = False  # whether its thread is one of the loop's, which will call `wake_up`
-        self.tells_twice = get_ident() == main_thread().ident  # see above; trio drops nothing, but ends
+        self._waker: Generator[None, Any, None] | None = None
+        if get_ident() == main_thread().ident:
+            self._waker = waker = _waking(self)
+            next(waker)
         # The rest is for the loop's thread only.
         self._waiting: asyncio.Future[None] | Event | None = None
         self._over = False
@@ -165,21 +168,17 @@ class Job(Outcome[T]):
         if self.woken_by_loop and not self._loop.is_closed():
             return
         try:
-            self._loop.call_soon_threadsafe(self.wake_up)
-            if self.tells_twice:
-                self._loop.call_soon_threadsafe(self.wake_up)
+            self._loop.call_soon_threadsafe(self.waker(), None)
         except RuntimeError:  # it has ended
             self._show()
 
-    def wake_up(self, _: object = None) -> None:
-        """Note, in the loop, that it is over."""
-        try:
-            self._wake_up()
-        except BaseException:
-            self._wake_up()
-            raise
+    def waker(self) -> Callable[[Any], object]:
+        """Return what is to be called in the loop when it is over."""
+        waker = self._waker
+        return self.wake_up if waker is None else waker.send
 
-    def _wake_up(self) -> None:
+    def wake_up(self, _: object = None) -> None:
+        """Note, in the loop, that it is over. Doing so twice is harmless."""
         if self._func:  # the loop's executor has dropped it
             self._written.setdefault("outcome", (None, _dropped()))
             self._func.clear()
@@ -187,6 +186,7 @@ class Job(Outcome[T]):
         self._nudge()
         if self._abandoned:
             self._show()
+        self._waker = None  # they lead to each other
 
     def _nudge(self) -> None:
         if isinstance(self._waiting, Event):
@@ -249,6 +249,24 @@ class Job(Outcome[T]):
         else:
             self._waiting = self._loop.create_future()
             await self._waiting
+
+
+def _waking(job: Job[Any]) -> Generator[None, Any, None]:
+    """Wake up *job* when this goes on.
+
+    What a signal handler raises before the first step of a function, is raised outside of the `try` in it. A generator
+    that goes on is in its `try` already.
+    """
+    try:
+        yield
+        job.wake_up()
+    except GeneratorExit:  # nobody needs it any more
+        raise
+    except BaseException:
+        job.wake_up()
+        raise
+    while True:  # pragma: no branch  it goes on only if it is called again
+        yield
 
 
 def _dropped() -> ExecutorError:

@@ -1,8 +1,8 @@
 """What a call comes to: a future, but one that finalizers and signal handlers cannot block or break.
 
-`concurrent.futures.Future` takes a lock for each step. Here the first outcome is stored in one step (`dict.setdefault`),
-and `on_done` is called after that, each time that somebody has an outcome to offer: whoever was interrupted before it
-had told others can be made to do it again.
+`concurrent.futures.Future` takes a lock for each step. Here the first outcome is stored in one step
+(`dict.setdefault`), and `on_done` is called after that, each time that somebody has an outcome to offer: whoever was
+interrupted before it had told others can be made to do it again.
 """
 
 from __future__ import annotations

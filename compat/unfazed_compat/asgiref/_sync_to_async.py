@@ -153,10 +153,7 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
             loop.call_in_thread(job.run, job.drop)
         else:
             job.woken_by_loop = True
-            future = loop.run_in_executor(None, job.run)
-            future.add_done_callback(job.wake_up)
-            if job.tells_twice:
-                future.add_done_callback(job.wake_up)
+            loop.run_in_executor(None, job.run).add_done_callback(job.waker())
         return
     if offer(getattr(_shared.executors, "current", None), job):
         return
@@ -302,15 +299,29 @@ class ThreadSensitiveContext:
     ) -> None:
         if self.token is None:
             return
-        executor = _shared.scope_executors.pop(self, None)
-        _shared.thread_sensitive_context.reset(self.token)
-        self.token = None
-        if getattr(self, "_executor", None) is not None:
-            _shared.executors.current = self._old_executor
-            self._old_executor = None
-            self._exited = True
-        elif executor is not None:
-            await _end(executor)
+        executor = _shared.scope_executors.get(self)
+        try:
+            _leave_context(self)  # not a method: `install` puts these into asgiref's class
+            if executor is not None and getattr(self, "_executor", None) is None:
+                await _end(executor)
+        except BaseException:
+            _leave_context(self)
+            if isinstance(executor, Lane):
+                executor.shutdown(wait=False)
+            raise
+
+
+def _leave_context(scope: Any) -> None:
+    """Have calls go elsewhere from now on. Doing so twice is harmless."""
+    _shared.scope_executors.pop(scope, None)
+    if scope.token is not None:
+        with suppress(RuntimeError):  # the first time, it was interrupted just after this
+            _shared.thread_sensitive_context.reset(scope.token)
+        scope.token = None
+    if getattr(scope, "_executor", None) is not None and not scope._exited:
+        _shared.executors.current = scope._old_executor
+        scope._old_executor = None
+        scope._exited = True
 
 
 async def _end(executor: Executor) -> None:

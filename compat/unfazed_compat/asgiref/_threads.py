@@ -18,8 +18,8 @@ collector runs a finalizer on this very thread, and on the main thread a signal 
    deque, list or dictionary. Each operation on it comes before or after each other one, and who comes second sees all
    that the first thread wrote before. A comment at each such place says which object it is.
 4. Collections that other threads change are never iterated over: their `copy()`, which is one step, is.
-5. The main thread leaves what it takes out of a queue there until it is done with it: an exception between the `popleft`
-   and the assignment would lose it. Other threads need not: no signal handler runs there.
+5. The main thread leaves what it takes out of a queue there until it is done with it: an exception between the
+   `popleft` and the assignment would lose it. Other threads need not: no signal handler runs there.
 6. Cleaning up can be repeated from the beginning. It is, when something is raised amid it.
 7. A thread that waits for the main thread's loop looks after its call there from time to time: asyncio goes on after an
    exception in a callback, so that the callback is lost.
@@ -29,12 +29,12 @@ All this is for one exception at a time: another one amid the cleanup, within mi
 What we can do nothing about, as it is inside Python
 ----------------------------------------------------
 
-- An object that a call has just returned is lost when a handler raises before it is assigned. A coroutine then says that
-  it was never awaited.
-- `threading.Thread.start` can be interrupted after the thread has started, or before; so a worker's thread finds out by
-  itself whether it is needed. A `Thread` that was interrupted before stays in `threading.enumerate()`.
-- `with lock` can be interrupted between the `acquire` and the block (Python 3.14). We have none but that of `install`, at
-  import time of most programs; but `concurrent.futures` has, so futures of `submit` and of executors of others do.
+- An object that a call has just returned is lost when a handler raises before it is assigned. A coroutine then says
+  that it was never awaited.
+- `threading.Thread.start` can be interrupted after the thread has started, or before; so a worker's thread finds out
+  by itself whether it is needed. A `Thread` that was interrupted before stays in `threading.enumerate()`.
+- `with lock` can be interrupted between the `acquire` and the block (Python 3.14). We have none but that of `install`,
+  while most programs are starting. But the futures of `submit`, and of executors of others, are `concurrent.futures`'.
 - asyncio's and trio's own code. On asyncio a callback that was taken off the loop's list is lost; a loop that somebody
   runs again after such an exception may lack it. `asyncio.run` cancels everything instead.
 - A handler that raises in C code that swallows exceptions: finalizers, weak references' callbacks.
@@ -46,6 +46,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import weakref
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -106,28 +107,49 @@ _era = object()  # another one in each forked child
 
 @final
 class Worker:
-    """A thread that does one thing after another, as long as it is not closed. It starts with the first thing.
+    """A thread that does one thing after another, until it is closed or *owner* is gone.
 
-    The thread keeps the worker alive, and not whoever owns that. While there is a thread, the worker is in *registry*;
-    *on_end* is called at its end. If it dies, what it was doing fails, and another thread goes on with the rest.
+    It starts with the first thing. The thread keeps the worker alive, and not the owner. A `__del__` of the owner could
+    be interrupted before its first step; so what the owner's end calls is `SimpleQueue.put`. While there is a thread,
+    the worker is in *registry*; *on_end* is called at its end. If it dies, what it was doing fails, and another thread
+    goes on with the rest.
     """
 
-    __slots__ = ("_era", "_items", "_name", "_on_end", "_registry", "_serving", "_thread", "closed", "threads")
+    __slots__ = (
+        "_era",
+        "_items",
+        "_name",
+        "_on_end",
+        "_owner",
+        "_registry",
+        "_serving",
+        "_thread",
+        "_told",
+        "closed",
+        "threads",
+    )
 
-    def __init__(self, name: str, registry: dict[Worker, None], on_end: Callable[[], object] = int) -> None:
+    def __init__(
+        self, owner: object, name: str, registry: dict[Worker, None], on_end: Callable[[], object] = int
+    ) -> None:
         self._name = name
         self._registry = registry
         self._on_end = on_end
-        self._items: SimpleQueue[Item | None] = SimpleQueue()  # None: look whether it is closed
+        self._items: SimpleQueue[Item | weakref.ref[Any] | None] = SimpleQueue()  # no item: look whether it is to end
+        self._owner = weakref.ref(owner, self._items.put)
         self._serving: dict[str, threading.Thread] = {}  # the thread, if there is one; changes in one step
         self._thread: threading.Thread | None = None  # that was started last, and may not serve yet
         self.threads: set[threading.Thread] = set()  # for others to look at, and to wait for
         self.closed = False
+        self._told = False  # whether the thread has been told so
         self._era = _era
 
     def is_left_behind(self) -> bool:
         """Return whether this process has forked since, and the thread has not come along."""
         return self._era is not _era
+
+    def is_this_thread(self) -> bool:
+        return self._serving.get("thread") is threading.current_thread()
 
     def send(self, item: Item) -> None:
         """Have the thread do *item*. When it is closed, it still does, and ends.
@@ -159,16 +181,19 @@ class Worker:
 
     def close(self) -> None:
         """Have the thread end after what it has been sent so far."""
-        try:
-            self._close()
-        except BaseException:
-            self._close()
-            raise
+        if not self._told:
+            try:
+                self.tell()
+            except BaseException:
+                self.tell()
+                raise
 
-    def _close(self) -> None:
+    def tell(self) -> None:
+        """Close it, and wake its thread for that."""
         self.closed = True
         if not self.is_left_behind():
             self._items.put(None)  # it reads this, or sees `closed` before it waits
+        self._told = True
 
     def drop_all(self, error: BaseException) -> None:
         """Drop what the thread has not begun."""
@@ -177,12 +202,13 @@ class Worker:
                 item = self._items.get_nowait()
             except Empty:
                 return
-            if item is not None:
+            if item is not None and not isinstance(item, weakref.ref):
                 item.drop(error)
 
     def join(self, seconds: float | None = None) -> None:
         for thread in self.threads.copy():
-            thread.join(seconds)
+            if thread.is_alive():  # not one that another thread is just starting
+                thread.join(seconds)
 
     def _serve(self) -> None:
         me = threading.current_thread()
@@ -197,12 +223,13 @@ class Worker:
             try:
                 while True:
                     try:
-                        item = self._items.get(block=not self.closed)
+                        got = self._items.get(block=not (self.closed or self._owner() is None))
                     except Empty:
                         break
-                    if item is not None:
+                    if got is not None and not isinstance(got, weakref.ref):
+                        item = got
                         item.run()
-                        item = None  # its arguments and its result are nothing to us while we wait
+                    got = item = None  # its arguments and its result are nothing to us while we wait
             finally:
                 if item is not None:
                     item.fail(LoopEndedError(f"the thread that did this has died: {me.name}"))
