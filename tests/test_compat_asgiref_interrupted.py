@@ -43,7 +43,7 @@ from unfazed.concurrency import ExecutorError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Future
-    from types import FrameType
+    from types import CodeType, FrameType
 
 assert end_threads  # a fixture
 
@@ -80,16 +80,27 @@ class Steps:
         self.reached = False
 
     def __enter__(self) -> Steps:
-        self._before = sys.gettrace()
-        if self._everywhere:
-            threading.settrace(self._trace)
-        sys.settrace(self._trace)
+        self._thread = threading.get_ident()
+        if sys.version_info >= (3, 12):  # where `settrace` misses the bytecodes of what is called for the first time
+            monitoring = sys.monitoring
+            monitoring.use_tool_id(TOOL, "steps")
+            monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, self._monitor)
+            monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
+        else:
+            self._before = sys.gettrace()
+            if self._everywhere:
+                threading.settrace(self._trace)
+            sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-        if self._everywhere:
-            threading.settrace(self._before)  # type: ignore[arg-type]
+        if sys.version_info >= (3, 12):
+            sys.monitoring.set_events(TOOL, 0)
+            sys.monitoring.free_tool_id(TOOL)
+        else:
+            sys.settrace(self._before)
+            if self._everywhere:
+                threading.settrace(self._before)  # type: ignore[arg-type]
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(FOLDER):
@@ -97,12 +108,28 @@ class Steps:
         if event == "call":
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
-        elif event == "opcode" and not self.reached and next(self._count) == self._when and is_interruptible(frame):
+        elif event == "opcode":
+            self._step(frame)
+        return self._trace
+
+    if sys.version_info >= (3, 12):
+
+        def _monitor(self, code: CodeType, _: int) -> object:
+            if not code.co_filename.startswith(FOLDER):
+                return sys.monitoring.DISABLE
+            if self._everywhere or threading.get_ident() == self._thread:
+                self._step(sys._getframe(1))
+            return None
+
+    def _step(self, frame: FrameType) -> None:
+        if not self.reached and next(self._count) == self._when and is_interruptible(frame):
             self.reached = True
             code = frame.f_code
             self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name} at {frame.f_lasti}"
             self._act()
-        return self._trace
+
+
+TOOL = 4  # one of those that Python leaves to programs
 
 
 def is_interruptible(frame: FrameType) -> bool:
@@ -112,8 +139,7 @@ def is_interruptible(frame: FrameType) -> bool:
     """
     if frame.f_code.co_filename.endswith("_install.py"):
         return False
-    opcodes = frame.f_code.co_code[: frame.f_lasti : 2]
-    return any(dis.opname[opcode] == "RESUME" for opcode in opcodes)
+    return any(dis.opname[opcode] == "RESUME" for opcode in frame.f_code.co_code[: frame.f_lasti : 2])
 
 
 async def one() -> int:
@@ -273,7 +299,8 @@ def what_raises(error: type[BaseException]) -> Callable[[], None]:
 
 @pytest.fixture(autouse=True)
 def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if one does. What is left in cycles with tracebacks is not of interest here, but its threads are to end."""
+    """Fail if one does, and have them look after their calls more often. What is left in cycles with tracebacks is not of interest here, but its threads are to end."""
+    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.05)
     dead: list[str] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
