@@ -100,7 +100,7 @@ class Steps:
         else:
             sys.settrace(self._before)
             if self._everywhere:
-                threading.settrace(self._before)  # type: ignore[arg-type]
+                threading.settrace(self._before)
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(FOLDER):
@@ -299,19 +299,19 @@ def what_raises(error: type[BaseException]) -> Callable[[], None]:
 
 @pytest.fixture(autouse=True)
 def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if one does, and have them look after their calls more often. What is left in cycles with tracebacks is not of interest here, but its threads are to end."""
+    """Fail if one does; and have them look after their calls more often."""
     monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.05)
     dead: list[str] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
         if not isinstance(args.exc_value, (Alarm, Stop, ExecutorError)):  # an error of a call that nobody waits for
-            dead.append("".join(traceback.format_exception(args.exc_value)))  # type: ignore[arg-type]
+            dead.append("".join(traceback.format_exception(args.exc_value)))
 
     monkeypatch.setattr(threading, "excepthook", note)
 
     yield
 
-    gc.collect()
+    gc.collect()  # tracebacks in cycles hold what has a thread
     assert not dead, "\n".join(dead)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import sys
+import sysconfig
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from asgiref_helpers import end_threads, run_program, this_thread
 from conftest import GRACE_SECONDS, Blocking, captured, wait_until
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
+    AsyncToSync,
     _companions,
     _executors,
     _threads,
@@ -41,7 +44,7 @@ request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("reques
 
 INHERITANCE = """
 import asyncio, contextvars, sys, threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from unfazed_compat.asgiref import AsyncSingleThreadContext, SyncToAsync, ThreadSensitiveContext
 from unfazed_compat.asgiref import async_to_sync, sync_to_async
 
@@ -108,7 +111,7 @@ async def call_a_thread() -> None:
 async def leave_much_behind() -> None:
     loop = asyncio.get_running_loop()
     kept = request.get()
-    loop.set_exception_handler(lambda *_: print(kept))
+    loop.set_exception_handler(lambda *_: (kept, None)[1])
     loop.set_task_factory(lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options))
 
     async def generate() -> Any:
@@ -289,23 +292,42 @@ def test_threads_that_share_a_context_start_one_companion() -> None:
     assert len(threads) == 1
 
 
-def test_a_thread_of_a_loop_with_a_foreign_executor_is_told_when_that_drops_the_call() -> None:
-    """Nobody tells it otherwise."""
-
+def test_an_executor_in_a_context_that_drops_a_call_says_so() -> None:
     class Dropping(ThreadPoolExecutor):
         def submit(self, *args: Any, **kwargs: Any) -> Any:
-            future = super().submit(int)
+            future: Future[None] = Future()
             future.cancel()
             return future
 
     with AsyncSingleThreadContext() as scope, Dropping(1) as executor:
-        _shared_contexts()[scope] = executor
-        outcome = captured(async_to_sync(this_thread))
+        AsyncToSync.context_to_thread_executor[scope] = executor
+        error = captured(async_to_sync(this_thread))[1]
 
-    assert outcome[1] is not None
+    assert isinstance(error, CancelledError)
 
 
-def _shared_contexts() -> Any:
-    from unfazed_compat.asgiref import _shared
+def test_a_companion_that_was_replaced_meanwhile_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, between a look at the one that has ended and its removal."""
+    with AsyncSingleThreadContext() as scope:
+        async_to_sync(nothing)()
+        executors = AsyncToSync.context_to_thread_executor
+        ended, fresh = executors[scope], _companions.Companion()
+        ended.shutdown()
+        is_lost = _companions.Companion.is_lost
 
-    return _shared.single_thread_contexts
+        def replace(companion: _companions.Companion) -> bool:
+            if companion is ended:
+                executors[scope] = fresh
+            return is_lost(companion)
+
+        monkeypatch.setattr(_companions.Companion, "is_lost", replace)
+        async_to_sync(nothing)()
+
+        assert executors[scope] is fresh
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded build")
+def test_there_is_no_gil() -> None:
+    """Nothing that was imported has asked for it."""
+    is_gil_enabled = getattr(sys, "_is_gil_enabled")  # noqa: B009
+    assert os.environ.get("PYTHON_GIL") != "0" or not is_gil_enabled()
