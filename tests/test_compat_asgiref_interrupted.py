@@ -38,7 +38,7 @@ from unfazed_compat.asgiref import (
     sync_to_async,
 )
 
-from unfazed.concurrency import ExecutorError
+from unfazed.concurrency import ExecutorError, LoopEndedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -132,14 +132,20 @@ class Steps:
 TOOL = 4  # one of those that Python leaves to programs
 
 
+UNINTERRUPTIBLE = ("COPY", "POP_EXCEPT", "PUSH_EXC_INFO", "RERAISE", "SWAP")
+
+
 def is_interruptible(frame: FrameType) -> bool:
     """Return whether Python itself can be interrupted here.
 
-    Not before the first step of a function, where some versions crash; nor is `with lock` safe, which `install` has.
+    Not before the first step of a function, where some versions crash; nor amid the steps with which an `except` block
+    begins and ends: Python would take its exception for the current one from then on. `with lock`, which `install` has,
+    is not safe.
     """
-    if frame.f_code.co_filename.endswith("_install.py"):
+    code, at = frame.f_code, frame.f_lasti
+    if code.co_filename.endswith("_install.py") or dis.opname[code.co_code[at]] in UNINTERRUPTIBLE:
         return False
-    return any(dis.opname[opcode] == "RESUME" for opcode in frame.f_code.co_code[: frame.f_lasti : 2])
+    return any(dis.opname[opcode] == "RESUME" for opcode in code.co_code[:at:2])
 
 
 async def one() -> int:
@@ -276,6 +282,7 @@ class Guard:
 
 def check(threads: Threads, when: str) -> None:
     """Check that all is as before."""
+    assert sys.exc_info()[1] is None, when
     wait_until(threads.are_back, f"a thread waits for ever, after {when}")
     assert getattr(_shared.executors, "current", None) is None, when
     assert "main_event_loop" not in vars(_shared.threadlocal), when
@@ -304,7 +311,9 @@ def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dead: list[str] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, (Alarm, Stop, ExecutorError)):  # an error of a call that nobody waits for
+        if not isinstance(
+            args.exc_value, (Alarm, Stop, ExecutorError, LoopEndedError)
+        ):  # an error of a call that nobody waits for
             dead.append("".join(traceback.format_exception(args.exc_value)))
 
     monkeypatch.setattr(threading, "excepthook", note)
