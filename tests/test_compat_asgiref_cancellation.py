@@ -21,7 +21,7 @@ import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref_helpers import end_threads, this_thread
+from asgiref_helpers import end_threads, this_thread, wait_for_the_end
 from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, let_others_run, seen, wait_until
 from unfazed_compat.asgiref import (
     AsyncToSync,
@@ -768,9 +768,7 @@ def test_the_thread_of_a_lane_ends_with_it() -> None:
     lane = _executors.Lane()
     thread = lane.submit(threading.current_thread).result(GRACE_SECONDS)
     del lane
-    thread.join(GRACE_SECONDS)
-
-    assert not thread.is_alive()
+    wait_for_the_end(thread)
 
 
 # ---- Ctrl-C and exit

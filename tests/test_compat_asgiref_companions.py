@@ -12,7 +12,7 @@ from typing import Any
 
 import asgiref.sync
 import pytest
-from asgiref_helpers import end_threads, run_program, this_thread
+from asgiref_helpers import counts_references, end_threads, run_program, this_thread, wait_for_the_end
 from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, wait_until
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
@@ -40,10 +40,7 @@ async def raise_in_another_task() -> None:
 
 
 def test_a_companion_ends_with_its_thread() -> None:
-    companion = in_plain_thread(async_to_sync(this_thread))
-    companion.join(GRACE_SECONDS)
-
-    assert not companion.is_alive()
+    wait_for_the_end(in_plain_thread(async_to_sync(this_thread)))
 
 
 def test_system_exit_of_another_task_reaches_the_caller_and_the_next_call_works() -> None:
@@ -342,6 +339,7 @@ atexit.register(may_save.set)
 """
 
 
+@counts_references
 def test_the_interpreter_ends_and_what_runs_cleans_up() -> None:
     done = run_program(EXIT, "-W", "error")
 

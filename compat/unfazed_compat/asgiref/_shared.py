@@ -118,7 +118,10 @@ def set_single_thread_executor(executor: Executor) -> None:
 
 
 def replace_unused_executor(executor: Executor) -> None:
-    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it."""
+    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it.
+
+    Where Python does not count references (PyPy), nobody knows the latter: asgiref's stays, with what it does at exit.
+    """
     if original is None or getattr(single_thread_executor(), "_threads", True):
         return
     owner = cast("dict[str, Any]", vars(original.SyncToAsync))
