@@ -94,7 +94,9 @@ class AsyncToSync(Generic[P, R]):
         context: list[Context] = []
         result: Outcome[R] = Outcome()
         try:
+            before = copy_context()  # `_threads.py` says why
             _shared.executors.current = pump
+            del before
             context.append(copy_context())
             inner = self.awaitable(*args, **kwargs)
             call = Call(self.main_wrap(result, sys.exc_info(), _calls_of_this_thread(), context, inner), inner, result)
@@ -191,7 +193,9 @@ def _go_back(state: tuple[object, object, object], context: list[Context], outer
     _shared.set_worker_state(state)  # asgiref's own wrappers leave it behind, with a loop that stands still
     if context:
         _shared.restore_context(context[0])
+    before = copy_context()  # as above
     _shared.executors.current = outer
+    del before
 
 
 async def _never_begin(awaitable: Awaitable[object]) -> None:

@@ -21,7 +21,10 @@ collector runs a finalizer on this very thread, and on the main thread a signal 
 5. The main thread leaves what it takes out of a queue there until it is done with it: an exception between the
    `popleft` and the assignment would lose it. Other threads need not: no signal handler runs there.
 6. Cleaning up can be repeated from the beginning. It is, when something is raised amid it.
-7. A thread that waits for the main thread's loop looks after its call there from time to time: asyncio goes on after an
+7. Until Python 3.12 the collector runs within `ContextVar.set` as well. A finalizer that sets a variable in the same
+   context frees the map that `set` is just reading, and Python crashes. So whoever sets one here holds a copy of the
+   context meanwhile, which keeps that map.
+8. A thread that waits for the main thread's loop looks after its call there from time to time: asyncio goes on after an
    exception in a callback, so that the callback is lost.
 
 All this is for one exception at a time: another one amid the cleanup, within microseconds, may cut that short.
@@ -38,6 +41,10 @@ What we can do nothing about, as it is inside Python
 - asyncio's and trio's own code. On asyncio a callback that was taken off the loop's list is lost; a loop that somebody
   runs again after such an exception may lack it. `asyncio.run` cancels everything instead.
 - A handler that raises in C code that swallows exceptions: finalizers, weak references' callbacks.
+- Until Python 3.12, the same crash in a `ContextVar.set` of others, when a finalizer calls `async_to_sync`, or sets a
+  variable by itself.
+- A loop whose `asyncio.run` was interrupted amid its own cleanup is neither closed nor run again. A thread that waits
+  for it cannot tell it from one that somebody will run again.
 - PyPy's `SimpleQueue` is written in Python, and may lose what it was sent while the main thread is interrupted in it.
 """
 
