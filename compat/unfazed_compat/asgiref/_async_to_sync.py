@@ -179,7 +179,7 @@ def _end(
         if error is not None and was_cancelled_by_the_end(loop, task, error):
             error = LoopEndedError("the event loop of this call has ended")
         context[0] = copy_context()  # before the result: the caller goes on with that
-        if isinstance(call_result, Outcome) or not call_result.done():
+        if not call_result.done():
             if error is None:
                 call_result.set_result(result)
             else:

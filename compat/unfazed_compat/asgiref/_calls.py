@@ -82,8 +82,8 @@ class Call:
     def look_after_here(self) -> None:
         """Do so in the loop's thread."""
         if self._loop is not None:
-            task = self.start(self._loop)
-            if isinstance(task, asyncio.Task) and task.done():
+            task: Any = self.start(self._loop)
+            if not isinstance(self._loop, TrioLoop) and task is not None and task.done():
                 self._ended(task)
 
     def cancel(self) -> bool:
