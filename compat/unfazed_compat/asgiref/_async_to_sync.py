@@ -179,11 +179,13 @@ def _end(
         if error is not None and was_cancelled_by_the_end(loop, task, error):
             error = LoopEndedError("the event loop of this call has ended")
         context[0] = copy_context()  # before the result: the caller goes on with that
-        if not call_result.done():
+        outcome: Any = call_result
+        # One of ours is told again: what was interrupted may be the telling. A future takes it once.
+        if isinstance(call_result, Outcome) or not outcome.done():
             if error is None:
-                call_result.set_result(result)
+                outcome.set_result(result)
             else:
-                call_result.set_exception(error)
+                outcome.set_exception(error)
     finally:
         del error
 
