@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
-HANG_SECONDS = 10.0  # how long a round, or its cleanup, may take: far longer than any does
+HANG_SECONDS = 30.0  # how long a round, or its cleanup, may take: far longer than any does
 TIMER_SECONDS = 0.003  # between two signals
 CALLS_PER_ROUND = 300
 THREADS = 4
