@@ -68,6 +68,7 @@ class Alarm(Exception):  # noqa: N818
 
 Expected = (Alarm, CallTimeoutError, LoopEndedError)
 counts: Counter[str] = Counter()
+executor = ThreadPoolExecutor(2)
 places: deque[str] = deque(maxlen=3)  # where the last ones were raised
 armed = False
 
@@ -258,7 +259,6 @@ def plain_thread(stop: threading.Event) -> None:
 
 
 failures: list[BaseException] = []
-executor = ThreadPoolExecutor(2)
 
 
 def left_behind(before: set[threading.Thread]) -> list[object]:
