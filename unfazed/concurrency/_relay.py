@@ -30,6 +30,7 @@ from anyio import Event
 
 from .._worker import logs, settling
 from ._references import load
+from ._threadstart import new_thread
 from ._waits import set_from_anywhere
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Relay:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_end, selectors.EVENT_READ, self._woken)
-        self._thread = threading.Thread(target=self._serve, name="unfazed-relay", daemon=True)
+        self._thread = new_thread(self._serve, "unfazed-relay")
         self._thread.start()
 
     async def settled(self, loop: Loop, hears: bool) -> None:
@@ -168,7 +169,7 @@ class Relay:
     def _handle_soon(self, frame: bytes) -> None:
         """Have a log record handled, in a thread of its own: a handler may wait for a worker, of which we must hear."""
         if self._handler is None:
-            handler = threading.Thread(target=self._handle_all, name="unfazed-logs", daemon=True)
+            handler = new_thread(self._handle_all, "unfazed-logs")
             try:
                 handler.start()
             except RuntimeError:  # there are too many threads, or the interpreter is exiting

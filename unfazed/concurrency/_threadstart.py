@@ -33,7 +33,12 @@ def start_thread(target: Callable[..., object], name: str, *args: object) -> Thr
         RuntimeError: If no thread can be started: there are too many, the interpreter is exiting, or this is a
             subinterpreter without daemon threads.
     """
-    options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-    thread = Thread(target=target, name=name, args=args, daemon=True, **options)
+    thread = new_thread(target, name, *args)
     thread.start()
     return thread
+
+
+def new_thread(target: Callable[..., object], name: str, *args: object) -> Thread:
+    """Make such a thread, to be started by whoever must know it before."""
+    options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+    return Thread(target=target, name=name, args=args, daemon=True, **options)
