@@ -33,6 +33,7 @@ from unfazed.concurrency import (
     CallTimeoutError,
     EventLoopThread,
     LoopEndedError,
+    _calls,
     _contexts,
     _slots,
     contextmanager_in_eventloop_sync,
@@ -308,6 +309,9 @@ def say_who_waits() -> None:
     """Write where each task and each thread stands: to be called from a thread, while a program stands still."""
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_slots._limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
+    for call in gc.get_objects():
+        if isinstance(call, _calls.Call) and not call.answer.stands:
+            print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
     for task in gc.get_objects():
         if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):
             step: Any = getattr(task, "coro", None) or task.get_coro()
@@ -321,6 +325,9 @@ def say_who_waits() -> None:
             if stack:
                 print("task:", " > ".join(stack), file=sys.stderr)
     faulthandler.dump_traceback(all_threads=True)
+
+
+CALL_STATE = ("_work", "loop", "accepted", "past", "aborted", "missed", "_abort", "_cancelled", "_steps")
 
 
 class Guard:

@@ -513,7 +513,7 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
     global _watcher
     served: list[Slot] = []
     for slot, seen in list(_unwoken.items()):
-        if slot.woken:
+        if slot.woken or not slot.held:  # or it was not granted after all, or has been given back by now
             del _unwoken[slot]
         elif seen:  # a signal handler has kept whoever granted it from that
             served.append(slot)

@@ -54,6 +54,7 @@ import itertools
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -249,7 +250,8 @@ class Worker:
             if self._thread is me:
                 self._thread = None
             if not self._items.empty():  # who sent it may have counted on us
-                self.look_after()
+                with suppress(RuntimeError):  # no thread can be started: whoever waits for it has been told that
+                    self.look_after()
 
 
 def start_new_era() -> None:
