@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, captured, wait_until, wait_until_none
+from conftest import GRACE_SECONDS, captured, let_others_run, wait_until, wait_until_none
 from interrupting import EVERY_STEP, Alarm, Steps, numbers, raise_alarm
 
 import unfazed.concurrency
 from unfazed.concurrency import (
     CallTimeoutError,
     EventLoopThread,
+    LoopEndedError,
+    LoopStateError,
+    _calls,
     _contexts,
+    _iteration,
+    _lanes,
+    _loops,
     _slots,
     contextmanager_in_eventloop_sync,
     contextmanager_in_threadpool,
@@ -362,7 +368,7 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
         if len(told) == 1:
             raise Alarm
 
-    answer: unfazed.concurrency._calls.Answer[int] = unfazed.concurrency._calls.Answer(tell)
+    answer: _calls.Answer[int] = _calls.Answer(tell)
 
     with pytest.raises(Alarm):
         answer.write(1, None)
@@ -370,3 +376,235 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
     assert told == [True, True]
     assert answer.read() == 1
     assert not answer.claim()
+
+
+# What tracing reaches only now and then, step by step
+
+
+@pytest.mark.anyio
+async def test_what_is_raised_outside_of_the_work_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+
+    async def interrupted(_: object) -> None:
+        raise Alarm
+
+    monkeypatch.setattr(call, "_run", interrupted)
+    await call.run(int)
+
+    with pytest.raises(Alarm):
+        call.answer.read()
+
+
+@pytest.mark.anyio
+async def test_a_call_whose_caller_has_been_told_that_it_could_not_begin_does_not_begin() -> None:
+    call: _calls.Call[None] = _calls.Call(pytest.fail, _calls.Answer())
+    call.answer.write(None, Alarm())
+
+    await call.run(int)
+
+    assert call.answer.stands
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_that_was_not_carried_out_is_asked_for_again() -> None:
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call.cancel()
+    call.set_loop(_loops.current_loop())
+
+    assert call.go_on()  # the loop has not begun it
+    await let_others_run()
+
+    assert call.answer.stands
+    assert not call.go_on()
+
+
+@pytest.mark.anyio
+async def test_an_alarm_as_a_lane_takes_a_call_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = _lanes.TaskLane(lambda _: one())
+    await lane.start()
+    await let_others_run()
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "_wake_up", raise_alarm)
+        lane._take(call, None)
+
+    with pytest.raises(Alarm):
+        call.answer.read()
+    lane.leave()
+    await let_others_run()
+
+
+def test_a_buffer_that_is_told_twice_that_it_is_full_stays_so() -> None:
+    feed: _iteration._Feed[int] = _iteration._Feed([1], 1)
+
+    feed._fetched()
+
+    assert feed._fetching is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stands", [False, True])
+async def test_an_alarm_in_a_system_task_of_trios_ends_no_loop(stands: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if _loops.current_loop().cancels_once:
+        pytest.skip("asyncio shows what its tasks raise")
+    shown: list[type[BaseException]] = []
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    if stands:
+        call.answer.write(1, None)
+
+    async def interrupted(_: object) -> None:
+        raise Alarm
+
+    monkeypatch.setattr(call, "run", interrupted)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
+    loop: Any = object()
+    await _loops.TrioLoop._run(loop, call)
+
+    assert shown == [Alarm] * stands
+    assert call.answer.stands
+
+
+def test_a_grant_that_was_interrupted_is_completed() -> None:
+    """1: a slot is counted. 2: a signal handler raises. 3: whoever comes next completes the grant."""
+    limiter = anyio.CapacityLimiter(1)
+    woken: list[bool] = []
+    holder = _slots.acquire(limiter)
+    queued = _slots.acquire(limiter, lambda: woken.append(True) or True)
+
+    def interrupted() -> list[_slots.Slot]:
+        holder.limit.take_away(holder)
+        holder.limit.holders.add(queued)
+        raise Alarm
+
+    with pytest.raises(Alarm):
+        _slots._locked(interrupted)
+    _slots.release(holder)
+
+    assert queued.held
+    wait_until(lambda: woken, "nobody wakes it")
+    _slots.release(queued)
+
+
+def test_an_alarm_while_we_wait_for_the_lock_leaves_it_to_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken:
+        def acquire(self) -> None:
+            raise Alarm
+
+        def release(self) -> None:
+            raise RuntimeError("cannot release un-acquired lock")
+
+    limiter = anyio.CapacityLimiter(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_slots, "_lock", Taken())
+        with pytest.raises(Alarm):
+            _slots.acquire(limiter)
+
+    slot = _slots.acquire(limiter)
+    assert slot.held
+    _slots.release(slot)
+
+
+def test_an_alarm_just_after_the_lock_was_taken_or_given_back_leaves_it_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = threading.RLock()
+
+    class Interrupted:
+        at = ""
+
+        def acquire(self) -> None:
+            lock.acquire()
+            if self.at == "acquire":
+                raise Alarm
+
+        def release(self) -> None:
+            lock.release()
+            if self.at == "release":
+                self.at = ""
+                raise Alarm
+
+    limiter = anyio.CapacityLimiter(1)
+    monkeypatch.setattr(_slots, "_lock", Interrupted())
+    for at in ("acquire", "release"):
+        monkeypatch.setattr(Interrupted, "at", at)
+        slot = _slots.Slot(limiter)
+        with pytest.raises(Alarm):
+            _slots.take(slot)
+        monkeypatch.setattr(Interrupted, "at", "")
+        _slots.release(slot)
+
+    assert not _slots._inside
+    with pytest.raises(RuntimeError):
+        lock.release()
+
+
+def test_a_finalizer_that_asks_for_a_slot_amid_the_accounts_is_refused() -> None:
+    limiter = anyio.CapacityLimiter(1)
+
+    def finalize() -> list[_slots.Slot]:
+        _slots.acquire(limiter)
+        return []
+
+    with pytest.raises(LoopStateError, match="finalizer"):
+        _slots._locked(finalize)
+
+    slot = _slots.acquire(limiter)
+    assert slot.held
+    _slots.release(slot)
+
+
+def test_the_watcher_goes_on_whatever_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: something raises in the watcher. 2: that is shown. 3: calls are looked after all the same."""
+    shown: list[str] = []
+    failed = threading.Event()
+
+    def fail(_: object, now: float) -> list[_slots.Slot]:
+        patch.setattr(_slots.Limit, "relieve", relieve)
+        failed.set()
+        raise ZeroDivisionError
+
+    relieve = _slots.Limit.relieve
+    limiter = anyio.CapacityLimiter(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda caught: shown.append(caught.exc_type.__name__))
+        patch.setattr(_slots.Limit, "relieve", fail)
+        holder, queued = _slots.acquire(limiter), _slots.acquire(limiter, lambda: True)
+        assert failed.wait(GRACE_SECONDS)
+        wait_until(lambda: shown, "nobody is told")
+
+    _slots.lend(holder)
+    wait_until(lambda: queued.held, "the watcher has gone")
+    assert shown == ["ZeroDivisionError"]
+    for slot in (queued, holder):
+        _slots.release(slot)
+
+
+def test_a_loop_that_another_one_has_started_in_the_meantime_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: a thread cannot be started. 2: by then a signal handler has started one for the same loop."""
+    start = threading.Thread.start
+
+    def start_and_fail(thread: threading.Thread) -> None:
+        start(thread)
+        wait_until(lambda: loop._thread, "it does not start")
+        raise RuntimeError("can't start new thread")
+
+    loop = EventLoopThread()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_fail)
+        loop.start()
+
+    assert loop.run_sync(one) == 1
+    loop.stop()
+
+
+def test_who_waits_for_a_loop_that_breaks_is_told_though_the_loop_never_knew_of_the_call() -> None:
+    loop = EventLoopThread()
+    loop.start()
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    loop._calls.add(call)
+
+    loop._require_running().post(sys.exit)
+
+    wait_until(lambda: call.answer.stands, "nobody is told")
+    with pytest.raises(LoopEndedError):
+        call.answer.read()
+    loop.stop()

@@ -155,8 +155,10 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
     monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
     lanes.append(_lanes.ThreadLane("helper", pytest.fail))
     _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
+    _, raised_again = await captured_async(partial(lanes[0].run, pytest.fail))
 
     assert raised is error
+    assert raised_again is error
 
 
 @pytest.mark.anyio

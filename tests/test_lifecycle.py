@@ -707,3 +707,27 @@ def test_the_interpreter_ends_though_a_loop_stands_still_that_a_worker_waits_for
     """).run()
 
     assert "told" in out
+
+
+def test_what_holds_a_task_group_open_at_exit_is_closed_without_a_word(program: Any) -> None:
+    code, out, err = program("""
+        from contextlib import asynccontextmanager
+
+        from unfazed.concurrency import contextmanager_in_eventloop_sync
+
+        @asynccontextmanager
+        async def client():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep, 60)
+                try:
+                    yield "client"
+                finally:
+                    say("closed")
+                    tasks.cancel_scope.cancel()
+
+        kept = contextmanager_in_eventloop_sync(client())
+        say(kept.__enter__())
+    """).run()
+
+    assert (code, err) == (0, "")
+    assert out.split() == ["client", "closed"]

@@ -153,8 +153,7 @@ class ThreadLane(Generic[T]):
                 self._ended.set()
             return
         try:
-            if self._hold.answer.stands:
-                self._hold.answer.read()
+            self._hold.answer.read()
         except cancelled_classes():
             self._error = LoopEndedError(_ENDED)
         except BaseException as exc:
