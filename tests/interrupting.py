@@ -54,6 +54,7 @@ class Steps:
             monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
         else:
             self._before = sys.gettrace()
+            self._before_of_threads = threading.gettrace()  # coverage has another one there
             if self._everywhere:
                 threading.settrace(self._trace)
             sys.settrace(self._trace)
@@ -66,7 +67,7 @@ class Steps:
         else:
             sys.settrace(self._before)
             if self._everywhere:
-                threading.settrace(self._before)
+                threading.settrace(self._before_of_threads)  # type: ignore[arg-type]  # `None` is right as well
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(self._folder):
