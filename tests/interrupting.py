@@ -67,7 +67,7 @@ class Steps:
         else:
             sys.settrace(self._before)
             if self._everywhere:
-                threading.settrace(self._before_of_threads)  # type: ignore[arg-type]  # `None` is right as well
+                threading.settrace(self._before_of_threads)
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(self._folder):

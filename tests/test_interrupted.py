@@ -470,7 +470,12 @@ def test_a_grant_that_was_interrupted_is_completed() -> None:
     limiter = anyio.CapacityLimiter(1)
     woken: list[bool] = []
     holder = _slots.acquire(limiter)
-    queued = _slots.acquire(limiter, lambda: woken.append(True) or True)
+
+    def wake() -> bool:
+        woken.append(True)
+        return True
+
+    queued = _slots.acquire(limiter, wake)
 
     def interrupted() -> list[_slots.Slot]:
         holder.limit.take_away(holder)

@@ -116,7 +116,8 @@ class Answer(Generic[T]):
             if first and self.announce is not None:
                 self.announce()
         except BaseException:  # of a signal handler: the one who waits must hear of it all the same
-            if self.announce is not None and self._outcomes and self._outcomes[0] is outcome:
+            ours = bool(self._outcomes) and self._outcomes[0] is outcome
+            if ours and self.announce is not None:  # pragma: no branch  else there is nothing to tell
                 self.announce()
             raise
         return first

@@ -310,7 +310,7 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
 def _leave() -> None:
     """Give the lock back, unless that has been done."""
     global _inside
-    if _inside == get_ident():
+    if _inside == get_ident():  # pragma: no cover  in the first step of a `finally`, where tracing can lead alone
         _inside = 0
     with suppress(RuntimeError):  # it is not ours
         _lock.release()
