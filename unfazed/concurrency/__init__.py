@@ -50,7 +50,7 @@ from ._executor import run_in_executor, run_in_executor_sync
 from ._iteration import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
 from ._jobs import count_abandoned_threads
 from ._loopthread import EventLoopThread
-from ._processpool import (
+from ._processes import (
     configure_processpool,
     run_in_processpool,
     run_in_processpool_sync,

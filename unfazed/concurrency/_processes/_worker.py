@@ -1,0 +1,266 @@
+"""A worker process and the thread that belongs to it.
+
+At each moment a worker has one owner, who alone reads and writes its pipes:
+
+    owner           until
+    its thread      it is ready; a call that was handed over has ended; it is about to end
+    the pool        somebody takes it, to make a call; or its thread does, to end it
+    a caller        the call has ended; or it hands worker and call over to the thread
+
+Guarantees: the thread ends every call that it is handed, whatever becomes of the worker: with an answer, with how the
+worker has ended, or, if the worker had not begun it, by handing it to another one. It wakes the caller. It reads the
+status of the process, which so never stays a zombie.
+Assumption: the thread runs no code of anybody else but log handlers, and what unpickles the answer; both in the caller's
+context.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+import sys
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+from ..._worker import channel, logs
+from .._errors import WorkerProcessError
+from .._references import load
+from .._threadstart import start_thread
+from ._output import Output
+from ._starting import Child, NotStartedError
+
+if TYPE_CHECKING:
+    from .._calls import Answer
+    from ._call import ProcessCall
+
+IDLE_SECONDS: Final = 60.0  # after which a worker that nobody has needed ends, unless it is among the first few
+KEPT: Final = 2  # how many idle workers stay, however long; arbitrary
+TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
+
+_numbers = itertools.count(1)
+
+
+class Owner(Protocol):
+    """The pool, as its workers see it."""
+
+    @property
+    def exiting(self) -> bool: ...
+
+    def take(self, worker: WorkerProcess) -> bool: ...
+
+    def give_back(self, worker: WorkerProcess) -> None: ...
+
+    def has_others_than(self, worker: WorkerProcess) -> bool: ...
+
+    def submit(self, call: ProcessCall) -> None: ...
+
+    def forget(self, worker: WorkerProcess) -> None: ...
+
+
+@final
+class WorkerProcess:
+    """A worker process of *pool*. It begins with the first call in its inbox, or is idle first, which *ready* is told."""
+
+    def __init__(self, pool: Owner, ready: Answer[None] | None = None) -> None:
+        self._pool = pool
+        self._ready = ready
+        self._number = next(_numbers)
+        self._inbox: SimpleQueue[ProcessCall | None] = SimpleQueue()  # None: there is something to look after
+        self._child: Child | None = None
+        self._retires = False
+        self._used = time.monotonic()  # when its thread has last given it to the pool
+        self.levels: object = self  # of the parent's loggers, as the worker knows them: at first not at all
+        self.initialized: set[bytes] = set()  # the initializers that have been called there
+        self.calls = 0  # how many have been sent
+        self.output: Output | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, once there is one."""
+        return self._child and self._child.pid
+
+    @property
+    def pipes(self) -> tuple[int, int]:
+        """Where calls go in, and frames come out; for its owner."""
+        assert self._child is not None, "nobody owns it before it has started"
+        return self._child.calls, self._child.frames
+
+    def start(self) -> None:
+        """Start it, in a thread of its own. Raises `RuntimeError` if there can be none."""
+        start_thread(self._run, f"unfazed-worker-{self._number}")
+
+    def hand_over(self, call: ProcessCall) -> None:
+        """Have its thread own it, and go on with *call*. Doing so twice is harmless."""
+        self._inbox.put(call)
+
+    def look_after(self) -> None:
+        """Have its thread look whether it has ended, or has log records of threads that were left behind."""
+        self._inbox.put(None)
+
+    def retire(self) -> None:
+        """Have its thread own it, and end it."""
+        self._retires = True
+        self._inbox.put(None)
+
+    def kill(self) -> None:
+        """End it at once, whatever it does. From any thread."""
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def message(self, call: ProcessCall) -> list[bytes]:
+        """Return what to send for *call*, in pieces; for its owner."""
+        pieces = call.request
+        initializer = call.initializer
+        if initializer is not None and initializer not in self.initialized:
+            pieces = [channel.frame(channel.INITIALIZER, initializer), *pieces]
+        if call.levels != self.levels:
+            pieces = [channel.frame(channel.LEVELS, pickle.dumps(call.levels, channel.PROTOCOL)), *pieces]
+        return pieces
+
+    # In its thread
+
+    def _run(self) -> None:
+        try:
+            child = self._child = Child()
+            output = self.output = Output(child.output, child.attention, self.look_after)
+            if self._pool.exiting:
+                child.kill()
+            noise = child.prepare()
+        except NotStartedError as exc:
+            self._fail_to_start(exc)
+            return
+        try:
+            start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
+        except RuntimeError:  # there are too many threads, or the interpreter is exiting
+            child.kill()
+        if self._ready is not None:
+            self._pool.give_back(self)
+            self._ready.write(None, None)
+        while self._go_on(child):
+            pass
+        self._pool.forget(self)
+
+    def _pass_on(self, child: Child, output: Output, noise: bytes) -> None:
+        output.pass_on(noise)
+        child.close(child.output)
+        self.look_after()
+
+    def _fail_to_start(self, error: NotStartedError) -> None:
+        child = self._child
+        if child is not None:
+            if self.output is not None:  # pragma: no branch
+                self.output.pass_on(b"")  # where it may say more
+            child.close(child.output)
+        self._pool.forget(self)
+        if self._ready is not None:
+            self._ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
+            return
+        call = self._inbox.get()
+        if call is not None and not (error.again and self._try_another(call)):
+            call.fail(WorkerProcessError(call.name, str(error)))
+
+    def _go_on(self, child: Child) -> bool:
+        """Do what comes next. Return whether the worker lives on."""
+        try:
+            call = self._inbox.get(timeout=IDLE_SECONDS)
+        except Empty:
+            call = None
+        if call is not None:
+            return not call.take_over() or self._see_through(child, call)
+        if not self._retires:
+            if not self._pool.take(self):  # somebody else owns it, who will see for himself
+                return True
+            if not self._is_surplus() and self._flush(child):
+                self._pool.give_back(self)
+                return True
+        self._end(child)
+        return False
+
+    def _see_through(self, child: Child, call: ProcessCall) -> bool:
+        """Go on with *call* to its end. Return whether the worker lives on."""
+        outcome: tuple[Any, BaseException | None] = None, None
+        reader = channel.Reader(child.frames, call.received())
+        begun = False
+        try:
+            if call.sent or call.claim(self):
+                if not call.sent:
+                    self.calls += 1
+                    channel.write_all(child.calls, self.message(call))
+                    self.levels = call.levels
+                while (kind := reader.next()[0]) in (channel.RECORD, channel.BEGUN):
+                    if kind == channel.BEGUN:
+                        begun = True
+                    else:
+                        self._handle(reader.take(), call if begun else None)
+                outcome = call.outcome(self, kind, reader)
+        except (channel.PipeEndError, OSError):
+            status = self._end(child)
+            self._pool.forget(self)
+            if begun or not self._try_another(call):
+                call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
+            return False
+        lives = not (call.killed or call.was_last_of(self))
+        if lives:
+            self._used = time.monotonic()
+            self._pool.give_back(self)  # before the caller goes on, who may need it at once
+        call.finish(*outcome)
+        del outcome
+        if not lives:
+            self._end(child)
+        return lives
+
+    def _try_another(self, call: ProcessCall) -> bool:
+        """Have another worker run *call*, which this one has not begun. Return whether it may."""
+        call.tries += 1
+        if call.killed or call.tries >= TRIES or self._pool.exiting:
+            return False
+        call.return_claim()
+        try:
+            self._pool.submit(call)
+        except Exception as exc:  # no other one can be started
+            call.fail(exc)
+        return True
+
+    def _is_surplus(self) -> bool:
+        return time.monotonic() - self._used >= IDLE_SECONDS and self._pool.has_others_than(self)
+
+    def _flush(self, child: Child) -> bool:
+        """Take the log records that threads have left behind. Return whether the worker is alive."""
+        reader = channel.Reader(child.frames)
+        try:
+            channel.write_all(child.calls, [channel.frame(channel.FLUSH)])
+            while reader.next()[0] != channel.FLUSH:
+                self._handle(reader.take(), None)
+        except (channel.PipeEndError, OSError):
+            return False
+        return True
+
+    def _end(self, child: Child) -> str:
+        """End it, unless it has ended, and return how. What it has sent last is not lost."""
+        child.close(child.calls)
+        reader = channel.Reader(child.frames)
+        with suppress(channel.PipeEndError, OSError):
+            while True:
+                kind, _ = reader.next()
+                if kind == channel.RECORD:
+                    self._handle(reader.take(), None)
+                else:
+                    reader.skip()
+        return child.end()
+
+    def _handle(self, packed: bytes, call: ProcessCall | None) -> None:
+        """Have a log record handled by the loggers here: for *call*, or for a thread that was left behind."""
+        try:
+            record = logs.read(packed, load)
+            handle = logging.getLogger(record.name).handle
+            if call is None:
+                handle(record)
+            else:
+                call.run_in_context(handle, record)
+        except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
+            with suppress(BaseException):
+                sys.excepthook(type(exc), exc, exc.__traceback__)
