@@ -78,7 +78,7 @@ def put_bad_stream() -> str:
 
 
 def close_output() -> str:
-    os.close(1)
+    sys.stdout.close()
     sys.stderr.close()
     return "done"
 
@@ -195,9 +195,17 @@ def note_then_die(path: Path) -> NoReturn:
     os._exit(3)
 
 
-def note_then_return(path: Path, size: int) -> bytes:
+def note_then_die_amid_the_answer(path: Path, size: int) -> bytes:
+    from unfazed._worker import channel
+
+    def write_half(fd: int, pieces: list[bytes], *, begun: bool) -> None:
+        data = b"".join(pieces)
+        os.write(fd, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
     with path.open("a") as file:
         file.write("x")
+    channel.write_all = write_half  # type: ignore[assignment]
     return bytes(size)
 
 

@@ -5,7 +5,7 @@
               _iteration.py         iterators across the border
               _contextmanagers.py   context managers across the border
     floor 8   _threadpool.py        a call in a worker thread
-              _processpool.py       a call in a worker process
+              _processes/           a call in a worker process
               _executor.py          a call in any executor
               _lanes.py             one thread, or one task, for several calls
     floor 7   _standby.py           threads that sync callers reach without waking a loop in between
@@ -13,7 +13,6 @@
               _jobs.py              what becomes of one call in a worker thread
     floor 5   _loopthread.py        event loops in threads of their own
     floor 4   _synccalls.py         how sync code finds a loop, and waits for it
-              _relay.py             what worker processes write and log, and how they end
     floor 3   _waits.py             how async code waits, whatever cancels it
     floor 2   _loops.py             running loops as other threads see them; all that differs by library
               _contexts.py          who is in which of the contexts that users share
@@ -21,6 +20,7 @@
               _checks.py            what may be called where, with which options
     floor 0   _slots.py             who may run, who lends while it waits
               _references.py        how decorated functions are sent to one
+              _threadstart.py       how every thread of ours starts
               _errors.py            every exception class, with its text
 
 A file imports from lower floors only. What runs inside a worker process is in `unfazed._worker`, below all floors.

@@ -17,6 +17,7 @@ from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
+from ._waiting import run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
     call = ProcessCall("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs, at_once=True)
-    result: T = await call.run()
+    result: T = await run(call)
     return result
 
 
@@ -97,7 +98,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     """
     helper = "run_in_processpool_sync"
     call = ProcessCall(helper, _require(func, helper), args, kwargs)
-    result: T = call.wait_for(helper, "await run_in_processpool({}, ...)")
+    result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
     return result
 
 
@@ -208,8 +209,8 @@ class ProcessPlace(ProcessOptions):
 
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for async code."""
-        return await ProcessCall("in_processpool", func, args, kwargs, self, at_once=True).run()
+        return await run(ProcessCall("in_processpool", func, args, kwargs, self, at_once=True))
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for sync code."""
-        return ProcessCall("in_processpool", func, args, kwargs, self).wait_for("{}.sync", "await {}(...)")
+        return wait_for(ProcessCall("in_processpool", func, args, kwargs, self), "{}.sync", "await {}(...)")

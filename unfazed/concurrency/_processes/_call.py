@@ -1,4 +1,4 @@
-"""One call in a worker process, and how async code and sync code wait for it.
+"""One call in a worker process: what is sent, how far it has come, and what it comes to.
 
 A small call to an idle worker needs nobody else: its caller writes to the one pipe, and reads from the other one as soon
 as there is something to read. All else goes by the worker's thread: calls that need a new worker, large calls and
@@ -11,9 +11,8 @@ answers, calls with log records, deaths, and what is left to be done when a call
     answered                       raise what came                       the same
 
 Guarantees: what has been sent and what has come is known at each bytecode, whatever signal handlers raise
-(`channel.py`), and so is who owns the worker (`_pool.py`). Who wakes a caller: the worker, at its pipe; the thread, at
-the one-shot answer; the end of either. The arguments are pickled before the call is queued; the call neither returns
-nor raises before that is done.
+(`channel.py`), and so is who owns the worker (`_pool.py`). The arguments are pickled before the call is queued; the call
+neither returns nor raises before that is done.
 """
 
 from __future__ import annotations
@@ -23,29 +22,25 @@ import threading
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
 
-from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class, to_process, wait_readable
+from anyio import to_process
 
 from ..._worker import call as outcomes
 from ..._worker import channel, logs
 from .. import _slots
-from .._calls import Answer, SyncAnswer, without_our_frame
+from .._calls import without_our_frame
 from .._checks import name_of
-from .._errors import CallTimeoutError, LoopEndedError
-from .._eventloop import running_background, submit_to_background
-from .._loops import current_loop, running_loop
-from .._synccalls import call_from_sync, lending, thread
-from .._threadstart import start_thread
-from .._waits import DefaultLimiter, Timeout, outlast, set_from_anywhere, until_held, wait_for_end, within
+from .._errors import LoopEndedError
+from .._waits import DefaultLimiter, Timeout
 from ._output import settings
 from ._packing import pack, pack_initializer, read_payload, to_error
 from ._pool import pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from anyio import CapacityLimiter
 
-    from .._calls import Loop
+    from .._calls import Answer
     from ._worker import WorkerProcess
 
 T = TypeVar("T")
@@ -53,14 +48,9 @@ T = TypeVar("T")
 # Whether callers talk to workers themselves. Not on Windows, where no event loop waits for a pipe, and Ctrl-C does not
 # interrupt who reads from one: there, every call goes by the worker's thread.
 DIRECT = sys.platform != "win32"
-_BEGUN: Final = channel.BEGUN_FRAME
-_HEADER: Final = channel.HEADER
 
 
-LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted on Windows; arbitrary
-
-
-class _OutOfTheOrdinaryError(Exception):
+class OutOfTheOrdinaryError(Exception):
     """Raised where more than a small answer has come: the worker's thread sees to that."""
 
 
@@ -83,13 +73,15 @@ class ProcessCall:
     """One call in a worker process. *helper* is the name to use in error messages."""
 
     initializer: bytes | None = None
+    timeout: Timeout | None = None
+    slot: _slots.Slot | None = None
     killed = False  # whether nobody wants its answer any more, nor its worker to live on
     sent = False  # whether it was sent before the thread got it
     tries = 0  # how many workers have ended before they began it
-    _timeout: Timeout | None = None
-    _slot: _slots.Slot | None = None
+    _answer: Answer[Any] | None = None  # from when it is handed over
     _context: Context | None = None  # in which its log records are handled, and its answer is unpickled
     _worker: WorkerProcess | None = None  # which runs it, as far as its thread knows
+    _elsewhere: Callable[[Callable[[], object]], object] | None = None  # has something done in the caller's thread
 
     def __init__(
         self,
@@ -101,12 +93,12 @@ class ProcessCall:
         *,
         at_once: bool = False,
     ) -> None:
-        self._helper = helper
-        self._func = func
-        self._options = options
+        self.helper = helper
+        self.func = func
+        self.options = options
         if options is not NO_OPTIONS:
             if options.timeout is not None:
-                self._timeout = Timeout(options.timeout, name_of(func))
+                self.timeout = Timeout(options.timeout, name_of(func))
             if options.initializer is not None:
                 self.initializer = pack_initializer(options.initializer)
         request = pack(func, args, kwargs, helper, at_once=at_once)
@@ -120,9 +112,9 @@ class ProcessCall:
 
     @property
     def name(self) -> str:
-        return name_of(self._func)
+        return name_of(self.func)
 
-    # ---- for the worker's thread
+    # For the worker's thread
 
     def take_over(self) -> bool:
         """Return whether this is the first thread that gets it."""
@@ -132,6 +124,10 @@ class ProcessCall:
         """Let *worker* have the call, unless it has been withdrawn."""
         self._worker = worker
         return self._claimed.acquire(blocking=False)
+
+    def is_claimed(self) -> bool:
+        """Return whether somebody has it, or it has been withdrawn."""
+        return self._claimed.locked()
 
     def return_claim(self) -> None:
         """Let another worker have the call."""
@@ -144,9 +140,16 @@ class ProcessCall:
     def received(self) -> bytes:
         return b"".join(self._received)
 
-    def run_in_context(self, func: Callable[..., T], *args: object) -> T:
+    def have_handled(self, handle: Callable[[], object]) -> None:
+        """Have a log record handled, for the caller."""
+        if self._elsewhere is None:
+            self._in_context(handle)
+        else:
+            self._elsewhere(handle)
+
+    def _in_context(self, func: Callable[..., T], *args: object) -> T:
         """Call what the user may have written, in the context of the caller, whose slot serves what that calls."""
-        slot, context = self._slot, self._context
+        slot, context = self.slot, self._context
         assert slot is not None and context is not None, "set before it was handed over"
         _slots.lend(slot)
         try:
@@ -157,7 +160,7 @@ class ProcessCall:
     def outcome(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> tuple[Any, BaseException | None]:
         """Return the value or the error that comes next."""
         try:
-            return self.run_in_context(self._read, worker, kind, reader), None
+            return self._in_context(self.read, worker, kind, reader), None
         except channel.PipeEndError:
             raise
         except BaseException as exc:
@@ -165,33 +168,31 @@ class ProcessCall:
 
     def was_last_of(self, worker: WorkerProcess) -> bool:
         """Return whether *worker* has served its time."""
-        max_calls = self._options.max_calls
+        max_calls = self.options.max_calls
         return max_calls is not None and worker.calls >= max_calls
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Wake the caller, unless that has gone away."""
+        assert self._answer is not None, "set before it was handed over"
         self._answer.write(value, error)
 
     def fail(self, error: BaseException) -> None:
         self.finish(None, LoopEndedError("the interpreter is exiting") if pool.exiting else error)
 
-    # ---- for both kinds of callers
+    # For whoever waits for it
 
-    def _read(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> Any:
-        """Return the value that comes next, or raise the error."""
-        payload = read_payload(reader, self._func)
-        failed_early = kind != channel.VALUE and payload[0] == outcomes.INITIALIZER_ERROR
-        if self.initializer is not None and not failed_early:
-            worker.initialized.add(self.initializer)
-        if kind == channel.VALUE:
-            return payload
-        error = to_error(payload, self._func, self._helper)
-        try:
-            raise error
-        finally:
-            del error, payload
+    @property
+    def is_packed(self) -> bool:
+        return self._arguments is None
 
-    def _send_directly(self, lease: list[WorkerProcess]) -> bool:
+    def pack(self) -> None:
+        """Pickle the arguments, where that takes too long for an event loop."""
+        assert self._arguments is not None, "they are still to be pickled"
+        args, kwargs = self._arguments
+        self.request = pack(self.func, args, kwargs, self.helper, at_once=False) or []
+        self._arguments = None
+
+    def send_directly(self, lease: list[WorkerProcess]) -> bool:
         """Send the call to an idle worker, which is in *lease* then, if both can be had at once."""
         if not DIRECT or len(self.request) > 1:
             return False
@@ -213,37 +214,59 @@ class ProcessCall:
         worker.calls += 1
         return True
 
-    def _complete(self, worker: WorkerProcess) -> tuple[bytes, channel.Reader] | None:
-        """Return what has come, if it is an answer and no more. `None` if there is more to come."""
+    def receive(self, lease: list[WorkerProcess]) -> tuple[WorkerProcess, bytes, channel.Reader] | None:
+        """Read what has come. If that is an answer, give the worker back, and return what `read` takes."""
+        worker = lease[0]
         received = self._received
+        channel.read_once(worker.pipes[1], received)
         data = received[0] if len(received) == 1 else b"".join(received)
-        if not data.startswith(_BEGUN) or not received[-1]:
-            raise _OutOfTheOrdinaryError
-        rest = len(data) - len(_BEGUN)
-        if rest >= _HEADER.size:
-            kind, size = _HEADER.unpack_from(data, len(_BEGUN))
-            if size > channel.CHUNK_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
-                raise _OutOfTheOrdinaryError
-            if rest == _HEADER.size + size:
-                reader = channel.Reader(worker.pipes[1], data[len(_BEGUN) + _HEADER.size :])
-                reader.left = size
-                return kind, reader
-        return None
-
-    def _leave_directly(self, lease: list[WorkerProcess]) -> None:
-        """Give the worker back, which has answered."""
-        if self._options.max_calls is not None and self.was_last_of(lease[0]):
+        if not received[-1] or not data.startswith(channel.BEGUN_FRAME):
+            raise OutOfTheOrdinaryError
+        rest = len(data) - channel.HEADER_BYTES
+        if rest < channel.HEADER_BYTES:
+            return None
+        kind, size = channel.HEADER.unpack_from(data, channel.HEADER_BYTES)
+        if size > channel.CHUNK_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
+            raise OutOfTheOrdinaryError
+        if rest < channel.HEADER_BYTES + size:
+            return None
+        reader = channel.Reader(-1, data[2 * channel.HEADER_BYTES :])
+        reader.left = size
+        if self.was_last_of(worker):
             lease.pop().retire()
         else:
             pool.return_from(lease)
+        return worker, kind, reader
 
-    def _hand_over(self, lease: list[WorkerProcess], answer: Answer[Any]) -> None:
-        """Have a thread see to the call: that of the worker in *lease*, or one that the pool knows."""
+    def read(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> Any:
+        """Return the value that comes next, or raise the error."""
+        payload = read_payload(reader, self.func)
+        if self.initializer is not None and (kind == channel.VALUE or payload[0] != outcomes.INITIALIZER_ERROR):
+            worker.initialized.add(self.initializer)
+        if kind == channel.VALUE:
+            return payload
+        error = to_error(payload, self.func, self.helper)
+        try:
+            raise error
+        finally:
+            del error, payload
+
+    def hand_over(
+        self,
+        lease: list[WorkerProcess],
+        answer: Answer[Any],
+        elsewhere: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
+        """Have a thread see to the call: that of the worker in *lease*, or one that the pool knows.
+
+        *answer* is told the end; *elsewhere*, if anything, is told what to do in the caller's own thread.
+        """
         self._answer = answer
         if self._context is None:
             self._context = context = copy_context()
-            if self._slot is not None:
-                context.run(_slots.current_slot.set, self._slot)
+            context.run(_slots.current_slot.set, self.slot)
+        if elsewhere is not None:
+            self._elsewhere = lambda handle: elsewhere(lambda: self._in_context(handle))
         self.sent = bool(self._sent)
         if lease:
             if self.sent:
@@ -254,217 +277,24 @@ class ProcessCall:
         else:
             pool.submit(self)
 
-    def _withdraw(self) -> bool:
-        """See to it that nobody begins the call. Return whether that is so."""
-        if not self._claimed.acquire(blocking=False):
-            return False
-        self._answer.write(None, None)
-        return True
+    def cancel(self) -> None:
+        """Do what is to be done when nobody wants the answer any more."""
+        if self.options.kill_on_cancel:
+            self.kill()
+        else:
+            self._withdraw()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Have the call end at once, with its worker."""
         self.killed = True
         if not self._withdraw():
             if self._worker is not None:
                 self._worker.kill()
-            self._answer.write(None, None)
+            self.finish(None, None)
 
-    def _cancel(self) -> None:
-        """Do what is to be done when nobody wants the answer any more."""
-        if self._options.kill_on_cancel:
-            self._kill()
-        else:
-            self._withdraw()
-
-    # ---- async code
-
-    def run(self) -> Awaitable[Any]:
-        """Make the call from async code, and return its value."""
-        return lending(within(self._timeout, self._run))
-
-    async def _run(self, timer: CancelScope | None) -> Any:
-        loop = current_loop()
-        await loop.checkpoint_if_cancelled()
-        if self._arguments is not None:
-            await self._pack_in_thread(loop)
-        slot = self._slot = _slots.acquire(self._options.limiter or default_limiter.of(loop))
-        try:
-            if not slot.held:
-                await until_held(slot, loop)
-            return await self._run_in_slot(loop, timer)
-        finally:
-            _slots.release(slot)
-
-    async def _run_in_slot(self, loop: Loop, timer: CancelScope | None) -> Any:
-        lease: list[WorkerProcess] = []
-        cancellation: BaseException | None = None
-        try:
-            if self._send_directly(lease):
-                worker = lease[0]
-                frames = worker.pipes[1]
-                while True:
-                    await wait_readable(frames)
-                    channel.read_once(frames, self._received)
-                    complete = self._complete(worker)
-                    if complete is not None:
-                        self._leave_directly(lease)
-                        return self._read(worker, *complete)
-        except _OutOfTheOrdinaryError:
-            pass
-        except BaseException as exc:
-            if not lease:
-                raise
-            cancellation = exc
-        event = Event()
-        answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
-        try:
-            self._hand_over(lease, answer)
-            if cancellation is None:
-                await wait_for_end(event, self._cancel, timer, self._kill)
-            else:
-                cancellation = await self._see_to_its_end(event, cancellation, timer)
-                raise cancellation
-        finally:
-            del cancellation
-        return answer.read()
-
-    async def _see_to_its_end(
-        self, event: Event, cancellation: BaseException, timer: CancelScope | None
-    ) -> BaseException:
-        """Do what `wait_for_end` does when it is cancelled. Return what to raise."""
-        try:
-            if not isinstance(cancellation, get_cancelled_exc_class()):  # of a signal handler
-                return cancellation
-            self._cancel()
-            cancellation = await outlast(event, cancellation, timer)
-            if not event.is_set():
-                self._kill()
-            return cancellation
-        finally:
-            del cancellation
-
-    async def _pack_in_thread(self, loop: Loop) -> None:
-        """Pickle large arguments while the loop goes on. Who wakes us: the thread."""
-        event = Event()
-        made: Answer[list[bytes]] = Answer(lambda: set_from_anywhere(loop, event))
-        start_thread(copy_context().run, "unfazed-pickling", self._pack, made)
-        await wait_for_end(event, bool)  # cancelled or not, for the caller may change them afterwards
-        self.request = made.read()
-        self._arguments = None
-
-    def _pack(self, made: Answer[list[bytes]]) -> None:
-        assert self._arguments is not None, "they are still to be pickled"
-        try:
-            pieces = pack(self._func, *self._arguments, self._helper, at_once=False)
-        except BaseException as exc:
-            made.write(None, without_our_frame(exc))
-        else:
-            made.write(pieces, None)
-
-    # ---- sync code
-
-    def wait_for(self, helper: str, instead: str) -> Any:
-        """Make the call from sync code, and return its value.
-
-        A thread that belongs to an event loop asks that loop, whose task may be cancelled; any other one calls itself.
-        """
-        if running_loop() is not None or _slots.is_interrupted() or _belongs_to_loop():
-            return call_from_sync(self.run, self._func, helper, instead, submit_to_background)
-        limiter = self._options.limiter or _background_limiter()
-        if limiter is None:
-            limiter = call_from_sync(_ask_for_limiter, self._func, helper, instead, submit_to_background)
-        slot = self._slot = _slots.acquire(limiter)
-        try:
-            if not slot.held:
-                self._wait_for_slot(slot)
-            return self._wait_in_slot()
-        finally:
-            _slots.release(slot)
-
-    def _wait_for_slot(self, slot: _slots.Slot) -> None:
-        """Wait until *slot* has been granted. Who wakes us: whoever gives one back, or the watcher."""
-        granted = SyncAnswer[None]()
-        slot.wake = lambda: granted.write(None, None)
-        while not slot.held:  # either it was granted before, or whoever grants it wakes us
-            self._acquire(granted.done)
-
-    def _acquire(self, lock: threading.Lock) -> bool:
-        """Wait for *lock*, but not for ever: on Windows, Ctrl-C does not interrupt that. Raise when the time is up."""
-        left = LOOK_UP_SECONDS if self._timeout is None else min(LOOK_UP_SECONDS, self._timeout.left())
-        acquired = lock.acquire(timeout=left)
-        if not acquired and self._timeout is not None and not self._timeout.left():
-            raise self._timeout.error()
-        return acquired
-
-    def _wait_in_slot(self) -> Any:
-        lease: list[WorkerProcess] = []
-        answer: SyncAnswer[Any] = SyncAnswer()
-        try:
-            if self._timeout is None and self._send_directly(lease):
-                worker = lease[0]
-                while True:
-                    channel.read_once(worker.pipes[1], self._received)
-                    complete = self._complete(worker)
-                    if complete is not None:
-                        self._leave_directly(lease)
-                        return self._read(worker, *complete)
-        except _OutOfTheOrdinaryError:
-            pass
-        except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
-            if lease:
-                self._hand_over(lease, answer)
-                self._see_to_its_end_in_sync(answer)
-            raise
-        try:
-            self._hand_over(lease, answer)
-            while not answer.stands:
-                self._acquire(answer.done)
-        except CallTimeoutError:
-            self._kill()
-            raise
-        except BaseException:  # as above
-            self._see_to_its_end_in_sync(answer)
-            raise
-        return answer.read()
-
-    def _see_to_its_end_in_sync(self, answer: SyncAnswer[Any]) -> None:
-        """Wait for what has begun, or kill it; keep from beginning what has not."""
-        self._cancel()
-        try:
-            while not answer.stands:
-                self._acquire(answer.done)
-        except CallTimeoutError:
-            self._kill()
-
-
-def _background_limiter() -> CapacityLimiter | None:
-    """Return the limiter of the background event loop, if a call there has asked for it before."""
-    owner = running_background()
-    loop = owner and owner._loop
-    return loop and default_limiter.known(loop)
-
-
-async def _ask_for_limiter() -> CapacityLimiter:
-    return default_limiter.of(current_loop())
-
-
-def _belongs_to_loop() -> bool:
-    """Return whether this is the worker thread of an event loop: ours, anyio's or trio's."""
-    if thread.worker is not None:
+    def _withdraw(self) -> bool:
+        """See to it that nobody begins the call. Return whether that is so."""
+        if not self._claimed.acquire(blocking=False):
+            return False
+        self.finish(None, None)
         return True
-    if thread.forked or threading.current_thread() is threading.main_thread():
-        return False
-    checks: list[Callable[[], object]] = [from_thread.check_cancelled]
-    if "trio" in sys.modules:
-        import trio
-
-        checks.append(trio.from_thread.check_cancelled)
-    for check in checks:
-        try:
-            check()
-        except RuntimeError:
-            continue
-        except BaseException:  # it is, and has been cancelled: that loop sees to it
-            return True
-        return True
-    return False

@@ -17,28 +17,26 @@ context.
 from __future__ import annotations
 
 import itertools
-import logging
 import pickle
-import sys
 import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
-from ..._worker import channel, logs
+from ..._worker import channel
 from .._errors import WorkerProcessError
-from .._references import load
 from .._threadstart import start_thread
+from ._handling import handle
 from ._output import Output
 from ._starting import Child, NotStartedError
 
 if TYPE_CHECKING:
-    from .._calls import Answer
+    from collections.abc import Callable
+
     from ._call import ProcessCall
 
 IDLE_SECONDS: Final = 60.0  # after which a worker that nobody has needed ends, unless it is among the first few
 KEPT: Final = 2  # how many idle workers stay, however long; arbitrary
-TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
 
 _numbers = itertools.count(1)
 
@@ -49,6 +47,9 @@ class Owner(Protocol):
     @property
     def exiting(self) -> bool: ...
 
+    @property
+    def tries(self) -> int: ...
+
     def take(self, worker: WorkerProcess) -> bool: ...
 
     def give_back(self, worker: WorkerProcess) -> None: ...
@@ -57,20 +58,23 @@ class Owner(Protocol):
 
     def submit(self, call: ProcessCall) -> None: ...
 
-    def forget(self, worker: WorkerProcess) -> None: ...
+    def forget(self, worker: WorkerProcess, error: NotStartedError | None = None) -> None: ...
+
+
+def _call(func: Callable[[], object]) -> None:
+    func()
 
 
 @final
 class WorkerProcess:
-    """A worker process of *pool*. It begins with the first call in its inbox, or is idle first, which *ready* is told."""
+    """A worker process of *pool*, to which it is given back first when it is ready."""
 
-    def __init__(self, pool: Owner, ready: Answer[None] | None = None) -> None:
+    def __init__(self, pool: Owner) -> None:
         self._pool = pool
-        self._ready = ready
         self._number = next(_numbers)
         self._inbox: SimpleQueue[ProcessCall | None] = SimpleQueue()  # None: there is something to look after
         self._child: Child | None = None
-        self._retires = False
+        self.retires = False
         self._used = time.monotonic()  # when its thread has last given it to the pool
         self.levels: object = self  # of the parent's loggers, as the worker knows them: at first not at all
         self.initialized: set[bytes] = set()  # the initializers that have been called there
@@ -102,7 +106,7 @@ class WorkerProcess:
 
     def retire(self) -> None:
         """Have its thread own it, and end it."""
-        self._retires = True
+        self.retires = True
         self._inbox.put(None)
 
     def kill(self) -> None:
@@ -137,9 +141,7 @@ class WorkerProcess:
             start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
         except RuntimeError:  # there are too many threads, or the interpreter is exiting
             child.kill()
-        if self._ready is not None:
-            self._pool.give_back(self)
-            self._ready.write(None, None)
+        self._pool.give_back(self)
         while self._go_on(child):
             pass
         self._pool.forget(self)
@@ -155,13 +157,7 @@ class WorkerProcess:
             if self.output is not None:  # pragma: no branch
                 self.output.pass_on(b"")  # where it may say more
             child.close(child.output)
-        self._pool.forget(self)
-        if self._ready is not None:
-            self._ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
-            return
-        call = self._inbox.get()
-        if call is not None and not (error.again and self._try_another(call)):
-            call.fail(WorkerProcessError(call.name, str(error)))
+        self._pool.forget(self, error)
 
     def _go_on(self, child: Child) -> bool:
         """Do what comes next. Return whether the worker lives on."""
@@ -171,7 +167,7 @@ class WorkerProcess:
             call = None
         if call is not None:
             return not call.take_over() or self._see_through(child, call)
-        if not self._retires:
+        if not self.retires:
             if not self._pool.take(self):  # somebody else owns it, who will see for himself
                 return True
             if not self._is_surplus() and self._flush(child):
@@ -195,7 +191,7 @@ class WorkerProcess:
                     if kind == channel.BEGUN:
                         begun = True
                     else:
-                        self._handle(reader.take(), call if begun else None)
+                        handle(reader.take(), call.have_handled if begun else _call)
                 outcome = call.outcome(self, kind, reader)
         except (channel.PipeEndError, OSError):
             status = self._end(child)
@@ -216,7 +212,7 @@ class WorkerProcess:
     def _try_another(self, call: ProcessCall) -> bool:
         """Have another worker run *call*, which this one has not begun. Return whether it may."""
         call.tries += 1
-        if call.killed or call.tries >= TRIES or self._pool.exiting:
+        if call.killed or call.tries >= self._pool.tries or self._pool.exiting:
             return False
         call.return_claim()
         try:
@@ -234,7 +230,7 @@ class WorkerProcess:
         try:
             channel.write_all(child.calls, [channel.frame(channel.FLUSH)])
             while reader.next()[0] != channel.FLUSH:
-                self._handle(reader.take(), None)
+                handle(reader.take(), _call)
         except (channel.PipeEndError, OSError):
             return False
         return True
@@ -247,20 +243,7 @@ class WorkerProcess:
             while True:
                 kind, _ = reader.next()
                 if kind == channel.RECORD:
-                    self._handle(reader.take(), None)
+                    handle(reader.take(), _call)
                 else:
                     reader.skip()
         return child.end()
-
-    def _handle(self, packed: bytes, call: ProcessCall | None) -> None:
-        """Have a log record handled by the loggers here: for *call*, or for a thread that was left behind."""
-        try:
-            record = logs.read(packed, load)
-            handle = logging.getLogger(record.name).handle
-            if call is None:
-                handle(record)
-            else:
-                call.run_in_context(handle, record)
-        except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
-            with suppress(BaseException):
-                sys.excepthook(type(exc), exc, exc.__traceback__)

@@ -1,0 +1,263 @@
+"""How async code and sync code wait for a call in a worker process.
+
+Who wakes a caller: the worker, at its pipe; its thread, at the one-shot answer; the end of either. What a second
+cancellation, or a second Ctrl-C, does is in `outlast`, and with the `except` clauses here.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class, wait_readable
+
+from .. import _slots
+from .._calls import Answer, SyncAnswer, without_our_frame
+from .._errors import CallTimeoutError
+from .._eventloop import running_background, submit_to_background
+from .._loops import current_loop, running_loop
+from .._synccalls import call_from_sync, lending, thread
+from .._threadstart import start_thread
+from .._waits import outlast, set_from_anywhere, until_held, wait_for_end, within
+from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
+from ._handling import is_handling
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio import CapacityLimiter
+
+    from .._calls import Loop
+    from ._worker import WorkerProcess
+
+LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted on Windows; arbitrary
+
+
+def run(call: ProcessCall) -> Awaitable[Any]:
+    """Make *call* from async code, and return its value."""
+    return lending(within(call.timeout, lambda timer: _run(call, timer)))
+
+
+async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
+    loop = current_loop()
+    await loop.checkpoint_if_cancelled()
+    if not call.is_packed:
+        await _pack_in_thread(call, loop)
+    slot = call.slot = _slots.acquire(call.options.limiter or default_limiter.of(loop))
+    try:
+        if not slot.held:
+            await until_held(slot, loop)
+        return await _run_in_slot(call, loop, timer)
+    finally:
+        _slots.release(slot)
+
+
+async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:
+    lease: list[WorkerProcess] = []
+    cancellation: BaseException | None = None
+    try:
+        if call.send_directly(lease):
+            frames = lease[0].pipes[1]
+            while True:
+                await wait_readable(frames)
+                received = call.receive(lease)
+                if received is not None:
+                    return call.read(*received)
+    except OutOfTheOrdinaryError:
+        pass
+    except BaseException as exc:
+        if not lease:  # it is what the function has raised, or came before the call was sent
+            raise
+        cancellation = exc
+    event = Event()
+    answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
+    try:
+        call.hand_over(lease, answer)
+        if cancellation is None:
+            await wait_for_end(event, call.cancel, timer, call.kill)
+        else:
+            cancellation = await _see_to_its_end(call, event, cancellation, timer)
+            raise cancellation
+    finally:
+        del cancellation
+    return answer.read()
+
+
+async def _see_to_its_end(
+    call: ProcessCall, event: Event, cancellation: BaseException, timer: CancelScope | None
+) -> BaseException:
+    """Do what `wait_for_end` does when it is cancelled. Return what to raise."""
+    try:
+        if not isinstance(cancellation, get_cancelled_exc_class()):  # of a signal handler, or of a loop that is gone
+            return cancellation
+        call.cancel()
+        cancellation = await outlast(event, cancellation, timer)
+        if not event.is_set() and not isinstance(cancellation, GeneratorExit):
+            call.kill()
+        return cancellation
+    finally:
+        del cancellation
+
+
+async def _pack_in_thread(call: ProcessCall, loop: Loop) -> None:
+    """Pickle large arguments while the loop goes on. Who wakes us: the thread."""
+    event = Event()
+    packed: Answer[None] = Answer(lambda: set_from_anywhere(loop, event))
+
+    def pack() -> None:
+        try:
+            call.pack()
+        except BaseException as exc:
+            packed.write(None, without_our_frame(exc))
+        else:
+            packed.write(None, None)
+
+    start_thread(copy_context().run, "unfazed-pickling", pack)
+    await wait_for_end(event, bool)  # cancelled or not: the caller may change them afterwards
+    packed.read()
+
+
+def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
+    """Make *call* from sync code, and return its value.
+
+    A thread that belongs to an event loop asks that loop, whose task may be cancelled; any other one calls itself.
+    """
+    if running_loop() is not None or _slots.is_interrupted() or _belongs_to_loop():
+        return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
+    limiter = call.options.limiter or _background_limiter()
+    if limiter is None:
+        limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
+    slot = call.slot = _slots.acquire(limiter)
+    try:
+        if not slot.held:
+            _wait_for_slot(call, slot)
+        return _wait_in_slot(call)
+    finally:
+        _slots.release(slot)
+
+
+def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
+    """Wait until *slot* has been granted. Who wakes us: whoever gives one back, or the watcher."""
+    granted = SyncAnswer[None]()
+    slot.wake = lambda: granted.write(None, None)
+    while not slot.held:  # either it was granted before, or whoever grants it wakes us
+        granted.done.acquire(timeout=_seconds_left(call))
+
+
+def _seconds_left(call: ProcessCall) -> float:
+    """Return how long to wait before the next look: on Windows, Ctrl-C does not interrupt that."""
+    if call.timeout is None:
+        return LOOK_UP_SECONDS
+    left = call.timeout.left()
+    if not left:
+        raise call.timeout.error()
+    return min(left, LOOK_UP_SECONDS)
+
+
+def _wait_in_slot(call: ProcessCall) -> Any:
+    lease: list[WorkerProcess] = []
+    answer = _Answer()
+    try:
+        if call.timeout is None and call.send_directly(lease):
+            while True:
+                received = call.receive(lease)
+                if received is not None:
+                    return call.read(*received)
+    except OutOfTheOrdinaryError:
+        pass
+    except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
+        if lease:
+            call.hand_over(lease, answer, answer.do)
+            _see_to_its_end_in_sync(call, answer)
+        raise
+    try:
+        call.hand_over(lease, answer, answer.do if is_handling() else None)
+        answer.wait(call)
+    except CallTimeoutError:
+        call.kill()
+        raise
+    except BaseException:  # as above
+        if not answer.stands:
+            _see_to_its_end_in_sync(call, answer)
+        raise
+    return answer.read()
+
+
+def _see_to_its_end_in_sync(call: ProcessCall, answer: _Answer) -> None:
+    """Wait for what has begun, or kill it; keep from beginning what has not."""
+    call.cancel()
+    try:
+        answer.wait(call)
+    except CallTimeoutError:
+        call.kill()
+
+
+class _Answer(Answer[Any]):
+    """An answer that a thread waits for, and does meanwhile what it is told.
+
+    That is to handle log records where the thread is handling one itself: it has the lock of the handler.
+    """
+
+    def __init__(self) -> None:
+        self._told: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        super().__init__(lambda: self._told.put(None))
+
+    def do(self, func: Callable[[], object]) -> None:
+        """Have the thread call *func*, and wait for that. Who wakes us: the thread; it may have gone away."""
+        done = threading.Lock()
+        done.acquire()
+
+        def call_and_tell() -> None:
+            try:
+                func()
+            finally:
+                done.release()
+
+        self._told.put(call_and_tell)
+        while not done.acquire(timeout=LOOK_UP_SECONDS) and not self.stands:
+            pass
+
+    def wait(self, call: ProcessCall) -> None:
+        while not self.stands:
+            try:
+                told = self._told.get(timeout=_seconds_left(call))
+            except Empty:
+                continue
+            if told is not None:
+                told()
+
+
+def _background_limiter() -> CapacityLimiter | None:
+    """Return the limiter of the background event loop, if a call there has asked for it before."""
+    owner = running_background()
+    loop = owner and owner._loop
+    return loop and default_limiter.known(loop)
+
+
+async def _ask_for_limiter() -> CapacityLimiter:
+    return default_limiter.of(current_loop())
+
+
+def _belongs_to_loop() -> bool:
+    """Return whether this is the worker thread of an event loop: ours, anyio's or trio's."""
+    if thread.worker is not None:
+        return True
+    if thread.forked or threading.current_thread() is threading.main_thread():
+        return False
+    checks: list[Callable[[], object]] = [from_thread.check_cancelled]
+    if "trio" in sys.modules:
+        import trio
+
+        checks.append(trio.from_thread.check_cancelled)
+    for check in checks:
+        try:
+            check()
+        except RuntimeError:
+            continue
+        except BaseException:  # it is, and has been cancelled: that loop sees to it
+            return True
+        return True
+    return False
