@@ -12,9 +12,7 @@ from __future__ import annotations
 import marshal
 import os
 import pickle
-import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -123,12 +121,15 @@ class Child:
     """A worker process as its parent sees it: three pipes, and its end."""
 
     def __init__(self) -> None:
+        import subprocess  # slow to import, as `multiprocessing` is
+
         command = _command()
         self._name = os.fsdecode(command[0])
         self._lock = threading.Lock()  # guards the reading of the status: a pid that has been read may be another's
         self._status: str | None = None  # how it has ended
         self._hung_up = False
-        self.attention = b"\0%b\n" % secrets.token_hex(16).encode()  # what a worker prints to be asked for its records
+        self.attention = b"\0%b\n" % os.urandom(16).hex().encode()  # what a worker prints to be asked for its records
+        self._process: subprocess.Popen[bytes]
         with fork_lock:
             try:
                 self._process = subprocess.Popen(

@@ -12,7 +12,8 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class, wait_readable
+import anyio
+from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class
 
 from .. import _slots
 from .._calls import Answer, SyncAnswer, without_our_frame
@@ -62,7 +63,7 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         if call.send_directly(lease):
             frames = lease[0].pipes[1]
             while True:
-                await wait_readable(frames)
+                await anyio.wait_readable(frames)  # not imported from there: it is slow to import
                 received = call.receive(lease)
                 if received is not None:
                     return call.read(*received)
