@@ -19,6 +19,8 @@ UNREADABLE_REQUEST = "unreadable request"  # the function or its arguments canno
 COROUTINE = "coroutine"  # the function turned out to be async
 UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled, its type and the reason
 
+PLAIN = frozenset((type(None), bool, int, float))  # whose pickles are small, or hard to come by
+
 _initialized: set[bytes] = set()
 
 
@@ -74,6 +76,8 @@ def _run(request: Reader) -> list[bytes]:
     except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
         return _error(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
     del func, args, kwargs
+    if type(value) in PLAIN:
+        return [channel.frame(channel.VALUE, pickle.dumps(value, channel.PROTOCOL))]
     if isinstance(value, CoroutineType):
         value.close()
         return _outcome(COROUTINE, None, "")

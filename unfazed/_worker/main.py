@@ -28,6 +28,7 @@ from . import call, channel
 ORPHAN_CHECK_SECONDS = 0.4  # how often a busy worker looks whether its parent is there, which it outlives by no second
 MOST_WAITING = 1000  # log records of threads left behind; such a thread waits then; arbitrary
 LINE_UP_SECONDS = 0.01  # how often it looks whether there is room; arbitrary
+BEGUN = [channel.BEGUN_FRAME]
 
 preparing = False  # whether the main module is being run, in which nobody may start a worker
 refused = False  # whether somebody has tried to
@@ -47,13 +48,18 @@ class _Records:
         self._waiting: list[bytes] = []
 
     def begin(self) -> None:
-        with self._lock:
-            self._running = True
+        """Send what waits, which is of nobody's call; from now on, send at once."""
+        if self._waiting:
+            self.flush()
+
+    def run(self) -> None:
+        self._running = True
 
     def end(self) -> None:
         """Send no more until the next call."""
-        with self._lock:
-            self.flush()
+        with self._lock:  # until then, a thread may be sending
+            if self._waiting:
+                self.flush()
             self._running = False
 
     def send(self, record: bytes) -> None:
@@ -77,15 +83,17 @@ class _Records:
             try:
                 while self._waiting:
                     channel.write_all(self._frames, [self._waiting.pop(0)])
-            except ConnectionError:  # the parent is gone
-                self._waiting.clear()
+            except OSError as exc:
+                if not channel.is_broken(exc):
+                    raise
+                self._waiting.clear()  # the parent is gone
             finally:
                 self._sending = False
 
     def remind(self) -> None:
         """Have the parent ask, if records have come since the last call has ended."""
-        with self._lock:
-            if self._waiting:
+        if self._waiting:
+            with self._lock:
                 self._call_for_attention()
 
     def _call_for_attention(self) -> None:
@@ -168,26 +176,29 @@ class _Worker:
 
     def _wait(self) -> None:
         """Wait for the next frame, whatever signal handlers raise that a function has left behind."""
+        reader = self._reader
+        if reader.data:
+            return
         received: list[bytes] = []
-        while not (received or self._reader.data):
-            with suppress(BaseException):
-                channel.read_once(self._reader.fd, received)
-        if received:
-            if not received[0]:
-                raise channel.PipeEndError
-            self._reader.data = received[0]
+        while not received:
+            try:
+                channel.read_once(reader.fd, received)
+            except BaseException:
+                continue
+        reader.data = received[0]
+        if not reader.data:
+            raise channel.PipeEndError
 
     def _run(self, initializer: bytes | None) -> None:
         records = self._records
-        records.flush()  # of nobody's call
-        self._answer([channel.BEGUN_FRAME])
-        forward(self._levels, records.send)
         records.begin()
+        self._answer(BEGUN)
+        forward(self._levels, records.send)
+        records.run()
         outcome = call.run(self._reader, initializer)
         if initializer is not None:
             self._streams.keep()  # it may have its own idea of where the output goes
-        else:
-            self._streams.restore()
+        self._streams.restore()
         records.end()
         self._answer(outcome)
         records.remind()
@@ -210,18 +221,25 @@ class _Streams:
 
     def keep(self) -> None:
         self._kept = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
-        self.restore()
 
     def restore(self) -> None:
         """Write what is in the buffers, and undo what the last function has done to the streams."""
         for name in ("stdout", "stderr"):
-            with suppress(BaseException):  # none, or closed by the function, or anything that it has put there
+            try:
                 getattr(sys, name).flush()
-        for number, (name, stream) in enumerate(self._kept.items()):
+            except BaseException:  # none, or closed by the function, or anything that it has put there
+                continue
+        for name, stream in self._kept.items():
             if getattr(stream, "closed", False):
-                stream = open(number, "w" if number else "r", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-                self._kept[name] = stream
-            setattr(sys, name, stream)
+                self._reopen(name)
+            elif getattr(sys, name) is not stream:
+                setattr(sys, name, stream)
+
+    def _reopen(self, name: str) -> None:
+        number = [*self._kept].index(name)
+        stream = open(number, "w" if number else "r", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
+        self._kept[name] = stream
+        setattr(sys, name, stream)
 
 
 def forward(levels: dict[str, int] | None, send: Any) -> None:

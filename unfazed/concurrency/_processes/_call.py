@@ -17,8 +17,10 @@ neither returns nor raises before that is done.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import time
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
 
@@ -65,7 +67,23 @@ class ProcessOptions(NamedTuple):
 
 
 NO_OPTIONS: Final = ProcessOptions()
-default_limiter = DefaultLimiter(to_process.current_default_process_limiter)
+
+
+def _find_limiter() -> CapacityLimiter:
+    """Return the limiter of the current loop, which is to count the CPUs that this process may use.
+
+    anyio counts those that there are. A total that is another one is the user's.
+    """
+    limiter = to_process.current_default_process_limiter()
+    if limiter.total_tokens == os.cpu_count():
+        if hasattr(os, "process_cpu_count"):  # since Python 3.13
+            limiter.total_tokens = os.process_cpu_count() or 1
+        elif hasattr(os, "sched_getaffinity"):  # elsewhere a process may use them all
+            limiter.total_tokens = len(os.sched_getaffinity(0))
+    return limiter
+
+
+default_limiter = DefaultLimiter(_find_limiter)
 
 
 @final
@@ -109,6 +127,7 @@ class ProcessCall:
         self._received: list[bytes] = []  # what the caller has read
         self._claimed = threading.Lock()  # taken by who sends the call, or sees to it that nobody does
         self._taken_over = threading.Lock()  # taken by the thread that it is handed over to
+        self._ended = threading.Lock()  # taken by who answers it, or kills it: a worker that goes on is not killed
 
     @property
     def name(self) -> str:
@@ -171,6 +190,10 @@ class ProcessCall:
         max_calls = self.options.max_calls
         return max_calls is not None and worker.calls >= max_calls
 
+    def end(self) -> bool:
+        """Keep others from killing the worker on account of this call. Return whether nobody has."""
+        return self._ended.acquire(blocking=False)
+
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Wake the caller, unless that has gone away."""
         assert self._answer is not None, "set before it was handed over"
@@ -218,7 +241,11 @@ class ProcessCall:
         """Read what has come. If that is an answer, give the worker back, and return what `read` takes."""
         worker = lease[0]
         received = self._received
-        channel.read_once(worker.pipes[1], received)
+        try:
+            channel.read_once(worker.pipes[1], received)
+        except BlockingIOError:  # libuv, on which uvloop stands, leaves a pipe that it has waited for in this state
+            os.set_blocking(worker.pipes[1], True)
+            return None
         data = received[0] if len(received) == 1 else b"".join(received)
         if not received[-1] or not data.startswith(channel.BEGUN_FRAME):
             raise OutOfTheOrdinaryError
@@ -233,8 +260,10 @@ class ProcessCall:
         reader = channel.Reader(-1, data[2 * channel.HEADER_BYTES :])
         reader.left = size
         if self.was_last_of(worker):
-            lease.pop().retire()
+            worker.retire()
+            lease.clear()
         else:
+            worker.used = time.monotonic()
             pool.return_from(lease)
         return worker, kind, reader
 
@@ -287,9 +316,9 @@ class ProcessCall:
     def kill(self) -> None:
         """Have the call end at once, with its worker."""
         self.killed = True
-        if not self._withdraw():
-            if self._worker is not None:
-                self._worker.kill()
+        if not self._withdraw() and self.end():
+            assert self._worker is not None, "it has claimed the call"
+            self._worker.kill()
             self.finish(None, None)
 
     def _withdraw(self) -> bool:

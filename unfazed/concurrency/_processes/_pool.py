@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ._call import ProcessCall
 
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary
+LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
 STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
 TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
 
@@ -52,7 +54,7 @@ class Pool:
         self._idle: deque[WorkerProcess] = deque()  # the last one was busy last
         self._events: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._main_claim = threading.Lock()  # taken by the thread that takes the events; never released
-        self._runs = False  # whether that has started
+        self._thread: int | None = None  # its number, once it runs
         # For that thread alone
         self._waiting: deque[ProcessCall] = deque()
         self._starting: dict[WorkerProcess, Answer[None] | None] = {}  # and who waits for nothing but its start
@@ -117,7 +119,7 @@ class Pool:
             _starting.refuse_in_preparation()
             if self.exiting:
                 raise LoopEndedError("the interpreter is exiting")
-            if not self._runs:
+            if self._thread is None:
                 start_thread(self._run, "unfazed-processpool", self._events)
         except LoopEndedError:
             raise
@@ -126,14 +128,21 @@ class Pool:
             raise WorkerProcessError(name, reason) from None
         self._events.put(event)
 
+    def is_interrupted(self) -> bool:
+        """Return whether a finalizer has come in between on a thread that workers need in order to start."""
+        return threading.get_ident() == self._thread or _starting.is_interrupted()
+
     # In its own thread
 
     def _run(self, events: SimpleQueue[Callable[[], object]]) -> None:
         if not self._main_claim.acquire(blocking=False):  # two have come at once
             return
-        self._runs = True
-        while events is self._events:  # or else this is a forked child, or a test has put an end to it
-            events.get()()
+        self._thread = threading.get_ident()
+        while events is self._events:  # or else it has begun anew
+            try:
+                events.get()()
+            except BaseException as exc:  # of memory, for one: this thread must go on
+                sys.excepthook(type(exc), exc, exc.__traceback__)
 
     def _add(self, call: ProcessCall) -> None:
         lease: list[WorkerProcess] = []
@@ -203,9 +212,11 @@ class Pool:
                 for worker in tuple(self.workers):
                     if not worker.retires:
                         worker.kill()
+                if not self.workers:  # there is nothing but output left, which a child of a worker may hold open
+                    deadline = min(deadline, time.monotonic() + LAST_OUTPUT_SECONDS)
                 time.sleep(STOP_CHECK_SECONDS)
-        for child in tuple(_starting.children):  # with a thread that does not end, or a child that has its output
-            child.kill()
+        for child in tuple(_starting.children):
+            child.disown()
 
 
 pool = Pool()

@@ -46,6 +46,13 @@ main(preparation)
 fork_lock = threading.RLock()  # see above; reentrant, for a finalizer may fork; made anew in a forked child
 
 
+def is_interrupted() -> bool:
+    """Return whether this thread is starting or closing a process: a finalizer has come in between."""
+    lock: Any = fork_lock  # no stub has what `Condition`, too, asks a lock
+    owned: bool = lock._is_owned()
+    return owned
+
+
 class NotStartedError(Exception):
     """Raised where a worker process could not start; its text says why. *again* is whether another one may."""
 
@@ -232,6 +239,11 @@ class Child:
                     pipe.close()
             if self._process.stderr is not None and self._process.stderr.closed and self._status is not None:
                 children.discard(self)
+
+    def disown(self) -> None:
+        """Kill it, and do not wait for its end. At exit."""
+        self.kill()
+        self._process.returncode = 0  # or else `Popen` complains
 
     def leave(self) -> None:
         """In a forked child: the process is the parent's."""

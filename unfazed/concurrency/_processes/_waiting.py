@@ -17,7 +17,7 @@ from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class
 
 from .. import _slots
 from .._calls import Answer, SyncAnswer, without_our_frame
-from .._errors import CallTimeoutError
+from .._errors import CallTimeoutError, LoopStateError
 from .._eventloop import running_background, submit_to_background
 from .._loops import current_loop, running_loop
 from .._synccalls import call_from_sync, lending, thread
@@ -25,6 +25,7 @@ from .._threadstart import start_thread
 from .._waits import outlast, set_from_anywhere, until_held, wait_for_end, within
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
+from ._pool import pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -116,7 +117,10 @@ async def _pack_in_thread(call: ProcessCall, loop: Loop) -> None:
         else:
             packed.write(None, None)
 
-    start_thread(copy_context().run, "unfazed-pickling", pack)
+    try:
+        start_thread(copy_context().run, "unfazed-pickling", pack)
+    except RuntimeError:  # there are too many
+        pack()
     await wait_for_end(event, bool)  # cancelled or not: the caller may change them afterwards
     packed.read()
 
@@ -126,6 +130,11 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
 
     A thread that belongs to an event loop asks that loop, whose task may be cancelled; any other one calls itself.
     """
+    if pool.is_interrupted():
+        raise LoopStateError(
+            f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
+            "which cannot wait then; have finalizers leave the work to somebody else"
+        )
     if running_loop() is not None or _slots.is_interrupted() or _belongs_to_loop():
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()

@@ -17,6 +17,7 @@ context.
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import time
 from contextlib import suppress
@@ -61,6 +62,12 @@ class Owner(Protocol):
     def forget(self, worker: WorkerProcess, error: NotStartedError | None = None) -> None: ...
 
 
+def _reader_of(child: Child, received: bytes = b"") -> channel.Reader:
+    with suppress(OSError):  # we are in a forked child
+        os.set_blocking(child.frames, True)  # as `ProcessCall.receive` explains
+    return channel.Reader(child.frames, received)
+
+
 def _call(func: Callable[[], object]) -> None:
     func()
 
@@ -74,8 +81,9 @@ class WorkerProcess:
         self._number = next(_numbers)
         self._inbox: SimpleQueue[ProcessCall | None] = SimpleQueue()  # None: there is something to look after
         self._child: Child | None = None
+        self._ended = False  # whether its thread takes no more
         self.retires = False
-        self._used = time.monotonic()  # when its thread has last given it to the pool
+        self.used = time.monotonic()  # when its thread has last given it to the pool
         self.levels: object = self  # of the parent's loggers, as the worker knows them: at first not at all
         self.initialized: set[bytes] = set()  # the initializers that have been called there
         self.calls = 0  # how many have been sent
@@ -99,6 +107,8 @@ class WorkerProcess:
     def hand_over(self, call: ProcessCall) -> None:
         """Have its thread own it, and go on with *call*. Doing so twice is harmless."""
         self._inbox.put(call)
+        if self._ended:  # either we see that, or the thread, which takes all that is in the inbox, sees the call
+            self._fail_all()
 
     def look_after(self) -> None:
         """Have its thread look whether it has ended, or has log records of threads that were left behind."""
@@ -144,7 +154,17 @@ class WorkerProcess:
         self._pool.give_back(self)
         while self._go_on(child):
             pass
+        self._ended = True
+        self._fail_all()
         self._pool.forget(self)
+
+    def _fail_all(self) -> None:
+        """Fail calls that come when it has been told to end; their callers have been interrupted amid that."""
+        with suppress(Empty):
+            while True:
+                call = self._inbox.get_nowait()
+                if call is not None and call.take_over() and call.end():
+                    call.fail(WorkerProcessError(call.name, "was about to end"))
 
     def _pass_on(self, child: Child, output: Output, noise: bytes) -> None:
         output.pass_on(noise)
@@ -179,7 +199,7 @@ class WorkerProcess:
     def _see_through(self, child: Child, call: ProcessCall) -> bool:
         """Go on with *call* to its end. Return whether the worker lives on."""
         outcome: tuple[Any, BaseException | None] = None, None
-        reader = channel.Reader(child.frames, call.received())
+        reader = _reader_of(child, call.received())
         begun = False
         try:
             if call.sent or call.claim(self):
@@ -193,17 +213,21 @@ class WorkerProcess:
                     else:
                         handle(reader.take(), call.have_handled if begun else _call)
                 outcome = call.outcome(self, kind, reader)
-        except (channel.PipeEndError, OSError):
+        except BaseException as exc:
+            if not isinstance(exc, (channel.PipeEndError, OSError)):  # there is no memory left, for one
+                child.kill()
             status = self._end(child)
             self._pool.forget(self)
-            if begun or not self._try_another(call):
+            if (begun or not self._try_another(call)) and call.end():
                 call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
             return False
-        lives = not (call.killed or call.was_last_of(self))
+        killed = not call.end()
+        lives = not (killed or call.was_last_of(self))
         if lives:
-            self._used = time.monotonic()
+            self.used = time.monotonic()
             self._pool.give_back(self)  # before the caller goes on, who may need it at once
-        call.finish(*outcome)
+        if not killed:
+            call.finish(*outcome)
         del outcome
         if not lives:
             self._end(child)
@@ -222,11 +246,11 @@ class WorkerProcess:
         return True
 
     def _is_surplus(self) -> bool:
-        return time.monotonic() - self._used >= IDLE_SECONDS and self._pool.has_others_than(self)
+        return time.monotonic() - self.used >= IDLE_SECONDS and self._pool.has_others_than(self)
 
     def _flush(self, child: Child) -> bool:
         """Take the log records that threads have left behind. Return whether the worker is alive."""
-        reader = channel.Reader(child.frames)
+        reader = _reader_of(child)
         try:
             channel.write_all(child.calls, [channel.frame(channel.FLUSH)])
             while reader.next()[0] != channel.FLUSH:
@@ -238,7 +262,7 @@ class WorkerProcess:
     def _end(self, child: Child) -> str:
         """End it, unless it has ended, and return how. What it has sent last is not lost."""
         child.close(child.calls)
-        reader = channel.Reader(child.frames)
+        reader = _reader_of(child)
         with suppress(channel.PipeEndError, OSError):
             while True:
                 kind, _ = reader.next()
