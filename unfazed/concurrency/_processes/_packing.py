@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from contextlib import suppress
 from functools import partial
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 from ..._worker import call, channel
 from .._checks import async_function_error, name_of
 from .._errors import NotSendableError, RemoteError, RemoteTraceback
-from .._references import Unpickler, to_send
+from .._references import Unpickler, load, to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +45,7 @@ def pack(
         raise
     except Exception as exc:
         name = name_of(func)
-        try:
-            pickle.dumps(sent, channel.PROTOCOL)
-        except Exception:
+        if not _succeeds(pickle.dumps, sent, channel.PROTOCOL):
             problem = f"{helper}() cannot send {name} to a worker process ({exc}): "
             if "<" in getattr(_innermost(func), "__qualname__", ""):  # <lambda>, <locals>
                 problem += (
@@ -58,6 +55,8 @@ def pack(
                 problem += "what it belongs to cannot be pickled; send a plain function, and what it needs as arguments"
             problem += f", or run it in a thread, with `{helper.replace('process', 'thread')}({name}, ...)`"
         else:
+            if _succeeds(pickle.dumps, (args, kwargs), channel.PROTOCOL):
+                raise  # of a signal handler, which has come in between
             problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
         raise NotSendableError(problem) from exc
 
@@ -89,21 +88,33 @@ def _innermost(func: object) -> object:
 
 def read_payload(reader: channel.Reader, func: object) -> Any:
     """Return what was pickled in the payload that comes next, or raise what says that it cannot be read."""
+    data: bytes | None = reader.take() if reader.left <= channel.CHUNK_BYTES else None
     try:
-        if reader.left > channel.CHUNK_BYTES:
+        if data is None:
             try:
                 return Unpickler(reader).load()
             finally:
                 reader.skip()
-        data = reader.take()
-        if b"__mp_main__" not in data:
-            return pickle.loads(data)  # the same, and faster
-        return Unpickler(io.BytesIO(data)).load()
+        return _load(data)
     except (MemoryError, channel.PipeEndError):
         raise
     except Exception as exc:
+        if data is not None and _succeeds(_load, data):
+            raise  # of a signal handler, which has come in between
         name = name_of(func)
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
+
+
+def _load(data: bytes) -> Any:
+    return load(data) if b"__mp_main__" in data else pickle.loads(data)  # the same, and faster
+
+
+def _succeeds(func: Callable[..., object], *args: object) -> bool:
+    try:
+        func(*args)
+    except Exception:
+        return False
+    return True
 
 
 def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseException:

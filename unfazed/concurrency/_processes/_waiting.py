@@ -48,13 +48,15 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     await loop.checkpoint_if_cancelled()
     if not call.is_packed:
         await _pack_in_thread(call, loop)
-    slot = call.slot = _slots.acquire(call.options.limiter or default_limiter.of(loop))
+    held: list[_slots.Slot] = []
     try:
+        held.extend(map(_slots.acquire, (call.options.limiter or default_limiter.of(loop),)))  # see `_release`
+        slot = call.slot = held[0]
         if not slot.held:
             await until_held(slot, loop)
         return await _run_in_slot(call, loop, timer)
     finally:
-        _slots.release(slot)
+        _release(held)
 
 
 async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:
@@ -140,13 +142,28 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
-    slot = call.slot = _slots.acquire(limiter)
+    held: list[_slots.Slot] = []
     try:
+        held.extend(map(_slots.acquire, (limiter,)))  # see `_release`
+        slot = call.slot = held[0]
         if not slot.held:
             _wait_for_slot(call, slot)
         return _wait_in_slot(call)
     finally:
-        _slots.release(slot)
+        _release(held)
+
+
+def _release(held: list[_slots.Slot]) -> None:
+    """Give back the slot, if there is one: it is in the list as soon as it was taken, whatever a signal handler raises.
+
+    Where one raises here, it is given back a second time, which is harmless.
+    """
+    try:
+        for slot in held:
+            _slots.release(slot)
+    finally:
+        for slot in held:
+            _slots.release(slot)
 
 
 def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
