@@ -67,6 +67,12 @@ def lose_streams() -> str:
     return "done"
 
 
+def close_all_and_wait() -> None:
+    """As programs do that make themselves daemons."""
+    os.closerange(3, 1000)
+    time.sleep(PATIENCE_SECONDS)
+
+
 class _BadStream:
     def flush(self) -> NoReturn:
         raise LookupError("of a stream")
@@ -276,6 +282,16 @@ def log_many(name: str, count: int) -> None:
 
     for number in range(count):
         logging.getLogger(name).warning("%d", number)
+
+
+def log_and_note(name: str, count: int, path: Path) -> None:
+    """Log, and write a byte for each record, which tells how far it has come."""
+    import logging
+
+    with path.open("wb", buffering=0) as file:
+        for number in range(count):
+            logging.getLogger(name).warning("%d", number)
+            file.write(b"x")
 
 
 def log_error(name: str) -> None:

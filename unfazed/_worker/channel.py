@@ -138,9 +138,9 @@ class Reader:
             view[:ready] = self.data[:ready]
             self.data = self.data[ready:]
             view = view[ready:]
-        if self._file is None:
-            self._file = io.FileIO(self.fd, closefd=False)
         while view:
+            if self._file is None:
+                self._file = io.FileIO(self.fd, closefd=False)
             count = self._file.readinto(view)
             if not count:
                 raise PipeEndError

@@ -115,10 +115,11 @@ class Frozen:
 def main(preparation: dict[str, Any], calls: int | None = None) -> None:
     """Be a worker process. The parent has sent *preparation*; *calls* come through the standard input by default."""
     global preparing
+    nothing = os.open(os.devnull, os.O_RDWR)  # first: 0 may be closed by now, and must not be taken for what follows
     frames = os.dup(1)
     if calls is None:
         calls = os.dup(0)
-    _give_streams_away()
+    _give_streams_away(nothing)
     os.write(frames, channel.HELLO)
     # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
     signal.signal(signal.SIGINT, _ignore)
@@ -281,12 +282,14 @@ class _WhenLoggingIsImported:
         return spec
 
 
-def _give_streams_away() -> None:
+def _give_streams_away(nothing: int) -> None:
     """Put at 0, 1 and 2 what anybody may use, in the streams that the interpreter has opened for them."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
+    if nothing:
+        os.dup2(nothing, 0)
+        os.close(nothing)
+    else:
+        os.set_inheritable(0, True)
     os.dup2(2, 1)
-    os.close(nothing)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             cast("Any", stream).reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

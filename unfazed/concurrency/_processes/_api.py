@@ -17,7 +17,7 @@ from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
-from ._waiting import run, wait_for
+from ._waiting import raise_if_cancelled, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ async def warm_up_processpool(count: int, /) -> None:
     """
     require_count(count, "count", "warm_up_processpool")
     loop, event = current_loop(), Event()
-    await loop.checkpoint_if_cancelled()
+    await raise_if_cancelled(loop)
     waiting = [None] * (count - len(pool.workers))
     if not waiting:
         return

@@ -62,11 +62,16 @@ class NotStartedError(Exception):
 
 
 def refuse_in_preparation() -> None:
-    """Refuse to start a worker in a worker that is still being prepared: a script without a guard would do so."""
+    """Refuse to start a worker in a worker that is still being prepared: where a guard is missing, each would do so."""
     worker: Any = sys.modules.get("unfazed._worker.main")
     if worker is not None and worker.preparing:
         worker.refused = True
         raise NotStartedError(f"could not start in a worker that imports the main module: {GUARD}")
+    if getattr(sys, "frozen", False) and sys.argv[1:2] == ["--multiprocessing-fork"]:
+        raise NotStartedError(
+            "could not start in what is to be a worker: a frozen program that uses worker processes needs "
+            "`multiprocessing.freeze_support()` behind its `if __name__ == '__main__':`, as the first thing there"
+        )
 
 
 def _command() -> list[str | bytes]:

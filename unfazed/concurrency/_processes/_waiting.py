@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint
 
 from .. import _slots
 from .._calls import Answer, SyncAnswer, without_our_frame
@@ -45,7 +46,7 @@ def run(call: ProcessCall) -> Awaitable[Any]:
 
 async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
-    await loop.checkpoint_if_cancelled()
+    await raise_if_cancelled(loop)
     if not call.is_packed:
         await _pack_in_thread(call, loop)
     held: list[_slots.Slot] = []
@@ -57,6 +58,16 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
         return await _run_in_slot(call, loop, timer)
     finally:
         _release(held)
+
+
+async def raise_if_cancelled(loop: Loop) -> None:
+    """Raise the cancellation of the current task, also one that asyncio has not delivered yet."""
+    await loop.checkpoint_if_cancelled()
+    if loop.cancels_once:
+        task: Any = sys.modules["asyncio"].current_task()
+        cancelling = getattr(task, "cancelling", None)  # since Python 3.11; before, that cannot be seen
+        if cancelling is not None and cancelling():
+            await checkpoint()
 
 
 async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:
