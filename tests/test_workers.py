@@ -315,6 +315,7 @@ EXITS = {
     "a blocked handler": """
         class Blocking(logging.Handler):
             def emit(self, record): reached.set(); time.sleep(60)
+            def createLock(self): self.lock = None  # which `logging` itself would wait for at exit
         reached = threading.Event()
         logging.getLogger().addHandler(Blocking())
         threading.Thread(target=call, args=(log,), daemon=True).start()
@@ -344,7 +345,7 @@ def test_the_program_ends_soon_and_in_silence(tmp_path: Path, state: str) -> Non
     import atexit, logging, os, subprocess, sys, threading, time
     from unfazed.concurrency import *
     def log(): logging.warning("x")
-    def fork(): subprocess.Popen(["sleep", "20"], stdout=subprocess.DEVNULL)
+    def fork(): subprocess.Popen(["sleep", "20"], stdout=subprocess.DEVNULL).returncode = 0
     def hang_at_exit(): atexit.register(time.sleep, 60)
     def call(*args):
         try: return run_in_processpool_sync(*args)
