@@ -58,6 +58,9 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.001)
 
 
+slow_touch = in_processpool(functions.touch_then_wait_for, timeout=5)
+
+
 # Both ways
 
 
@@ -107,11 +110,12 @@ async def test_a_call_that_is_cancelled_with_its_worker_at_it_is_waited_for(way:
 @pytest.mark.anyio
 async def test_a_call_in_a_task_that_is_cancelled_already_never_begins(way: bool, tmp_path: Path) -> None:
     await run_in_processpool(int)
-    for call in (run_in_processpool, in_processpool(functions.touch_then_wait_for, timeout=5)):
-        args = (tmp_path / "ran", tmp_path / "never")
+    never = tmp_path / "never"
+    ways: list[Any] = [lambda *args: run_in_processpool(functions.touch_then_wait_for, *args), slow_touch]
+    for call in ways:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await (call(*args) if call is not run_in_processpool else call(functions.touch_then_wait_for, *args))
+            await call(tmp_path / "ran", never)
 
     assert not (tmp_path / "ran").exists()
 
@@ -144,7 +148,9 @@ def test_who_no_longer_waits_for_a_worker_leaves_it_to_the_next(background: Back
             with anyio.move_on_after(0):
                 await run_in_processpool(functions.touch_then_wait_for, tmp_path / "ran", tmp_path / "never")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(run_in_processpool, functions.touch_then_wait_for, tmp_path / "ran", tmp_path / "never")
+                tasks.start_soon(
+                    run_in_processpool, functions.touch_then_wait_for, tmp_path / "ran", tmp_path / "never"
+                )
                 await let_others_run()
                 tasks.cancel_scope.cancel()
         return await run_in_processpool(os.getpid)
@@ -173,7 +179,7 @@ def test_an_idle_worker_that_is_killed_is_forgotten_at_once(background: Backend)
 
 
 def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(background: Backend) -> None:
-    """1: the thread gives the worker back. 2: the caller, whose time is up, kills it. It may have the next call then."""
+    """1: the thread gives the worker back. 2: the caller, whose time is up, kills it, in another call."""
     run_in_processpool_sync(int)
     (worker,) = _pool.pool.workers
     call = _call.ProcessCall("in_processpool", os.getpid, (), {})

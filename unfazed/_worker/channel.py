@@ -46,6 +46,14 @@ OUTCOME = b"O"  # what else a call came to: a pickled (kind, about, text)
 BEGUN_FRAME = HEADER.pack(BEGUN, 0)
 
 
+def read_header(data: bytes, offset: int = 0) -> tuple[bytes, int]:
+    """Return the kind and the size of the frame that begins there."""
+    kind: bytes
+    size: int
+    kind, size = HEADER.unpack_from(data, offset)
+    return kind, size
+
+
 class PipeEndError(EOFError):
     """Raised where a pipe ends: amid a frame, or where one is waited for."""
 
@@ -99,16 +107,17 @@ class Reader:
     def __init__(self, fd: int, data: bytes = b"") -> None:
         self.fd = fd
         self.data = data  # has been read, and not been taken
-        self.left = 0  # bytes of the payload that have not been taken
+        self.left: int = 0  # bytes of the payload that have not been taken
         self._file: io.FileIO | None = None
 
     def next(self) -> tuple[bytes, int]:
         """Return the kind of the next frame and the size of its payload. Raises `PipeEndError` at the end."""
         while len(self.data) < HEADER_BYTES:
             self._fill()
-        kind, self.left = HEADER.unpack_from(self.data)
+        kind, size = read_header(self.data)
+        self.left = size
         self.data = self.data[HEADER_BYTES:]
-        return kind, self.left
+        return kind, size
 
     def take(self) -> bytes:
         """Return the rest of the payload."""
@@ -131,7 +140,7 @@ class Reader:
         return taken
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: self.left]
+        view: memoryview = memoryview(buffer)[: self.left]
         size = len(view)
         ready = min(size, len(self.data))
         if ready:
@@ -141,7 +150,7 @@ class Reader:
         while view:
             if self._file is None:
                 self._file = io.FileIO(self.fd, closefd=False)
-            count = self._file.readinto(view)
+            count: int | None = self._file.readinto(view)
             if not count:
                 raise PipeEndError
             view = view[count:]

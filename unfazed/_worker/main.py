@@ -145,7 +145,7 @@ def _prepare(preparation: dict[str, Any]) -> None:
     from multiprocessing import spawn
 
     preparation["name"] = f"unfazed-worker-{os.getpid()}"
-    prepare: Any = spawn.prepare  # type: ignore[attr-defined]  # no stub has it
+    prepare: Any = spawn.prepare
     prepare(preparation)
 
 

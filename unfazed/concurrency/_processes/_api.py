@@ -37,17 +37,21 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
     """Call a sync function in a worker process and await its result.
 
     The same as `anyio.to_process.run_sync`, but for keyword arguments, for a worker that outlives what the function
-    raises, and for the traceback there. Workers are started when they are needed and used again by all calls from
-    the same event loop. Limited by anyio's default process limiter: as many as there are CPU cores.
+    raises, and for the traceback there. Workers are started when they are needed, as `multiprocessing`'s spawn starts
+    them, and used again by all calls of the process. Idle workers beyond the first two end after a minute. Limited by
+    anyio's default process limiter: as many as there are CPUs that this process may use.
 
     Args:
         func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
-            their names; all of them are pickled, and so is the result.
+            their names; all of them are pickled, and so is the result. Where that makes more than 256 KiB (large
+            `bytes` do not count, which go as they are), it takes place in another thread while the event loop goes
+            on. So other tasks must not change them before this call has ended; this one cannot, for the call ends,
+            cancelled or not, only after they have been pickled.
 
     Cancellation:
-        Before the call has been sent, it never is. Later, this call waits for the worker, drops what it answered,
-        and raises the cancellation; so it does on asyncio's own `task.cancel()`, however often. The slot is given
-        back when the worker has answered.
+        In a scope that is cancelled already, the call never begins, nor does one that has not been sent. Later, this
+        call waits for the worker, drops what it answered, and raises the cancellation; so it does on asyncio's own
+        `task.cancel()`, however often. The slot is given back when the worker has answered.
 
     Returns:
         What *func* returned, or rather a copy.
@@ -70,7 +74,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
 def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in a worker process and wait for its result: `run_in_processpool` for sync code.
 
-    In a worker thread of an event loop the processes are that loop's, elsewhere the background event loop's.
+    In a worker thread of an event loop the limit is that loop's, elsewhere the background event loop's.
 
     Args:
         func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
@@ -106,8 +110,8 @@ async def warm_up_processpool(count: int, /) -> None:
     """Start worker processes ahead of the first calls, and wait until they are there.
 
     Args:
-        count: How many are to be there, those that have been started before included. Those of this event loop, whose
-            calls use them; how many of them are used at once is up to the limiter of the calls.
+        count: How many are to be there, those that have been started before included. How many of them are used at
+            once is up to the limiter of the calls. Idle ones beyond the first two end after a minute.
 
     Cancellation:
         Waits until the workers have started, and then raises.
@@ -143,8 +147,7 @@ def warm_up_processpool_sync(count: int, /) -> None:
     """Start worker processes ahead of the first calls: `warm_up_processpool` for sync code.
 
     Args:
-        count: How many are to be there, those that have been started before included. In a worker thread of an event
-            loop they are that loop's, elsewhere the background event loop's.
+        count: How many are to be there, those that have been started before included.
 
     Cancellation:
         Interrupted by Ctrl-C, it waits until the workers have started, and then raises. A second Ctrl-C stops waiting.
@@ -166,7 +169,9 @@ def warm_up_processpool_sync(count: int, /) -> None:
 
 
 def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
-    """Say what becomes of what worker processes write and log; at any time, for all event loops of this process.
+    """Say what becomes of what worker processes write and log; at any time, for all of this process.
+
+    A `sys.stderr`, or a log handler, that blocks holds up the workers that write, or log, and nobody else.
 
     Args:
         output: Whether what they write, by `print` or otherwise, appears on `sys.stderr`, in whole lines. Else it is

@@ -1,7 +1,7 @@
 """One call in a worker process: what is sent, how far it has come, and what it comes to.
 
-A small call to an idle worker needs nobody else: its caller writes to the one pipe, and reads from the other one as soon
-as there is something to read. All else goes by the worker's thread: calls that need a new worker, large calls and
+A small call to an idle worker needs nobody else: its caller writes to the one pipe, and reads from the other one as
+soon as there is something to read. All else goes by the worker's thread: calls that need a new worker, large calls and
 answers, calls with log records, deaths, and what is left to be done when a caller is cancelled or interrupted.
 
     where the call is              a cancellation, or Ctrl-C             its timeout, or `kill_on_cancel`
@@ -11,8 +11,8 @@ answers, calls with log records, deaths, and what is left to be done when a call
     answered                       raise what came                       the same
 
 Guarantees: what has been sent and what has come is known at each bytecode, whatever signal handlers raise
-(`channel.py`), and so is who owns the worker (`_pool.py`). The arguments are pickled before the call is queued; the call
-neither returns nor raises before that is done.
+(`channel.py`), and so is who owns the worker (`_pool.py`). The arguments are pickled before the call is queued; the
+call neither returns nor raises before that is done.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def _find_limiter() -> CapacityLimiter:
     """
     limiter = to_process.current_default_process_limiter()
     if limiter.total_tokens == os.cpu_count():
-        if hasattr(os, "process_cpu_count"):  # since Python 3.13
-            limiter.total_tokens = os.process_cpu_count() or 1
+        count: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)  # since Python 3.13
+        if count is not None:
+            limiter.total_tokens = count() or 1
         elif hasattr(os, "sched_getaffinity"):  # elsewhere a process may use them all
             limiter.total_tokens = len(os.sched_getaffinity(0))
     return limiter
@@ -252,7 +253,7 @@ class ProcessCall:
         rest = len(data) - channel.HEADER_BYTES
         if rest < channel.HEADER_BYTES:
             return None
-        kind, size = channel.HEADER.unpack_from(data, channel.HEADER_BYTES)
+        kind, size = channel.read_header(data, channel.HEADER_BYTES)
         if size > channel.CHUNK_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
             raise OutOfTheOrdinaryError
         if rest < channel.HEADER_BYTES + size:

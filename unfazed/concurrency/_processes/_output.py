@@ -1,7 +1,7 @@
 """What worker processes print, on its way to `sys.stderr`: in whole lines, by a thread for each worker.
 
-Guarantees: a `sys.stderr` that blocks holds up this thread, and the worker as soon as its pipe is full, which is all the
-memory that this takes; nothing else waits for it. Lines of several workers do not get mixed.
+Guarantees: a `sys.stderr` that blocks holds up this thread, and the worker as soon as its pipe is full, which is all
+the memory that this takes; nothing else waits for it. Lines of several workers do not get mixed.
 
 The thread ends with the pipe: with the worker, or with the last of its children that has inherited it.
 """

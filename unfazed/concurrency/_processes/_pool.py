@@ -1,7 +1,7 @@
 """The worker processes of this process: one pool for all event loops and all sync callers.
 
-Guarantees: the worker that was busy last is taken first, so that the others have been idle for longest. There are never
-more workers starting than calls that wait for one, but for those that have stopped waiting. At exit all of them end within
+Guarantees: the worker that was busy last is taken first, so that the others have been idle for longest. No worker is
+started for a call as long as one is starting that nobody waits for any more. At exit all of them end within
 `STOP_SECONDS`, and what they have printed is passed on. A forked child starts with none.
 
 No lock. A worker goes from one owner to the next in one step, in which no signal handler can come, and no other thread

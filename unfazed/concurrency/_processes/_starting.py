@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
@@ -95,22 +96,20 @@ def _preparation(attention: bytes) -> bytes:
     import multiprocessing
     from multiprocessing import process, util
 
-    original: str | None = process.ORIGINAL_DIR  # type: ignore[attr-defined]  # no stub has it
+    original: str | None = getattr(process, "ORIGINAL_DIR", None)  # no stub has it, nor the next one
     found: dict[str, Any] = {
         "attention": attention,
         "authkey": bytes(process.current_process().authkey),
-        "log_to_stderr": bool(util._log_to_stderr),  # type: ignore[attr-defined]
+        "log_to_stderr": bool(getattr(util, "_log_to_stderr", False)),
         "orig_dir": original,
         "sys_argv": [str(each) for each in sys.argv],
-        "sys_path": [os.path.abspath(each) for each in sys.path if isinstance(each, str)],  # noqa: PTH100
+        "sys_path": [os.path.abspath(each) for each in map(str, sys.path)],  # noqa: PTH100
     }
-    method = multiprocessing.get_start_method(allow_none=True)
+    method: Any = multiprocessing.get_start_method(allow_none=True)  # None, whatever the stub says: none so far
     if method is not None:
         found["start_method"] = method
-    try:
+    with suppress(OSError):  # it has been removed
         found["dir"] = os.getcwd()  # noqa: PTH109  pathlib is slow to import
-    except OSError:  # it has been removed
-        pass
     main: ModuleType | None = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     path = getattr(main, "__file__", None)

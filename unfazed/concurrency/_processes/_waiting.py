@@ -271,8 +271,8 @@ class _Answer(Answer[Any]):
 def _background_limiter() -> CapacityLimiter | None:
     """Return the limiter of the background event loop, if a call there has asked for it before."""
     owner = running_background()
-    loop = owner and owner._loop
-    return loop and default_limiter.known(loop)
+    loop = None if owner is None else owner._loop
+    return None if loop is None else default_limiter.known(loop)
 
 
 async def _ask_for_limiter() -> CapacityLimiter:

@@ -10,8 +10,8 @@ At each moment a worker has one owner, who alone reads and writes its pipes:
 Guarantees: the thread ends every call that it is handed, whatever becomes of the worker: with an answer, with how the
 worker has ended, or, if the worker had not begun it, by handing it to another one. It wakes the caller. It reads the
 status of the process, which so never stays a zombie.
-Assumption: the thread runs no code of anybody else but log handlers, and what unpickles the answer; both in the caller's
-context.
+Assumption: the thread runs no code of anybody else but log handlers, and what unpickles the answer, in the context of
+the caller.
 """
 
 from __future__ import annotations
