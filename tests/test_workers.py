@@ -182,11 +182,14 @@ def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(backgr
     """1: the thread gives the worker back. 2: the caller, whose time is up, kills it, in another call."""
     run_in_processpool_sync(int)
     (worker,) = _pool.pool.workers
-    call = _call.ProcessCall("in_processpool", os.getpid, (), {})
-    assert call.claim(worker)
-    assert call.end()
+    call, answer = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
+    call.slot = _slots.acquire(anyio.CapacityLimiter(1))
+    call.hand_over([], answer)
+    answer.wait(call)
+    assert not call.end(), "the thread has ended it before it gave the worker back"
 
     call.kill()
+    _slots.release(call.slot)
 
     assert run_in_processpool_sync(os.getpid) == worker.pid
 

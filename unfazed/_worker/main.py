@@ -161,9 +161,11 @@ class _Worker:
         """Take one call after the other, until there are no more. Raises `PipeEndError` then."""
         initializer: bytes | None = None
         self._answer([channel.frame(channel.READY)])
+        reader = self._reader
         while True:
-            self._wait()
-            kind, _ = self._reader.next()
+            if not reader.data:
+                self._wait()
+            kind, _ = reader.next()
             if kind == channel.CALL:
                 self._run(initializer)
                 initializer = None
@@ -178,8 +180,6 @@ class _Worker:
     def _wait(self) -> None:
         """Wait for the next frame, whatever signal handlers raise that a function has left behind."""
         reader = self._reader
-        if reader.data:
-            return
         received: list[bytes] = []
         while not received:
             try:
@@ -245,10 +245,13 @@ class _Streams:
 
 def forward(levels: dict[str, int] | None, send: Any) -> None:
     """Have log records sent, at the *levels* of the parent, from now on or from when `logging` is imported."""
-    if "logging" in sys.modules:
-        from . import logs
-
+    logs: Any = sys.modules.get("unfazed._worker.logs")  # which imports `logging`
+    if logs is not None:
         logs.forward(levels, send)
+    elif "logging" in sys.modules:
+        from . import logs as imported_now
+
+        imported_now.forward(levels, send)
     elif levels is not None:
         _WhenLoggingIsImported.levels, _WhenLoggingIsImported.send = levels, send
         if _WhenLoggingIsImported not in sys.meta_path:

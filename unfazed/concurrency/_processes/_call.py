@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from contextvars import Context, copy_context
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
 
 from anyio import to_process
@@ -100,6 +100,10 @@ class ProcessCall:
     _answer: Answer[Any] | None = None  # from when it is handed over
     _context: Context | None = None  # in which its log records are handled, and its answer is unpickled
     _worker: WorkerProcess | None = None  # which runs it, as far as its thread knows
+    # Made when it is handed over; each is taken once, as a flag that is tested and set in one step.
+    _claimed: Lock  # by who sends the call, or sees to it that nobody does
+    _taken_over: Lock  # by the thread that it is handed over to
+    _ended: Lock  # by who answers it, or kills it: a worker that goes on is not killed
     _elsewhere: Callable[[Callable[[], object]], object] | None = None  # has something done in the caller's thread
 
     def __init__(
@@ -126,9 +130,6 @@ class ProcessCall:
         self.levels = logs.levels() if settings.logs else None
         self._sent: list[int] = []  # what the caller has written
         self._received: list[bytes] = []  # what the caller has read
-        self._claimed = threading.Lock()  # taken by who sends the call, or sees to it that nobody does
-        self._taken_over = threading.Lock()  # taken by the thread that it is handed over to
-        self._ended = threading.Lock()  # taken by who answers it, or kills it: a worker that goes on is not killed
 
     @property
     def name(self) -> str:
@@ -224,12 +225,14 @@ class ProcessCall:
         if not lease:
             return False
         worker = lease[0]
-        message = worker.message(self)
+        message = self.request
+        if self.levels != worker.levels or self.initializer is not None:
+            message = worker.message(self)
         data = message[0] if len(message) == 1 else b"".join(message)
         if len(data) > channel.ATOMIC:
             return False
         try:
-            channel.write_once(worker.pipes[0], data, self._sent)
+            channel.write_once(worker.into, data, self._sent)
         except OSError as exc:
             if channel.is_broken(exc):  # it has died: its thread sees to that
                 return False
@@ -238,14 +241,14 @@ class ProcessCall:
         worker.calls += 1
         return True
 
-    def receive(self, lease: list[WorkerProcess]) -> tuple[WorkerProcess, bytes, channel.Reader] | None:
+    def receive(self, lease: list[WorkerProcess]) -> tuple[WorkerProcess, bytes, bytes] | None:
         """Read what has come. If that is an answer, give the worker back, and return what `read` takes."""
         worker = lease[0]
         received = self._received
         try:
-            channel.read_once(worker.pipes[1], received)
+            channel.read_once(worker.out, received)
         except BlockingIOError:  # libuv, on which uvloop stands, leaves a pipe that it has waited for in this state
-            os.set_blocking(worker.pipes[1], True)
+            os.set_blocking(worker.out, True)
             return None
         data = received[0] if len(received) == 1 else b"".join(received)
         if not received[-1] or not data.startswith(channel.BEGUN_FRAME):
@@ -258,19 +261,17 @@ class ProcessCall:
             raise OutOfTheOrdinaryError
         if rest < channel.HEADER_BYTES + size:
             return None
-        reader = channel.Reader(-1, data[2 * channel.HEADER_BYTES :])
-        reader.left = size
-        if self.was_last_of(worker):
+        if self.options.max_calls is not None and self.was_last_of(worker):
             worker.retire()
             lease.clear()
         else:
             worker.used = time.monotonic()
             pool.return_from(lease)
-        return worker, kind, reader
+        return worker, kind, data[2 * channel.HEADER_BYTES :]
 
-    def read(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> Any:
-        """Return the value that comes next, or raise the error."""
-        payload = read_payload(reader, self.func)
+    def read(self, worker: WorkerProcess, kind: bytes, data: bytes | channel.Reader) -> Any:
+        """Return the value that is in *data*, or comes from there; or raise the error."""
+        payload = read_payload(data, self.func)
         if self.initializer is not None and (kind == channel.VALUE or payload[0] != outcomes.INITIALIZER_ERROR):
             worker.initialized.add(self.initializer)
         if kind == channel.VALUE:
@@ -291,6 +292,21 @@ class ProcessCall:
 
         *answer* is told the end; *elsewhere*, if anything, is told what to do in the caller's own thread.
         """
+        try:
+            self._hand_over(lease, answer, elsewhere)
+        except BaseException:  # of a signal handler, for one, which must not lose the worker
+            if lease:
+                self._hand_over(lease, answer, elsewhere)
+            raise
+
+    def _hand_over(
+        self,
+        lease: list[WorkerProcess],
+        answer: Answer[Any],
+        elsewhere: Callable[[Callable[[], object]], object] | None,
+    ) -> None:
+        if self._answer is None:
+            self._claimed, self._taken_over, self._ended = Lock(), Lock(), Lock()
         self._answer = answer
         if self._context is None:
             self._context = context = copy_context()
@@ -307,17 +323,20 @@ class ProcessCall:
         else:
             pool.submit(self)
 
+    def is_handed_over(self) -> bool:
+        return self._answer is not None
+
     def cancel(self) -> None:
         """Do what is to be done when nobody wants the answer any more."""
         if self.options.kill_on_cancel:
             self.kill()
-        else:
+        elif self._answer is not None:  # or else nobody has got it
             self._withdraw()
 
     def kill(self) -> None:
         """Have the call end at once, with its worker."""
         self.killed = True
-        if not self._withdraw() and self.end():
+        if self._answer is not None and not self._withdraw() and self.end():
             assert self._worker is not None, "it has claimed the call"
             self._worker.kill()
             self.finish(None, None)

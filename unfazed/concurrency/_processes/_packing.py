@@ -86,27 +86,24 @@ def _innermost(func: object) -> object:
     return func
 
 
-def read_payload(reader: channel.Reader, func: object) -> Any:
-    """Return what was pickled in the payload that comes next, or raise what says that it cannot be read."""
-    data: bytes | None = reader.take() if reader.left <= channel.CHUNK_BYTES else None
+def read_payload(data: bytes | channel.Reader, func: object) -> Any:
+    """Return what was pickled in *data*, or is to come there, or raise what says that it cannot be read."""
+    if isinstance(data, channel.Reader) and data.left <= channel.CHUNK_BYTES:
+        data = data.take()
     try:
-        if data is None:
-            try:
-                return Unpickler(reader).load()
-            finally:
-                reader.skip()
-        return _load(data)
+        if isinstance(data, bytes):
+            return load(data) if b"__mp_main__" in data else pickle.loads(data)  # the same, and faster
+        try:
+            return Unpickler(data).load()
+        finally:
+            data.skip()
     except (MemoryError, channel.PipeEndError):
         raise
     except Exception as exc:
-        if data is not None and _succeeds(_load, data):
+        if isinstance(data, bytes) and _succeeds(load, data):
             raise  # of a signal handler, which has come in between
         name = name_of(func)
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
-
-
-def _load(data: bytes) -> Any:
-    return load(data) if b"__mp_main__" in data else pickle.loads(data)  # the same, and faster
 
 
 def _succeeds(func: Callable[..., object], *args: object) -> bool:

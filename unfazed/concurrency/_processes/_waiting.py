@@ -75,7 +75,7 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
     cancellation: BaseException | None = None
     try:
         if call.send_directly(lease):
-            frames = lease[0].pipes[1]
+            frames = lease[0].out
             while True:
                 await anyio.wait_readable(frames)  # not imported from there: it is slow to import
                 received = call.receive(lease)
@@ -148,7 +148,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    if running_loop() is not None or _slots.is_interrupted() or _belongs_to_loop():
+    if _slots.is_interrupted() or running_loop() is not None or _belongs_to_loop():
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
@@ -197,7 +197,6 @@ def _seconds_left(call: ProcessCall) -> float:
 
 def _wait_in_slot(call: ProcessCall) -> Any:
     lease: list[WorkerProcess] = []
-    answer = _Answer()
     try:
         if call.timeout is None and call.send_directly(lease):
             while True:
@@ -208,9 +207,11 @@ def _wait_in_slot(call: ProcessCall) -> Any:
         pass
     except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
         if lease:
+            answer = _Answer()
             call.hand_over(lease, answer, answer.do)
             _see_to_its_end_in_sync(call, answer)
         raise
+    answer = _Answer()
     try:
         call.hand_over(lease, answer, answer.do if is_handling() else None)
         answer.wait(call)
@@ -218,7 +219,7 @@ def _wait_in_slot(call: ProcessCall) -> Any:
         call.kill()
         raise
     except BaseException:  # as above
-        if not answer.stands:
+        if call.is_handed_over() and not answer.stands:
             _see_to_its_end_in_sync(call, answer)
         raise
     return answer.read()

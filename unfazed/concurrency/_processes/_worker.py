@@ -87,18 +87,13 @@ class WorkerProcess:
         self.levels: object = self  # of the parent's loggers, as the worker knows them: at first not at all
         self.initialized: set[bytes] = set()  # the initializers that have been called there
         self.calls = 0  # how many have been sent
+        self.into = self.out = -1  # the pipes where calls go in, and frames come out; for its owner
         self.output: Output | None = None
 
     @property
     def pid(self) -> int | None:
         """The number of the process, once there is one."""
         return self._child and self._child.pid
-
-    @property
-    def pipes(self) -> tuple[int, int]:
-        """Where calls go in, and frames come out; for its owner."""
-        assert self._child is not None, "nobody owns it before it has started"
-        return self._child.calls, self._child.frames
 
     def start(self) -> None:
         """Start it, in a thread of its own. Raises `RuntimeError` if there can be none."""
@@ -143,6 +138,7 @@ class WorkerProcess:
             output = self.output = Output(child.output, child.attention, self.look_after)
             if self._pool.exiting:
                 child.kill()
+            self.into, self.out = child.calls, child.frames
             noise = child.prepare()
         except NotStartedError as exc:
             self._fail_to_start(exc)
