@@ -287,7 +287,8 @@ def _take_fork_lock() -> None:
 
 
 def _release_fork_lock() -> None:
-    fork_lock.release()
+    with suppress(RuntimeError):  # a signal handler has come in between as it was to be taken
+        fork_lock.release()
 
 
 def _start_afresh() -> None:
