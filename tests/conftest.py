@@ -56,13 +56,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return BACKENDS[request.param]
 
 
+freeze: Callable[[], object] = getattr(gc, "freeze", bool)  # PyPy has none
+
+
 def pytest_collection_finish() -> None:
     """Have the garbage collector, which runs after each test, look at what the tests make alone."""
     for name in ("trio", "hypothesis"):  # which looks for referrers when the other is imported
         if importlib.util.find_spec(name):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()
+    freeze()
 
 
 @pytest.fixture
@@ -293,4 +296,4 @@ def leave_nothing_behind() -> Iterator[None]:
     wait_until_none(lambda: [limit for limit in tuple(_slots._limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
     gc.collect()  # whatever is to complain when it is collected does it here
-    gc.freeze()  # what is still there need not be looked at after each test to come
+    freeze()  # what is still there need not be looked at after each test to come

@@ -481,7 +481,21 @@ def test_the_records_of_a_call_that_a_handler_makes_are_handled_by_the_same_one(
     handle(call_again)
     run_in_processpool_sync(misbehaving.log, "workers", (30, "outer"))
 
-    assert messages == ["outer", "inner", "second", "answered"]
+    logged_by_handlers = ["inner", "second"] if takes_what_a_handler_logs() else []
+    assert messages == ["outer", *logged_by_handlers, "answered"]
+
+
+def takes_what_a_handler_logs() -> bool:
+    """Return whether `logging` does. From some 3.13 on it does not, in one and the same thread."""
+    logger = logging.getLogger("workers.again")
+    handler = Handler(lambda record: messages.append(record.getMessage()) or len(messages) > 1 or logger.error("again"))
+    messages: list[str] = []
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.error("once")
+    logger.removeHandler(handler)
+    logger.propagate = True
+    return messages == ["once", "again"]
 
 
 # Large arguments
@@ -619,7 +633,7 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
 
 def test_what_some_systems_lack_is_not_needed(tmp_path: Path) -> None:
     source = """
-        import fcntl, logging, os, sys
+        import asyncio, fcntl, logging, os, sys  # asyncio itself needs the first one in order to be imported
         for module, name in (
             (os, "register_at_fork"), (os, "pidfd_open"), (os, "memfd_create"), (fcntl, "F_SETPIPE_SZ")
         ):
