@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, final
 
@@ -64,12 +63,12 @@ class Pool:
     def take_any(self, lease: list[WorkerProcess]) -> None:
         """Move an idle worker to *lease*, if there is one."""
         with suppress(IndexError):
-            lease.extend(islice(iter(self._idle.pop, None), 1))  # one step: a builtin that calls another
+            lease.extend(map(deque.pop, (self._idle,)))  # one step: a builtin that calls another
 
     def return_from(self, lease: list[WorkerProcess]) -> None:
         """Move the worker in *lease*, which is idle again, to the others."""
         with suppress(IndexError):
-            self._idle.extend(islice(iter(lease.pop, None), 1))
+            self._idle.extend(map(list.pop, (lease,)))
 
     def take(self, worker: WorkerProcess) -> bool:
         """Take *worker* if it is idle. Return whether it was."""
