@@ -9,6 +9,7 @@
     _packing.py    calls as bytes, and what they came to
     _handling.py   their log records
     _output.py     what they print
+    _inbox.py      a queue for one thread
 
 What runs inside a worker is in `unfazed._worker`. No event loop runs here, and none is kept. Nothing here knows threads
 that run functions, executors, or the background event loop, but for who limits the calls of sync code.

@@ -18,12 +18,12 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, final
 
 from .._errors import LoopEndedError, WorkerProcessError
 from .._threadstart import start_thread
 from . import _starting
+from ._inbox import Inbox
 from ._worker import KEPT, WorkerProcess
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Pool:
         self.tries = TRIES
         self.workers: set[WorkerProcess] = set()  # all that have not ended
         self._idle: deque[WorkerProcess] = deque()  # the last one was busy last
-        self._events: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._events: Inbox[Callable[[], object]] = Inbox()
         self._main_claim = threading.Lock()  # taken by the thread that takes the events; never released
         self._thread: int | None = None  # its number, once it runs
         # For that thread alone
@@ -133,7 +133,7 @@ class Pool:
 
     # In its own thread
 
-    def _run(self, events: SimpleQueue[Callable[[], object]]) -> None:
+    def _run(self, events: Inbox[Callable[[], object]]) -> None:
         if not self._main_claim.acquire(blocking=False):  # two have come at once
             return
         self._thread = threading.get_ident()

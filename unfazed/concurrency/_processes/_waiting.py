@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from contextvars import copy_context
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -26,6 +26,7 @@ from .._threadstart import start_thread
 from .._waits import outlast, set_from_anywhere, until_held, wait_for_end, within
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
+from ._inbox import Inbox
 from ._pool import pool
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class _Answer(Answer[Any]):
     """
 
     def __init__(self) -> None:
-        self._told: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._told: Inbox[Callable[[], object] | None] = Inbox()
         super().__init__(lambda: self._told.put(None))
 
     def do(self, func: Callable[[], object]) -> None:

@@ -21,13 +21,14 @@ import os
 import pickle
 import time
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from ..._worker import channel
 from .._errors import WorkerProcessError
 from .._threadstart import start_thread
 from ._handling import handle
+from ._inbox import Inbox
 from ._output import Output
 from ._starting import Child, NotStartedError
 
@@ -79,7 +80,7 @@ class WorkerProcess:
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._number = next(_numbers)
-        self._inbox: SimpleQueue[ProcessCall | None] = SimpleQueue()  # None: there is something to look after
+        self._inbox: Inbox[ProcessCall | None] = Inbox()  # None: there is something to look after
         self._child: Child | None = None
         self._ended = False  # whether its thread takes no more
         self.retires = False
@@ -158,7 +159,7 @@ class WorkerProcess:
         """Fail calls that come when it has been told to end; their callers have been interrupted amid that."""
         with suppress(Empty):
             while True:
-                call = self._inbox.get_nowait()
+                call = self._inbox.get(0)
                 if call is not None and call.take_over() and call.end():
                     call.fail(WorkerProcessError(call.name, "was about to end"))
 
