@@ -488,8 +488,14 @@ def test_the_records_of_a_call_that_a_handler_makes_are_handled_by_the_same_one(
 def takes_what_a_handler_logs() -> bool:
     """Return whether `logging` does. From some 3.13 on it does not, in one and the same thread."""
     logger = logging.getLogger("workers.again")
-    handler = Handler(lambda record: messages.append(record.getMessage()) or len(messages) > 1 or logger.error("again"))
     messages: list[str] = []
+
+    def log_again(record: logging.LogRecord) -> None:
+        messages.append(record.getMessage())
+        if len(messages) == 1:
+            logger.error("again")
+
+    handler = Handler(log_again)
     logger.addHandler(handler)
     logger.propagate = False
     logger.error("once")

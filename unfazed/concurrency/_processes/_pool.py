@@ -36,6 +36,8 @@ STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrar
 LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
 STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
 TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
+_pop_idle: Callable[[deque[WorkerProcess]], WorkerProcess] = deque.pop
+_pop_leased: Callable[[list[WorkerProcess]], WorkerProcess] = list.pop
 
 
 @final
@@ -63,12 +65,12 @@ class Pool:
     def take_any(self, lease: list[WorkerProcess]) -> None:
         """Move an idle worker to *lease*, if there is one."""
         with suppress(IndexError):
-            lease.extend(map(deque.pop, (self._idle,)))  # one step: a builtin that calls another
+            lease.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin that calls another
 
     def return_from(self, lease: list[WorkerProcess]) -> None:
         """Move the worker in *lease*, which is idle again, to the others."""
         with suppress(IndexError):
-            self._idle.extend(map(list.pop, (lease,)))
+            self._idle.extend(map(_pop_leased, (lease,)))
 
     def take(self, worker: WorkerProcess) -> bool:
         """Take *worker* if it is idle. Return whether it was."""
