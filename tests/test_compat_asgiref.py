@@ -21,7 +21,15 @@ import anyio.to_thread
 import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
-from asgiref_helpers import current_native_loop, end_threads, run_async, run_program, this_thread
+from asgiref_helpers import (
+    COLLECTS_LATE,
+    counts_references,
+    current_native_loop,
+    end_threads,
+    run_async,
+    run_program,
+    this_thread,
+)
 from conftest import GRACE_SECONDS, captured, captured_async, in_plain_thread, limit_threads
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
@@ -609,6 +617,7 @@ print(child_process.exitcode)
 """
 
 
+@counts_references
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_runs_at_the_end_of_a_child_of_multiprocessing_may_end() -> None:
     done = run_program(END_OF_CHILD, "-W", "ignore::DeprecationWarning")
@@ -815,6 +824,8 @@ def test_an_async_generator_that_is_dropped_is_closed_soon() -> None:
 
         async for _ in generate():
             break
+        if COLLECTS_LATE:
+            gc.collect()
         await asyncio.wait_for(closed.wait(), GRACE_SECONDS)
         await asyncio.sleep(0)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import asgiref.sync
 import pytest
-from asgiref_helpers import end_threads, run_program, this_thread
+from asgiref_helpers import counts_references, end_threads, run_program, this_thread, wait_for_the_end
 from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, wait_until
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
@@ -40,10 +40,7 @@ async def raise_in_another_task() -> None:
 
 
 def test_a_companion_ends_with_its_thread() -> None:
-    companion = in_plain_thread(async_to_sync(this_thread))
-    companion.join(GRACE_SECONDS)
-
-    assert not companion.is_alive()
+    wait_for_the_end(in_plain_thread(async_to_sync(this_thread)))
 
 
 def test_system_exit_of_another_task_reaches_the_caller_and_the_next_call_works() -> None:
@@ -278,18 +275,18 @@ def test_a_companion_that_is_told_to_end_while_it_runs_cancels_the_call() -> Non
     assert isinstance(outcomes[0][1], asyncio.CancelledError)
 
 
-def test_a_call_to_a_companion_that_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unfazed_compat.asgiref._executors.GONE_CHECK_SECONDS", 0.01)
+def test_a_call_that_comes_while_its_companion_ends_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, which ends as well."""
     thread = async_to_sync(this_thread)()
-    companion = next(iter(_companions._running))
+    companion = _companions.companion_of_this_thread()
+    assert companion is not None
     companion.shutdown()
-    _companions._running.add(companion)  # as if it were ending just now
-    try:
-        with pytest.raises(LoopEndedError, match="ended"):
-            async_to_sync(this_thread)()
-    finally:
-        _companions._running.discard(companion)
     assert not thread.is_alive()
+    monkeypatch.setattr(_companions.Companion, "is_lost", lambda _: False)  # it was not, a moment ago
+    next_thread = async_to_sync(this_thread)()
+    next_thread.join(GRACE_SECONDS)
+
+    assert not next_thread.is_alive()
 
 
 EXIT = """
@@ -342,6 +339,7 @@ atexit.register(may_save.set)
 """
 
 
+@counts_references
 def test_the_interpreter_ends_and_what_runs_cleans_up() -> None:
     done = run_program(EXIT, "-W", "error")
 

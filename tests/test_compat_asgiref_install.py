@@ -14,7 +14,7 @@ import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref_helpers import current_native_loop, end_threads, this_thread
+from asgiref_helpers import counts_references, current_native_loop, end_threads, this_thread
 from conftest import GRACE_SECONDS, Blocking
 from unfazed_compat.asgiref import _executors, _shared, _sync_to_async, install, uninstall
 
@@ -185,6 +185,7 @@ def test_without_asgiref_there_is_nothing_to_install(monkeypatch: pytest.MonkeyP
         install()
 
 
+@counts_references
 def test_an_executor_that_is_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     own = _executors.Lane()
 
@@ -331,6 +332,7 @@ def test_a_loop_knows_the_executor_that_waits_for_all_it_does(library: Any) -> N
     assert library.async_to_sync(inner)() == (True, threading.current_thread())
 
 
+@counts_references
 def test_the_single_thread_executor_can_be_read() -> None:
     with install():
         thread = asyncio.run(asgiref.sync.sync_to_async(threading.current_thread)())

@@ -157,7 +157,7 @@ async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch:
     class EndsFirst(set[_jobs.Job[Any]]):
         def add(self, job: _jobs.Job[Any], /) -> None:
             blocking.may_end.set()
-            wait_until(lambda: job._over, "the thread ends")
+            wait_until(lambda: job._parting, "the thread ends")
             super().add(job)
 
     blocking = Blocking()

@@ -19,6 +19,8 @@ import starlette.concurrency
 from conftest import GRACE_SECONDS, Caller, captured, in_plain_thread, wait_until
 
 from unfazed.concurrency import (
+    _slots,
+    _loopthread,
     CallCancelledError,
     EventLoopThread,
     LoopEndedError,
@@ -573,12 +575,34 @@ def test_a_worker_waits_as_long_as_its_loop_is_there(
     assert anyio.run(main, backend=backend, backend_options=options) == 1
 
 
-def test_when_threads_cannot_be_started_any_more_the_error_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
+def refuse_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("helper", [run_in_eventloop_sync, run_in_threadpool_sync])
+def test_when_no_thread_can_be_started_the_error_is_clear_and_the_next_call_tries_again(
+    helper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are too many, or this is a subinterpreter without daemon threads."""
+    func = echo if helper is run_in_eventloop_sync else int
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_to_start)
+        with pytest.raises(LoopStartError, match="its thread cannot be started: can't start new thread"):
+            helper(func)
+
+    assert not _slots._inside
+    helper(func)
+
+
+def test_when_no_thread_can_be_started_as_the_interpreter_ends_the_error_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse_and_exit(thread: threading.Thread) -> None:
+        patch.setattr(_loopthread, "_exiting", True)  # seen only now: another thread ends the interpreter
+        refuse_to_start(thread)
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse_and_exit)
         with pytest.raises(LoopEndedError, match="the interpreter is exiting"):
             run_in_eventloop_sync(echo)
 

@@ -228,6 +228,7 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
 
     async def begin() -> None:
         lanes.append(_lanes.ThreadLane("helper", pytest.fail))
+        lanes[0]._have_a_thread()
         while not late:
             await anyio.lowlevel.checkpoint()
 
@@ -458,7 +459,7 @@ async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> N
     assert lane._abort is not None
     lane._abort()
     await seen(stands)
-    await until(lambda: lane._over)
+    await until(lambda: lane.over)
 
     with pytest.raises(anyio.get_cancelled_exc_class()):
         call.answer.read()

@@ -431,17 +431,17 @@ def test_a_thread_that_waits_in_two_calls_lends_until_both_are_done() -> None:
     limiter = anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)
     queued = []
-    for _ in range(2):
-        _slots.lend(holder)
+    for wait in range(2):
+        _slots.lend(holder, wait)
         token = _slots.current_slot.set(holder)
         queued.append(_slots.acquire(limiter, lambda: True))
         _slots.current_slot.reset(token)
 
-    _slots.take_back(holder)
+    _slots.take_back(holder, 0)
     _slots.release(queued[0])
 
     assert queued[1].held
-    _slots.take_back(holder)
+    _slots.take_back(holder, 1)
     for slot in (*queued, holder):
         _slots.release(slot)
 
@@ -530,7 +530,8 @@ def test_a_worker_of_others_that_was_started_on_behalf_of_a_call_has_it_for_a_pa
     holder.parent = ended
     _slots.release(ended)
     token = _slots.current_slot.set(holder)
-    adopted = _slots.adopt(limiter)
+    adopted = _slots.Slot(limiter)
+    _slots.adopt(adopted)
     _slots.current_slot.reset(token)
 
     assert adopted.parent is holder

@@ -1,4 +1,16 @@
-"""Calls on their way into a loop, and what they come to. Knows neither asyncio nor trio, but what it needs of them."""
+"""Calls on their way into a loop, and what they come to. Knows neither asyncio nor trio, but what it needs of them.
+
+Guarantees:
+
+- An `Answer` is written in one step, by the first who does so: nobody is ever between the claim and the writing. Whoever
+  waits for it is told at least once, though a signal handler raises in the midst of that.
+- What a signal handler raises in the loop's thread while it begins a call, or runs it, becomes the call's answer.
+- A call that is cancelled while another thread submits it learns of it: each of the two takes a step on one list before
+  it looks at what the other has done.
+
+Assumptions: `list.append`, reading `list[0]` and trying to take a lock are atomic (Python's documentation, "Thread
+Safety Guarantees" and `threading`).
+"""
 
 from __future__ import annotations
 
@@ -77,41 +89,57 @@ class Loop(Protocol):
 
 
 class Answer(Generic[T]):
-    """What a call came to. The first to claim it writes it, and *announce*, if any, is called once when it stands."""
+    """What a call came to: the value and the error, one of them `None`. The first to write it counts.
 
-    stands = False
-    _value: Any = None  # a T where there is no error
-    _error: BaseException | None = None
+    Args:
+        announce: Is called when the answer stands, sometimes twice; `None` where nobody waits for it.
+    """
 
     def __init__(self, announce: Callable[[], object] | None = None) -> None:
-        self._claimed = Lock()  # a flag that is tested and set in one step; never released
+        self._outcomes: list[list[Any]] = []  # the first one counts: value and error
         self.announce = announce
+
+    @property
+    def stands(self) -> bool:
+        """Whether it has been written."""
+        return bool(self._outcomes)
 
     def claim(self) -> bool:
         """Keep others from writing the answer, unless somebody was first."""
-        return self._claimed.acquire(blocking=False)
+        return self._write([None, None])
 
     def write(self, value: T | None, error: BaseException | None) -> bool:
-        """Write the answer, unless somebody was first."""
-        if not self._claimed.acquire(blocking=False):
-            return False
-        self._value = value
-        self._error = error
-        self.stands = True
-        if self.announce is not None:
-            self.announce()
-        return True
+        """Write the answer, and announce it, unless somebody was first. Return whether we are."""
+        outcome = [value, error]  # a list, for constant tuples are one and the same
+        try:
+            first = self._write(outcome)
+            if first and self.announce is not None:
+                self.announce()
+        except BaseException:  # of a signal handler: the one who waits must hear of it all the same
+            if self.announce is not None and self._outcomes and self._outcomes[0] is outcome:
+                self.announce()
+            raise
+        return first
+
+    def _write(self, outcome: list[Any]) -> bool:
+        self._outcomes.append(outcome)
+        if self._outcomes[0] is outcome:
+            return True
+        del self._outcomes[1:]  # what came too late would be kept here
+        return False
 
     def read(self) -> T:
         """Return the value or raise the error. Only once: an error kept here would be a reference cycle."""
-        error, self._error = self._error, None
+        outcome = self._outcomes[0]
+        value, error = outcome
+        outcome[1] = None
         if error is None:
-            value: T = self._value
-            return value
+            result: T = value
+            return result
         try:
             raise error
         finally:
-            del error, self
+            del value, error, self
 
 
 def without_our_frame(exc: BaseException) -> BaseException:
@@ -128,23 +156,33 @@ class Call(Generic[T]):
     aborted = False  # whether its task was cancelled while it ran
     missed = False  # whether it never waited, and so never saw that
     cancelled_by_others = False  # and not by us
+    task_has_ended: Callable[[], bool] | None = None  # where nobody tells us of that; for the loop's thread only
     accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
+    past = False  # whether a thread is to run it past the loop
     on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
-    loop: Loop | None = None  # where it is submitted, or about to be
+    loop: Loop | None = None  # where it is submitted, or about to be: `set_loop` says it
 
     def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T], made_elsewhere: bool = False) -> None:
         self._work = work
         self.answer = answer
         self.made_elsewhere = made_elsewhere  # for certain, and not in the loop that is to run it
+        self._steps: list[str] = []  # on which `set_loop` and `cancel` take one before either looks at the other
+
+    def set_loop(self, loop: Loop) -> None:
+        """Say which loop is to run the call, before that is submitted."""
+        self.loop = loop
+        self._steps.append("set_loop")
 
     def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[Call[Any]], None]) -> None:
         """Say that a thread of *loop* is to run the call, past the loop; *abort* cancels it, in the loop's thread."""
+        self.past = True
         self.on_end = on_end
         self._abort = abort
-        self.loop = loop
+        self.set_loop(loop)
 
     def come_back(self) -> None:
         """Say that the loop is to run the call after all; in the loop's thread."""
+        self.past = False
         self._abort = None
 
     def end_past(self, value: T) -> None:
@@ -158,8 +196,31 @@ class Call(Generic[T]):
         self.accepted = True
         self.fail(self._reason)
 
+    def begin(self, start: Callable[..., object], *args: object) -> None:
+        """Have *start* begin the task, unless that has been tried; in the loop's thread. Its errors are the call's."""
+        if self.accepted:
+            return
+        try:
+            self.accepted = True
+            start(*args)
+        except BaseException as exc:  # of a task factory of the user's, or a signal handler
+            self.fail(without_our_frame(exc))
+
     async def run(self, abort: Callable[[], object]) -> None:
         """Run the call in the current task, which *abort* cancels. Whatever is raised goes to the caller alone."""
+        try:
+            await self._run(abort)
+        except BaseException as exc:  # of a signal handler, outside of the work
+            if not self.answer.write(None, without_our_frame(exc)):
+                raise
+        finally:
+            self._abort = None
+            if self.on_end is not None:
+                self.on_end(self)
+
+    async def _run(self, abort: Callable[[], object]) -> None:
+        if self.answer.stands:  # its caller has been told that it could not begin
+            return
         self._abort = abort
         if self._cancelled:
             self._cancel()
@@ -181,10 +242,6 @@ class Call(Generic[T]):
             if self.aborted:
                 await self._take_in()
             self.answer.write(value, None)
-        finally:
-            self._abort = None
-            if self.on_end is not None:
-                self.on_end(self)
 
     async def _take_in(self) -> None:
         """Take a cancellation that the work did not wait for off the task: it is not for what comes next there."""
@@ -200,10 +257,9 @@ class Call(Generic[T]):
         Return whether there will be an answer: not where the call was never submitted, or its loop is gone.
         """
         if not self._cancelled:
-            # The order matters. Either the loop is set, and we post; or the call is submitted after this, and `run`
-            # sees that it is cancelled.
             self._reason = reason
             self._cancelled = True
+        self._steps.append("cancel")  # if `set_loop` took its step first, we see the loop; or else `run` sees us
         if self.loop is None:
             return False
         try:
@@ -214,17 +270,33 @@ class Call(Generic[T]):
 
     def _cancel(self) -> None:
         """Cancel the task. Where it was not even submitted, as Ctrl-C came in between, give it up."""
-        abort, self._abort = self._abort, None
+        abort = self._abort
         if abort is not None:
-            self.aborted = True
             abort()
+            self.aborted = True  # not before: a signal handler may have raised in between, and `go_on` looks here
+            self._abort = None
         elif not self.accepted:
             self.give_up()
+        elif self.task_has_ended is not None and self.task_has_ended():
+            self.fail_unless_run(self._reason)
 
-    def fail_unless_run(self, _task: object) -> None:
-        """End the call if its task was cancelled before it began, as asyncio does at the end of a loop."""
+    def go_on(self) -> bool:
+        """Have done again what a signal handler has kept the loop from doing. Return whether to submit it once more.
+
+        Of use to a thread that waits for the answer. What was done, or only takes its time, is not done twice.
+        """
+        if self._cancelled and not self.aborted:
+            self.cancel()
+        return not (self.accepted or self.past)
+
+    def fail_unless_run(self, error: BaseException | None) -> None:
+        """End the call if its task has ended without an answer: with *error*, or if it was cancelled before it began.
+
+        That is what asyncio does at the end of a loop.
+        """
         if not self.answer.stands:
-            self.fail(LoopEndedError("the event loop of this call has ended, or cancelled it before it began"))
+            ended = LoopEndedError("the event loop of this call has ended, or cancelled it before it began")
+            self.fail(error or ended)
 
     def fail(self, error: BaseException | None) -> None:
         """End the call, with *error* if it has no answer yet; in the loop's thread, if it was to run there."""
@@ -240,4 +312,10 @@ class SyncAnswer(Answer[T]):
     def __init__(self) -> None:
         self.done = Lock()
         self.done.acquire()
-        super().__init__(self.done.release)
+        super().__init__(self._say_so)
+
+    def _say_so(self) -> None:
+        try:
+            self.done.release()
+        except RuntimeError:  # it has been said
+            pass

@@ -53,8 +53,9 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
     async def __aenter__(self) -> T:
         _require_new(self._lane, "contextmanager_in_threadpool")
-        self._lane = lane = ThreadLane("contextmanager_in_threadpool", self._exit, self._limiter)
+        lane = ThreadLane("contextmanager_in_threadpool", self._exit, self._limiter)
         try:
+            self._lane = lane
             return await lane.run(self._enter)
         except BaseException as exc:
             await self._leave(lane, _info_of(exc))  # it may have been entered all the same
@@ -138,24 +139,28 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
     def __enter__(self) -> T:
         _require_new(self._lane, "contextmanager_in_eventloop_sync")
         lane = TaskLane(self._exit_by_itself)
-        self._call(lane.start, submit_to_background)
         try:
+            self._call(lane.start, submit_to_background)
             value: T = self._call(self._enter, lane.take)
+            self._lane = lane
+            return value
         except BaseException as exc:
-            with suppress(LoopEndedError):  # it has been left then
+            self._lane = None
+            with suppress(LoopEndedError):  # it has been left then, or it was never started
                 self._leave(lane, _info_of(exc))  # it may have been entered all the same
             raise
-        self._lane = lane
-        return value
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        assert self._lane is not None, "it has been entered"
+        lane = self._lane
+        assert lane is not None, "it has been entered"
         try:
-            return self._leave(self._lane, (exc_type, exc, traceback))
+            return self._leave(lane, (exc_type, exc, traceback))
         finally:
             self._lane = None
+            with suppress(LoopEndedError):
+                lane.leave()  # does something only if a signal handler has kept us from it
 
     def _leave(self, lane: TaskLane, exc_info: _ExcInfo) -> bool | None:
         try:

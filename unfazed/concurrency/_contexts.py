@@ -3,7 +3,8 @@
 A `contextvars.Context` can be entered by one thread at a time. Two calls at once in one would get Python's "cannot
 enter context", sometimes, and by whoever comes second; so a call claims its context from its beginning to its end.
 
-`_claims` needs no lock: `dict.setdefault` is one step. A forked child starts without claims.
+`_claims` needs no lock: `dict.setdefault`, `get` and `pop` are atomic, and a call removes its own claim alone. A forked
+child starts without claims.
 """
 
 from __future__ import annotations
@@ -23,23 +24,30 @@ T = TypeVar("T")
 
 
 class Claim:
-    """One call's right to a context, until it is released."""
+    """A call's right to a context, from `take` until it is released. Made first, to be given back whatever happens.
+
+    Args:
+        context: The context.
+        name: The name of the function that is to run in it.
+    """
 
     __slots__ = ("context", "name")
 
     def __init__(self, context: Context, name: str) -> None:
-        """Claim *context* for a call of the function *name*.
+        self.context = context
+        self.name = name
+
+    def take(self) -> None:
+        """Claim the context.
 
         Raises:
             InUseError: If another call has it, or some thread is in it: this one, for instance.
         """
-        self.context = context
-        self.name = name
-        holder = _claims.setdefault(id(context), self)  # which keeps the context, so the number is not used again
+        holder = _claims.setdefault(id(self.context), self)  # keeps the context, so the number is not used again
         if holder is not self:
             raise self._in_use(f"{holder.name}() has not ended in it yet")
         try:
-            context.run(int)
+            self.context.run(int)
         except RuntimeError:
             self.release()
             raise self._in_use("it has been entered already, and by the caller itself perhaps") from None
@@ -53,7 +61,7 @@ class Claim:
     def release(self) -> None:
         """End the claim. Doing so twice is harmless."""
         if _claims.get(id(self.context)) is self:
-            del _claims[id(self.context)]
+            _claims.pop(id(self.context), None)
 
     def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
         """Run *func* in the context, on behalf of the same call as the current code."""

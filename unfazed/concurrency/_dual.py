@@ -192,7 +192,7 @@ def _annotations_of(func: object) -> dict[str, Any]:
     """
     try:
         annotations: dict[str, Any] = getattr(func, "__annotations__", {})
-    except Exception:  # pragma: no cover  before Python 3.14 they were there already
+    except NameError:  # pragma: no cover  before Python 3.14 they were there already
         library = importlib.import_module("annotationlib")
         annotations = library.get_annotations(func, format=library.Format.FORWARDREF)
     return annotations

@@ -194,6 +194,7 @@ class EventloopPlace(NamedTuple):
 async def _run_in_context(context: Context, name: str, work: Callable[[], Awaitable[T]]) -> T:
     claim = Claim(context, name)
     try:
+        claim.take()
         return await claim.run_async(work, current_loop().mark_context)
     finally:
         claim.release()

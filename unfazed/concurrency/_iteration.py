@@ -32,6 +32,9 @@ T = TypeVar("T")
 CHECKPOINT_ITEMS: Final = 100  # after how many items that were there already other tasks get their turn; arbitrary
 
 
+_END: Final = object()  # what follows the last item
+
+
 class _Feed(Generic[T]):
     """A sync iterable in its thread, and the items that it has given. All but `_fetch` is for the loop's thread."""
 
@@ -40,7 +43,7 @@ class _Feed(Generic[T]):
         self._iterator: Iterator[T] | None = None
         self._ahead = max(1, prefetch)  # how many items to fetch at a time
         self._prefetch = prefetch
-        self._items: deque[T] = deque()
+        self._items: deque[T | object] = deque()  # and `_END` after the last one
         self._error: BaseException | None = None  # what comes after the items; None: the end
         self._over = False  # whether no more items are to come
         self._paused = False  # whether to stop fetching after the current item
@@ -62,20 +65,23 @@ class _Feed(Generic[T]):
             raise LoopStateError("this iterator belongs to another event loop: use it in the one where it was begun")
         self._busy = True
         try:
-            if not self._items:
-                self._at_hand = 0
-                await self._get_more()
-            elif self._at_hand < CHECKPOINT_ITEMS:
-                self._at_hand += 1
-            else:
-                self._at_hand = 0
-                await checkpoint()
+            try:
+                if not self._items:
+                    self._at_hand = 0
+                    await self._get_more()
+                elif self._at_hand < CHECKPOINT_ITEMS:
+                    self._at_hand += 1
+                else:
+                    self._at_hand = 0
+                    await checkpoint()
+            finally:
+                self._busy = False
         finally:
-            self._busy = False
-        if not self._items:
+            self._busy = False  # a signal handler may have raised just before the first time
+        if not self._items or self._items[0] is _END:
             self.drop()
             self._raise_end()
-        item = self._items.popleft()
+        item = cast("T", self._items.popleft())
         if self._prefetch and len(self._items) <= self._prefetch // 2:
             self._fetch_ahead()
         return item
@@ -127,7 +133,9 @@ class _Feed(Generic[T]):
         while not self._items and not self._over:
             self._news = news = Event()
             self._fetch_ahead()
-            if self._items or self._over:  # while we were about to wait
+            # A step on the deque, as adding to it is one: what was added before it is there, and who adds something
+            # after it sees the event.
+            if self._items.copy() or self._over:
                 return
             try:
                 await news.wait()
@@ -151,18 +159,20 @@ class _Feed(Generic[T]):
 
     def _fetch_ahead(self) -> None:
         """Have the buffer filled, unless it is being filled already."""
-        if self._fetching is not None or self._over:
+        if self._over:
             return
         assert self._lane is not None, "the first item has been asked for"
-        self._paused = False
-        self._fetching = Call(partial(self._lane.run, self._fetch), Answer(self._fetched))
-        submit_here(self._fetching, copy_context())
+        if self._fetching is None:
+            self._paused = False
+            self._fetching = Call(partial(self._lane.run, self._fetch), Answer(self._fetched))
+        if not self._fetching.accepted:
+            submit_here(self._fetching, copy_context())
 
     def _fetched(self) -> None:
         """Note that nothing is being fetched any more."""
-        assert self._fetching is not None, "it has just ended"
         try:
-            self._fetching.answer.read()
+            if self._fetching is not None:
+                self._fetching.answer.read()
         except BaseException as exc:  # it could not even be tried
             if not self._paused:
                 self._over = True
@@ -198,10 +208,12 @@ class _Feed(Generic[T]):
             if not cancelled:  # else the async code that it waited for has been, with the consumer
                 self._error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
             self._over = True
+        if self._over:
+            items.append(_END)
         self._tell()
 
     def _tell(self) -> None:
-        """Wake the consumer, from the thread. Either it sees what has come before it waits, or we see its event."""
+        """Wake the consumer, from the thread."""
         news, self._news = self._news, None
         if news is not None and self._lane is not None:
             set_from_anywhere(self._lane.loop, news)
@@ -357,21 +369,28 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
 def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
     lane = TaskLane(steps.close)
     helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
-    call_from_sync(lane.start, source, helper, instead, submit_to_background)
     try:
-        while True:
-            try:
-                item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
-            except LoopEndedError:
-                if lane.outcome is not None:  # a scope that it holds open was cancelled
-                    lane.outcome.read()
-                raise
-            if steps.over:
-                return
-            yield item
+        try:
+            call_from_sync(lane.start, source, helper, instead, submit_to_background)
+            while True:
+                try:
+                    item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
+                except LoopEndedError:
+                    if lane.outcome is not None:  # a scope that it holds open was cancelled
+                        lane.outcome.read()
+                    raise
+                if steps.over:
+                    return
+                yield item
+        finally:
+            if not lane.over:  # as it is at the end of the interpreter, where nothing is there that a module imported
+                with suppress(LoopEndedError):  # it has been closed then, or its start was interrupted
+                    try:
+                        finish = partial(lane.finish, steps.close)
+                        call_from_sync(finish, source, helper, instead, lane.take, always=True)
+                    except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
+                        lane.leave()
     finally:
-        with suppress(LoopEndedError):  # it has been closed then
-            try:
-                call_from_sync(partial(lane.finish, steps.close), source, helper, instead, lane.take, always=True)
-            except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
+        if not lane.over:  # a signal handler has raised in the `finally` above
+            with suppress(LoopEndedError):
                 lane.leave()

@@ -1,6 +1,8 @@
 """One call in a worker thread: its slot, its start, its end, and what becomes of it when nobody waits any more.
 
-`_abandoned` needs no lock: each job is added and removed once. A forked child starts with none.
+Guarantees: who begins first is decided by trying to take a lock, which is atomic; who abandons or ends first, by
+`list.append`, which is too. What the call takes it gives back, whatever a signal handler raises and wherever.
+`_abandoned` needs no lock: `set.add` and `discard` are atomic. A forked child starts with none.
 """
 
 from __future__ import annotations
@@ -51,7 +53,6 @@ class Job(Worker, Generic[T]):
     limiter: CapacityLimiter | None = None  # where that is looked up before the slot is taken
     _claim: Claim | None = None  # of a context that was given
     _abandoned = False  # whether the loop has stopped waiting for the worker
-    _over = False  # whether the worker has ended, and given its slot back
     _ended: Event | None = None  # set where the loop waits for the worker after all
     _waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
 
@@ -70,6 +71,7 @@ class Job(Worker, Generic[T]):
         self._options = options
         if options.timeout is not None:
             self._timeout = Timeout(options.timeout, name_of(func))
+        self._parting: list[str] = []  # "ended" by the worker, "abandoned" by the loop: which came first
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
         # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
         self.outcome: Answer[T] = Answer()
@@ -94,7 +96,7 @@ class Job(Worker, Generic[T]):
     def run_here(self, loop: Loop) -> bool:
         """Run the call in this thread, a worker of *loop*, if a slot is still free. Return whether there was one."""
         assert self.limiter is not None, "known, or the call would not have gone past the loop"
-        slot = _slots.acquire(self.limiter, queue=False)
+        slot = _slots.acquire(self.limiter)
         if not slot.held:
             return False
         self.loop, self.slot = loop, slot
@@ -127,31 +129,39 @@ class Job(Worker, Generic[T]):
         loop = self.loop = running_loop()
         assert loop is not None, "async code runs in a loop"
         limiter, abandon_on_cancel, _, context = self._options
-        if context is not None:
-            self._claim = Claim(context, name_of(self._func))
+        # Made before anything is taken, and given back in two `finally`: a signal handler may raise between any two
+        # bytecodes, those of the first one included.
+        slot = self.slot = _slots.Slot(limiter or _default_limiter.of(loop))
+        self._claim = None if context is None else Claim(context, name_of(self._func))
+        in_the_task = loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane
         try:
-            slot = self.slot = _slots.acquire(limiter or _default_limiter.of(loop))
-            if not slot.held:
-                await until_held(slot, loop)
-            if loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane:
-                self.called_back_in_the_task = True
-                await to_thread.run_sync(self.work, limiter=NO_LIMIT)
-                await loop.checkpoint_if_cancelled()
-                return self.outcome
-            cancellation: BaseException | None = None
             try:
-                await self.hand_over()
-            except BaseException as exc:
-                if self.never_begin():
-                    raise
-                cancellation = exc
-            if cancellation is not None:
+                if self._claim is not None:
+                    self._claim.take()
+                if not _slots.take(slot):
+                    await until_held(slot, loop)
+                cancellation: BaseException | None = None
                 try:
-                    raise await self._outlive(cancellation, timer)
-                finally:
-                    del cancellation
+                    if in_the_task:
+                        self.called_back_in_the_task = True
+                        await to_thread.run_sync(self.work, limiter=NO_LIMIT)
+                        await loop.checkpoint_if_cancelled()
+                    else:
+                        await self.hand_over()
+                except BaseException as exc:
+                    if self.never_begin():
+                        raise
+                    cancellation = exc
+                if cancellation is not None:
+                    try:
+                        raise await self._outlive(cancellation, timer)
+                    finally:
+                        del cancellation
+            finally:
+                if not self._abandoned:  # pragma: no branch (that always raises)
+                    self._give_back()
         finally:
-            if not self._abandoned:  # pragma: no branch (that always raises)
+            if not self._abandoned:  # pragma: no branch
                 self._give_back()
         return self.outcome
 
@@ -167,11 +177,13 @@ class Job(Worker, Generic[T]):
         self._ended = Event()  # before the claim: a worker that comes second sets it
         try:
             if self.outcome.claim():
-                self.cancel()
-                if not self._options.abandon_on_cancel:
-                    cancellation = await outlast(self._ended, cancellation, timer)
-                if not self._ended.is_set():
-                    self._abandon()
+                try:
+                    self.cancel()
+                    if not self._options.abandon_on_cancel:
+                        cancellation = await outlast(self._ended, cancellation, timer)
+                finally:  # though a signal handler raised
+                    if not self._ended.is_set():
+                        self._abandon()
             return cancellation
         finally:
             del cancellation
@@ -180,7 +192,8 @@ class Job(Worker, Generic[T]):
         """Wait no longer for the worker, which gives its slot back itself, and may have done so by now."""
         self._abandoned = True
         _abandoned.add(self)
-        if self._over:  # either we see this, or the worker sees that it has been added
+        self._parting.append("abandoned")
+        if self._parting[0] == "ended":  # before we added it: the worker will not come back to remove it
             _abandoned.discard(self)
 
     def work(self) -> None:
@@ -209,7 +222,7 @@ class Job(Worker, Generic[T]):
                 self._waiting.write(self.outcome, None)
         else:
             self._give_back()
-            self._over = True
+            self._parting.append("ended")  # before the removal: if the loop adds us after that, it sees this
             _abandoned.discard(self)
             assert self._ended is not None, "the loop has claimed the outcome to wait for us"
             set_from_anywhere(self.way_back(), self._ended)

@@ -6,7 +6,11 @@ What one step enters, another can so leave: a context variable's token, a cancel
     TaskLane      a task in an event loop, for sync code
 
 Each ends with a last step, which nothing keeps from running: neither slots nor cancellation. An idle lane holds no
-slot. Who wakes a lane: its user, with the next step or by leaving; or the end of its loop.
+slot. Who wakes a lane: its user, with the next step or by leaving; or the end of its loop. A lane is made first and
+started by its first step, so that whoever is interrupted by a signal handler has it to leave.
+
+Assumptions: `list.append`, reading `list[0]`, and putting into a `SimpleQueue` are atomic. All but what threads say by
+these is for the loop's thread only.
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import threading
 from collections import deque
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from anyio import Event, get_cancelled_exc_class, to_thread
@@ -67,17 +70,17 @@ class ThreadLane(Generic[T]):
         self.loop: Loop = current_loop()
         self.limiter: CapacityLimiter = limiter or to_thread.current_default_thread_limiter()
         self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._started = Lock()  # taken by the thread when it starts, or by the loop so that it never does
+        self._first: list[str] = []  # "thread" when that starts, or "never" if the loop says so first
         self._error: BaseException | None = None  # why it never did
         self._waiting: Event | None = None  # of the step that is under way
         self._leaving = False
-        self._released = False  # whether nothing holds the thread any more
-        self._over = False  # whether the last step has been done
-        self._ended = Event()  # set when both are so: asyncio may drop what is left when its last task has ended
+        # "over" when the last step has been done, "released" when nothing holds the thread any more: whoever comes
+        # second sets the event. Not before that: asyncio may drop what is left when its last task has ended.
+        self._ends: list[str] = []
+        self._ended = Event()
         self._outcome: Answer[T] | None = None  # of the last step
         self.heard = False  # whether somebody waits for that; said before the lane is left, to be seen by its thread
-        self._hold = Call(self._stay, Answer(self._stayed))
-        submit_here(self._hold, copy_context())
+        self._hold: Call[None] = Call(self._stay, Answer(self._stayed))
 
     async def run(self, func: Callable[[], S]) -> S:
         """Run *func* in the thread, when a slot is free, and await its result. Cancelled, it waits as a job does."""
@@ -96,6 +99,7 @@ class ThreadLane(Generic[T]):
         """
         cancellation: BaseException | None = None
         try:
+            self._have_a_thread()
             await self._ended.wait()
         except BaseException as exc:
             cancellation = exc
@@ -116,6 +120,7 @@ class ThreadLane(Generic[T]):
         """Have the thread do *work*, and wait for that."""
         if self._leaving:
             raise LoopEndedError(_ENDED)
+        self._have_a_thread()
         loop, event = self.loop, Event()
 
         def step() -> None:
@@ -129,19 +134,25 @@ class ThreadLane(Generic[T]):
         if self._error is not None:
             raise self._error
 
+    def _have_a_thread(self) -> None:
+        if not self._hold.accepted:
+            submit_here(self._hold, copy_context())
+
     async def _stay(self) -> None:
         """Hold the thread, in a task of its own. Where the end of the loop cancels that, the thread sees it itself."""
         await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
 
     def _stayed(self) -> None:
         """Note that nothing holds the thread any more, and if it has never started, why."""
-        self._released = True
-        if not self._started.acquire(blocking=False):
-            if self._over:
+        self._first.append("never")
+        if self._first[0] != "never":
+            self._ends.append("released")
+            if self._ends[0] == "over":
                 self._ended.set()
             return
         try:
-            self._hold.answer.read()
+            if self._hold.answer.stands:
+                self._hold.answer.read()
         except cancelled_classes():
             self._error = LoopEndedError(_ENDED)
         except BaseException as exc:
@@ -154,7 +165,8 @@ class ThreadLane(Generic[T]):
 
     def _serve(self) -> None:
         """Do one step after another, and the last one, in the thread."""
-        if not self._started.acquire(blocking=False):
+        self._first.append("thread")
+        if self._first[0] != "thread":
             return
         while True:
             try:
@@ -172,19 +184,12 @@ class ThreadLane(Generic[T]):
         job.work()
         _slots.release(job.slot)
         self._outcome = job.outcome
-        try:
-            self.loop.post(self._served)
-            heard = self.heard
-        except LoopEndedError:
-            heard = False
+        heard = self.heard and not self.loop.is_gone()
+        self._ends.append("over")
+        if self._ends[0] == "released":
+            heard = set_from_anywhere(self.loop, self._ended) and heard
         if not heard:
             report(job.outcome)
-
-    def _served(self) -> None:
-        """Note that the last step has been done, in the loop's thread."""
-        self._over = True
-        if self._released:
-            self._ended.set()
 
 
 @final
@@ -206,7 +211,7 @@ class TaskLane(Call[None]):
         self._wake: Event | None = None
         self._leaving = False
         self._left = False  # whether the last step has begun
-        self._over = False  # whether it has ended
+        self.over = False  # whether it has ended; set in the loop's thread, read in any
         self.outcome: Answer[None] | None = None
 
     async def start(self) -> None:
@@ -215,15 +220,14 @@ class TaskLane(Call[None]):
 
     def take(self, call: Call[Any], context: Context) -> None:
         """Have the task run *call*, on behalf of whom *context* says. From any thread; returns at once."""
-        if self._process != os.getpid():
+        if self._process != os.getpid() or self.loop is None:  # or its start was interrupted
             raise LoopEndedError(_ENDED)
-        call.loop = self.loop
-        assert self.loop is not None, "set when it was started"
+        call.set_loop(self.loop)
         self.loop.post(self._take, call, context.run(_slots.current_slot.get))
 
     def leave(self) -> None:
         """Have the task do its last step after the call that is under way. From any thread; returns at once."""
-        if self.loop is not None:
+        if self.loop is not None and not self.over:
             self.loop.post(self._leave)
 
     async def finish(self, last: Callable[[], Awaitable[T]]) -> T:
@@ -234,12 +238,15 @@ class TaskLane(Call[None]):
     def _take(self, call: Call[Any], slot: _slots.Slot | None) -> None:
         if call.accepted:
             return
-        call.accepted = True
-        if self._over:
-            call.fail(LoopEndedError(_ENDED))
-            return
-        self._calls.append((call, slot))
-        self._wake_up()
+        try:
+            if self.over or not self.accepted:  # its start was interrupted
+                call.fail(LoopEndedError(_ENDED))
+            else:
+                self._calls.append((call, slot))
+                self._wake_up()
+            call.accepted = True
+        except BaseException as exc:  # of a signal handler
+            call.fail(without_our_frame(exc))
 
     def _leave(self) -> None:
         self._leaving = True
@@ -260,16 +267,24 @@ class TaskLane(Call[None]):
     async def _serve(self) -> None:
         """Run one call after another, and the last step, in the task."""
         cancellation: BaseException | None = None
+        interruption: BaseException | None = None
         try:
-            await self._run_calls(self._abort or _do_nothing, current_loop())
-        except get_cancelled_exc_class() as exc:  # between calls: by the end of the loop, or a scope that is held open
-            cancellation = exc if self._reason is None else None
-        try:
+            try:
+                await self._run_calls(self._abort or _do_nothing, current_loop())
+            except get_cancelled_exc_class() as exc:  # between calls: by the end of the loop, or a scope held open
+                cancellation = exc if self._reason is None else None
+            except BaseException as exc:  # of a signal handler
+                interruption = exc
             if not self._left:
                 await self._do_last(cancellation)
+            if interruption is not None:
+                raise interruption
         finally:
-            del cancellation
-            self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+            del cancellation, interruption
+            try:
+                self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+            finally:
+                self._end()
 
     def fail(self, error: BaseException | None) -> None:
         self._end()
@@ -277,7 +292,7 @@ class TaskLane(Call[None]):
 
     def _end(self) -> None:
         """Refuse all calls from now on, and those that queue."""
-        self._over = True
+        self.over = True
         for call, _ in self._calls:
             call.fail(LoopEndedError(_ENDED))
 
@@ -288,11 +303,12 @@ class TaskLane(Call[None]):
                     self._wake = Event()
                     await self._wake.wait()
                     continue
-                call, slot = self._calls.popleft()
+                call, slot = self._calls[0]
                 self._current = call
                 _slots.current_slot.set(slot)
                 await call.run(abort)
                 self._current = None
+                self._calls.popleft()  # not before: if a signal handler has raised, `_end` is to see it
                 if call.aborted:
                     loop.forget_cancellation()
                 elif call.cancelled_by_others:
@@ -325,8 +341,16 @@ def _do_nothing() -> None:
 
 
 def report(outcome: Answer[Any]) -> None:
-    """Show the error, if it is one, that nobody is there to be told."""
+    """Show the error, if it is one, that nobody is there to be told; not where it is the end of the loop."""
     try:
         outcome.read()
     except BaseException as exc:
+        if _is_only(exc, (LoopEndedError, *cancelled_classes())):
+            return
         threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+
+
+def _is_only(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Return whether *error* is of these kinds, or a group that has only such members."""
+    members: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
+    return isinstance(error, kinds) if members is None else all(_is_only(member, kinds) for member in members)

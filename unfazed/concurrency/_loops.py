@@ -7,6 +7,7 @@ that.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from threading import main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,27 +50,28 @@ class AsyncioLoop:
             raise
 
     def submit(self, call: Call[Any], context: Context) -> None:
-        call.loop = self
+        call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
             # At once, as it is faster; and what a loop that is ending does not know of, it does not cancel, but drops.
-            context.run(self._start, call)
+            context.run(call.begin, self._start, call)
         else:
-            self.post(self._start, call, context=context)
+            self.post(call.begin, self._start, call, context=context)
 
     def _start(self, call: Call[Any]) -> None:
-        if call.accepted:
-            return
-        call.accepted = True
         _mark_context("asyncio")
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         running = self._run(call)
         try:
             task = self.native.create_task(running)
-        except BaseException as exc:  # of a task factory of the user's
+        except BaseException:  # of a task factory of the user's
             running.close()
-            call.fail(exc)
-        else:
-            task.add_done_callback(call.fail_unless_run)
+            raise
+        task.add_done_callback(partial(self._ended, call))
+
+    @staticmethod
+    def _ended(call: Call[Any], task: asyncio.Task[None]) -> None:
+        if not call.answer.stands:  # else whatever it raised is asyncio's to show
+            call.fail_unless_run(None if task.cancelled() else task.exception())
 
     async def _run(self, call: Call[Any]) -> None:
         await call.run(_current_task().cancel)
@@ -151,28 +153,30 @@ class TrioLoop:
             raise LoopEndedError("the event loop of this call has ended") from None
 
     def submit(self, call: Call[Any], context: Context) -> None:
-        call.loop = self
+        call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
-            self._start(call, context)
+            call.begin(self._start, call, context)
         else:
-            self.post(self._start, call, context)
+            self.post(call.begin, self._start, call, context)
 
     def _start(self, call: Call[Any], context: Context) -> None:
         import trio
 
-        if call.accepted:
-            return
-        call.accepted = True
         try:
-            trio.lowlevel.spawn_system_task(self._run, call, context=context)
+            task = trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
-            call.fail(LoopEndedError("the event loop of this call has ended"))
+            raise LoopEndedError("the event loop of this call has ended") from None
+        # A signal handler that raises before the first step of a task ends the task, and with it trio's run.
+        call.task_has_ended = lambda: task.coro.cr_frame is None
 
     async def _run(self, call: Call[Any]) -> None:
-        import trio
-
-        with trio.CancelScope() as scope:
-            await call.run(scope.cancel)
+        try:
+            with sys.modules["trio"].CancelScope() as scope:
+                await call.run(scope.cancel)
+        except Exception as exc:  # of a signal handler, outside of `call.run`: from here it would end the loop
+            if call.answer.stands:
+                sys.excepthook(type(exc), exc, exc.__traceback__)
+            call.fail_unless_run(exc)
 
     def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
         import trio

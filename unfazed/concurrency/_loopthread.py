@@ -2,6 +2,9 @@
 
 At exit, after the ordinary threads have ended and before the daemon threads are stopped, all of them end. In a forked
 child they are gone, and say so.
+
+Guarantees and assumptions: `set.add`, `discard` and `copy`, and `list.append`, are atomic. Where one thread adds a call
+and another one ends the loop, each does its own step before it looks at the other's: one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -9,11 +12,9 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import sys
 import threading
 import time
 from contextlib import suppress
-from contextvars import Context
 from functools import partial
 from inspect import isawaitable
 from reprlib import repr as short_repr
@@ -26,10 +27,12 @@ from ._checks import is_async, name_of, require_async
 from ._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
 from ._loops import current_loop
 from ._synccalls import call_from_sync, thread
+from ._threadstart import start_thread
 from ._waits import call_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
     from types import TracebackType
 
     from ._calls import Call, Loop
@@ -78,10 +81,16 @@ class EventLoopThread:
         self._error: BaseException | None = None  # why the loop ended or could not start
         self._calls: set[Call[Any]] = set()  # those that have not ended
         self._closed: str | None = None  # why no calls are taken any more
+        self._steps: list[str] = []  # on which the loop's start, and who closes it, take one before they look
 
     def __enter__(self) -> EventLoopThread:
-        self.start()
-        return self
+        self._require_new()
+        try:
+            self._ensure_started()
+            return self
+        except BaseException:  # of a signal handler: `with` will not end it
+            self._ask_to_stop("the start of this event loop thread was interrupted")
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -114,9 +123,12 @@ class EventLoopThread:
             LoopStartError: If the backend is not installed, or refuses its options.
             LoopEndedError: If the interpreter is exiting.
         """
+        self._require_new()
+        self._ensure_started()
+
+    def _require_new(self) -> None:
         if self._thread is not None:
             raise LoopStateError(f"{self!r} can be started only once; make a new one")
-        self._ensure_started()
 
     def _ensure_started(self) -> None:
         """Start the thread unless that has been done, and wait for its loop to run.
@@ -127,14 +139,11 @@ class EventLoopThread:
         if _exiting:
             raise LoopEndedError("the interpreter is exiting")
         if self._thread is None:
-            options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-            # A daemon, as its worker threads are then too: the interpreter does not wait for them at exit.
-            starting = threading.Thread(target=self._main, name=self._name, daemon=True, **options)
             try:
-                starting.start()
-            except RuntimeError as exc:  # threads can't be started any more
-                self._closed = "the interpreter is exiting"
-                raise LoopEndedError(self._closed) from exc
+                start_thread(self._main, self._name)
+            except RuntimeError as exc:
+                if self._thread is None:  # else another thread or a signal handler has started it meanwhile
+                    raise _no_thread(self, exc) from exc
         self._started.wait()
         if self._loop is None:
             if not threading.main_thread().is_alive():  # what it needs can't be imported or started any more
@@ -189,9 +198,8 @@ class EventLoopThread:
     def _submit(self, call: Call[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        # Either the call is in the set when the loop ends, and `_main` fails it; or the loop has ended, and says so.
-        # The call knows its loop before that, so that it can be given up where Ctrl-C comes in between.
-        call.loop = loop
+        # The call knows its loop first, so that it can be given up where Ctrl-C comes in between.
+        call.set_loop(loop)
         call.on_end = self._forget
         self._calls.add(call)
         try:
@@ -199,7 +207,7 @@ class EventLoopThread:
         except LoopEndedError:
             self._calls.discard(call)
             raise
-        if self._closed is not None:  # meanwhile: the loop, which waits for the last call, may not know of this one
+        if self._closed is not None:  # else the end of the loop, which says so before it looks, has seen this call
             call.cancel(LoopEndedError(self._closed))
 
     def _let_past(self, call: Call[Any], abort: Callable[[], object]) -> None:
@@ -211,7 +219,7 @@ class EventLoopThread:
     def _forget_past(self, call: Call[Any]) -> None:
         """Note that *call*, which went past the loop, has ended, or is to come back to it. From any thread."""
         self._calls.discard(call)
-        if self._drained is not None and self._loop is not None:  # either we see it, or `_serve` sees no call
+        if self._drained is not None and self._loop is not None:  # else `_serve`, which makes it first, sees no call
             with suppress(LoopEndedError):
                 self._loop.post(self._forget, call)
 
@@ -227,7 +235,7 @@ class EventLoopThread:
             return
         self._thread = threading.current_thread()
         _running.add(self)
-        if _exiting:  # either we see this, or `_end_all_loops` sees us
+        if _exiting:  # else `_end_all_loops`, which says so first, sees us
             self._closed = "the interpreter is exiting"
         try:
             anyio.run(self._serve, backend=self._backend, backend_options=self._options)
@@ -243,19 +251,21 @@ class EventLoopThread:
     async def _serve(self) -> None:
         self._stop_event = Event()
         loop = self._loop = current_loop()
+        self._steps.append("started")
         self._started.set()
         if self._closed is None:
             await self._stop_event.wait()
-        while self._calls:
+        while calls := self._calls.copy():
             self._drained = Event()
-            for call in self._calls.copy():  # at once: other threads add to it
+            for call in calls:
                 call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
-            if self._calls:
+            if self._calls.copy():
                 await self._drained.wait()
         await loop.end_other_tasks()
 
     def _ask_to_stop(self, reason: str) -> None:
         self._closed = self._closed or reason
+        self._steps.append("closed")  # if the loop started before this, we see it; or else it sees that it is closed
         if self._loop is not None and self._stop_event is not None:
             with suppress(LoopEndedError):
                 self._loop.post(self._stop_event.set)
@@ -267,11 +277,19 @@ _exiting = False
 
 def submit_here(call: Call[Any], context: Context) -> None:
     """Have the loop that runs in this thread run *call*, and end it with the other calls if it is one of ours."""
-    for loop_thread in tuple(_running):
+    for loop_thread in _running.copy():
         if loop_thread._thread is threading.current_thread() and loop_thread._closed is None:
             loop_thread._submit(call, context)
             return
     current_loop().submit(call, context)
+
+
+def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedError | LoopStartError:
+    """Return the error for a loop whose thread cannot be started, because of *exc*."""
+    if _exiting or not threading.main_thread().is_alive():
+        loop_thread._closed = "the interpreter is exiting"
+        return LoopEndedError(loop_thread._closed)
+    return LoopStartError(loop_thread._backend, f"its thread cannot be started: {exc}")
 
 
 def require_backend(backend: str, where: str) -> None:
@@ -307,7 +325,7 @@ def _end_all_loops() -> None:
     global _exiting
     _exiting = True
     deadline = time.monotonic() + EXIT_SECONDS
-    ending = tuple(_running)
+    ending = _running.copy()
     for loop_thread in ending:
         loop_thread._ask_to_stop("the interpreter is exiting, and the event loop has ended")
     for loop_thread in ending:
@@ -316,7 +334,7 @@ def _end_all_loops() -> None:
 
 def _start_afresh() -> None:
     """After a fork: the loops' threads have not come along."""
-    for loop_thread in tuple(_running):
+    for loop_thread in _running.copy():
         loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"
     _running.clear()
 

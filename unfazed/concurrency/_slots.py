@@ -1,11 +1,12 @@
 """Slots: who may run, who lends while it waits. Thread-safe, for all loops at once; knows no loop.
 
 A *slot* is one call's permission to run under a limiter. anyio's own limiters belong to one loop and are
-not thread-safe, so we take only their `total_tokens` from them and count for ourselves.
+not thread-safe, so we count for ourselves: a slot is free while ours, and the tokens that others have borrowed from
+the limiter by anyio's own means, are fewer than its `total_tokens`.
 
 The rule, which lets calls nest to any depth without a deadlock:
 
-1. A call takes a free slot; where there is none it queues, first come first served.
+1. A call takes a free slot. Where there is none it queues, first come first served.
 2. A worker that waits in one of our sync calls *lends* its slot to the calls made on its behalf, and to no one
    else: whoever waits for a lock that the worker holds must not sit on the worker's slot. A descendant takes a
    lent slot before a free one, and hands it on to its siblings. The worker takes its slot back at once when it
@@ -14,23 +15,40 @@ The rule, which lets calls nest to any depth without a deadlock:
    more is let in, nested calls first: two limiters taken in opposite orders, or two calls that wait for each
    other, cannot be resolved in any other way. Of calls that are not nested, at most `total_tokens` come in so.
 
-Everything here is guarded by `_lock`. A forked child starts with a new lock and with all slots free.
+Guarantees:
+
+- `_lock` guards every `Slot`, every `Limit` and the names beside it. Nobody waits for anything else while holding it.
+- A finalizer that the garbage collector runs on the thread that holds the lock changes nothing there. What it gives
+  back is noted in `_notes`, and done by that thread before it goes on.
+- A signal handler may raise at any bytecode. The lock is not left taken; whoever takes it next puts the accounts in
+  order (`Limit.repair`); a note is removed after it has been carried out, and each can be carried out twice.
+- Who is granted a slot is woken until that has worked: by whoever granted it, or else by the watcher.
+- The watcher goes on whatever it meets, and is started again if it has gone.
+
+Assumptions: `deque.append` is one step for other threads, and so is reading an attribute that another thread sets.
+Finalizers do not wait for locks. Whoever creates a `Slot` releases it in a `finally`, taken or not.
+
+A forked child starts with a new lock and with all slots free.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from contextvars import Context, ContextVar
+from collections import OrderedDict, deque
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from ._errors import LoopStateError
+from ._threadstart import start_thread
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from anyio import CapacityLimiter
 
@@ -41,22 +59,28 @@ current_slot: ContextVar[Slot | None] = ContextVar("unfazed_current_slot", defau
 
 
 class Slot:
-    """One call's permission to run, from the moment that it is asked for."""
+    """One call's permission to run. Made before it is asked for, so that whoever is interrupted can give it back.
+
+    Args:
+        limiter: The limiter that bounds the call.
+    """
 
     # what a slot is like at first; a class says so faster than its `__init__` does
     held = False  # granted, and not given back yet
     given_up = False  # nobody wants it any more
     extra = False  # let in by rule 3 though it is not nested
-    waits = 0  # how many of our calls this slot's thread is waiting in
+    adopted = False  # taken by a worker that others started, whose token the limiter may count as well
+    woken = False  # whether its caller has been told that it was granted
+    waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
+    wake: Callable[[], bool] | None = None  # how to wake its caller, where that queues
     lender: Slot | None = None  # whose slot this is; None: its own
     borrower: Slot | None = None  # the descendant that runs on this slot while its owner waits
     ancestors: tuple[Slot, ...] = ()  # while queued: those with a slot of the same limiter, nearest first
     heirs: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
 
-    def __init__(self, limit: Limit, parent: Slot | None, wake: Callable[[], bool] | None) -> None:
-        self.limit = limit
-        self.parent = parent  # the nearest call that this one was made on behalf of, whatever its limiter
-        self.wake = wake  # None: nobody waits yet, and whoever will looks first
+    def __init__(self, limiter: CapacityLimiter) -> None:
+        self.limit = _limits.get(id(limiter)) or _open_accounts(limiter)
+        self.parent = current_slot.get()  # the nearest call that this one is made on behalf of, whatever its limiter
 
     def living_parent(self) -> Slot | None:
         """Return the nearest ancestor that has not ended, and forget the others, which could be ever so many."""
@@ -65,6 +89,19 @@ class Slot:
             parent = parent.parent
         self.parent = parent
         return parent
+
+    def give_back(self) -> Sequence[Slot]:
+        """End the slot, or its wait in the queue; with the lock held. Return those who get one now."""
+        limit, lender = self.limit, self.lender
+        if self in limit.holders:  # not `held`: a signal handler may have raised between the two
+            limit.take_away(self)
+        self.held = False
+        served: Sequence[Slot] = ()
+        if limit.queue:
+            limit.dequeue(self)
+            served = limit.serve(lender)
+        self.given_up = True  # not before, so that whoever is interrupted in the midst of this does it again
+        return served
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
@@ -76,16 +113,22 @@ class Slot:
 
 
 class Limit:
-    """The accounts of one limiter."""
+    """The accounts of one limiter.
 
-    __slots__ = ("_limiter", "extras", "occupied", "queue", "running", "stalled_since", "watched")
+    What counts is who is in `holders`, and there with which `lender`, `waits` and `extra`, and who is in `queue`. All
+    else follows from that, and is kept at hand: `repair` works it out.
+    """
+
+    __slots__ = ("_limiter", "adopted", "extras", "holders", "occupied", "queue", "running", "stalled_since", "watched")
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self._limiter = weakref.ref(limiter, partial(_limits.pop, id(limiter)))
-        self.occupied = 0  # slots held that are nobody else's: free is what is left of the total
-        self.running = 0  # calls that hold a slot, lent ones included, and do not wait in our calls
-        self.extras = 0  # unnested calls let in by rule 3 that have not ended yet
+        self.holders: set[Slot] = set()  # calls that hold a slot, lent ones included
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # oldest first
+        self.occupied = 0  # slots held that are nobody else's: free is what is left of the total
+        self.running = 0  # holders that do not wait in our calls
+        self.extras = 0  # unnested calls let in by rule 3 that have not ended yet
+        self.adopted = 0  # workers that others started
         self.stalled_since: float | None = None  # time.monotonic() seconds; None: somebody runs or nobody queues
         self.watched = False  # whether the watcher looks after it
 
@@ -93,6 +136,15 @@ class Limit:
     def total(self) -> float:
         limiter = self._limiter()
         return 0 if limiter is None else limiter.total_tokens
+
+    def free(self) -> float:
+        """Return how many slots are free: fewer than none, where more are taken than there are."""
+        limiter = self._limiter()
+        if limiter is None:
+            return 0
+        borrowed = limiter.borrowed_tokens  # by anyio's own means, as our calls do not; workers that we adopted have
+        others = borrowed - self.adopted if borrowed > self.adopted else 0
+        return limiter.total_tokens - self.occupied - others
 
     def enqueue(self, slot: Slot) -> None:
         self.queue[slot] = None
@@ -104,15 +156,16 @@ class Limit:
 
     def dequeue(self, slot: Slot) -> None:
         for ancestor in slot.ancestors:
-            assert ancestor.heirs is not None, "made when the slot queued"
-            ancestor.heirs.pop(slot, None)
+            if ancestor.heirs is not None:  # pragma: no branch  unless a signal handler raised just before
+                ancestor.heirs.pop(slot, None)
         slot.ancestors = ()
         self.queue.pop(slot, None)
 
     def grant(self, slot: Slot, lender: Slot | None = None) -> None:
         """Let *slot* run: on *lender*'s slot, or on one of its own."""
-        slot.held = True
         slot.lender = lender
+        self.holders.add(slot)
+        slot.held = True
         if lender is None:
             self.occupied += 1
         else:
@@ -120,23 +173,24 @@ class Limit:
         self.running += 1
         self.stalled_since = None
 
-    def wake_up(self, slot: Slot, lender: Slot | None = None) -> Slot:
+    def grant_queued(self, slot: Slot, lender: Slot | None = None) -> Slot:
         """Take *slot* out of the queue, let it run, and return it for its caller to be woken without the lock."""
-        self.dequeue(slot)
+        _unwoken[slot] = False
         self.grant(slot, lender)
-        if slot.given_up:  # in between, by the garbage collector on this very thread
-            self.take_away(slot)
+        self.dequeue(slot)
         return slot
 
     def take_away(self, slot: Slot) -> None:
         """End *slot*, without giving it to the next one yet."""
-        slot.held = False
+        self.holders.discard(slot)
         if slot.parent is not None:
             slot.living_parent()
         if not slot.waits:
             self.running -= 1
         if slot.extra:
             self.extras -= 1
+        if slot.adopted:
+            self.adopted -= 1
         borrower, lender = slot.borrower, slot.lender
         slot.borrower = slot.lender = None
         if borrower is not None:  # whoever still runs on this slot inherits it
@@ -153,11 +207,12 @@ class Limit:
         """
         served: list[Slot] = []
         if lender is not None and lender.heirs and lender.waits and lender.borrower is None:
-            served.append(self.wake_up(next(iter(lender.heirs)), lender))
+            served.append(self.grant_queued(next(iter(lender.heirs)), lender))
         if self.queue:
-            total = self.total
-            while self.queue and self.occupied < total:
-                served.append(self.wake_up(next(iter(self.queue))))
+            free = self.free()
+            while self.queue and free > 0:
+                served.append(self.grant_queued(next(iter(self.queue))))
+                free -= 1
         if self.running or not self.queue or not self.occupied:
             self.stalled_since = None
         elif self.stalled_since is None:
@@ -170,190 +225,319 @@ class Limit:
             return []
         for slot in self.queue:
             if slot.living_parent() is not None:
-                return [self.wake_up(slot)]
+                return [self.grant_queued(slot)]
         if self.extras >= self.total:
             return []
         slot = next(iter(self.queue))
         slot.extra = True
         self.extras += 1
-        return [self.wake_up(slot)]
+        return [self.grant_queued(slot)]
+
+    def repair(self) -> None:
+        """Work out again what follows from `holders` and `queue`: something has raised while that was changing."""
+        for slot in tuple(self.queue):
+            slot.held = slot in self.holders
+            if slot.held:
+                _unwoken[slot] = False
+                self.dequeue(slot)
+        for slot in self.holders:
+            slot.held = True
+            slot.borrower = None
+            while slot.lender is not None and slot.lender not in self.holders:
+                slot.lender = slot.lender.lender
+        for slot in self.holders:
+            if slot.lender is not None:
+                slot.lender.borrower = slot
+        self.occupied = sum(slot.lender is None for slot in self.holders)
+        self.running = sum(not slot.waits for slot in self.holders)
+        self.extras = sum(slot.extra for slot in self.holders)
+        self.adopted = sum(slot.adopted for slot in self.holders)
+        self.stalled_since = None
 
 
-# Guards every Slot and Limit, and the names below. Reentrant, for the garbage collector may end a coroutine, which
-# gives its slot back, on a thread that is in here already.
+# Guards every Slot and Limit, and the names below. One that knows its owner: a thread that a signal handler has thrown
+# out of here, at whichever bytecode, can find out whether it still has it.
 _lock = threading.RLock()
+_inside = 0  # the thread that holds the lock, and does not only begin or cease to
+_sound = True  # whether the accounts are in order: not while they change, nor if something has raised then
+_notes: deque[Callable[[], Sequence[Slot]]] = deque()  # what is to be done, by whoever comes next
 _limits: dict[int, Limit] = {}  # by the id of the limiter, while it lives
 _watched: set[Limit] = set()
+# Granted from the queue, until the watcher has seen that their callers were woken; and whether it has seen them before.
+_unwoken: dict[Slot, bool] = {}
 _watcher: threading.Thread | None = None
 
 
-def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None, *, queue: bool = True) -> Slot:
-    """Ask for a slot of *limiter*, for a call that the current context makes.
+def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
+    """Do *step*, then what has been noted, while holding the lock. Wake those who were granted a slot after that.
 
-    Where the slot is not `held` on return it is queued: *wake* is called, from any thread, when it has been granted.
-    It must return at once, and say whether anybody is left to be woken. It may be set later, by who then sees whether
-    the slot is held. `release` ends the wait. Without *queue*, there is nothing to wait for.
+    The second `finally` is there for a signal handler that raises just after the lock was taken, or in the first one.
     """
-    global _watcher
-    parent = current_slot.get()
-    with _lock:
-        limit = _limits.get(id(limiter)) or _open_accounts(limiter)
-        slot = Slot(limit, parent, wake)
-        if parent is not None:
-            parent.living_parent()  # so that a call that begins the next one for ever does not remember them all
-            for ancestor in slot.same_limit_ancestors():
-                if ancestor.waits and ancestor.borrower is None:
-                    limit.grant(slot, ancestor)
-                    return slot
-        if not limit.queue and limit.occupied < limiter.total_tokens:
-            limit.grant(slot)
-            return slot
-        if not queue:
-            return slot
-        limit.enqueue(slot)
-        served = limit.serve()
-        if not limit.watched:
-            limit.watched = True
-            _watched.add(limit)
-        watcher = None
-        if _watcher is None:
-            watcher = _watcher = _new_watcher()
-    _wake(served)
-    if watcher is not None:
+    global _inside, _sound
+    me = get_ident()
+    if _inside == me:  # we are in a finalizer, and what we have interrupted will do what is noted
+        if step is _do_noted:
+            return
+        raise LoopStateError("a finalizer made a call in the midst of another call of this thread")
+    while True:
+        left = False
         try:
-            watcher.start()
-        except RuntimeError:  # the interpreter is ending: nobody is let in early any more
-            _watcher = None
+            try:
+                _lock.acquire()
+                _inside = me
+                if not _sound:
+                    _repair()
+                _sound = False
+                served = step(*args)
+                if _notes:
+                    served = [*served, *_do_noted()]
+                _sound = True
+            finally:
+                if _inside == me:
+                    _inside = 0
+                    _lock.release()
+                    left = True
+        finally:
+            if not left:
+                _leave()
+        if served:
+            _wake(served)
+        if not _notes:
+            return
+        step, args = _do_noted, ()  # of a finalizer that ran just before we left, or of those who could not be woken
+
+
+def _leave() -> None:
+    """Give the lock back, unless that has been done."""
+    global _inside
+    if _inside == get_ident():
+        _inside = 0
+    with suppress(RuntimeError):  # it is not ours
+        _lock.release()
+
+
+def _nothing() -> Sequence[Slot]:
+    return ()
+
+
+def _do_noted() -> Sequence[Slot]:
+    """Carry out what has been noted, oldest first. What is interrupted will be carried out once more."""
+    served: Sequence[Slot] = ()
+    while _notes:
+        more = _notes[0]()
+        if more:
+            served = [*served, *more]
+        _notes.popleft()
+    return served
+
+
+def _repair() -> None:
+    for limit in list(_limits.values()):
+        limit.repair()
+
+
+def _wake(served: Sequence[Slot]) -> None:
+    """Wake the callers of those who were granted a slot. If nobody is left to be woken, it goes to the next one."""
+    for slot in served:
+        if slot.wake is not None and not slot.wake():
+            _notes.append(slot.give_back)
+        slot.woken = True
+
+
+def take(slot: Slot) -> bool:
+    """Take a slot for *slot*, if there is one for it now. Return whether there was."""
+    _locked(_take, slot)
+    return slot.held
+
+
+def _take(slot: Slot) -> Sequence[Slot]:
+    limit, parent = slot.limit, slot.parent
+    if parent is not None:
+        parent.living_parent()  # so that a call that begins the next one for ever does not remember them all
+        for ancestor in slot.same_limit_ancestors():
+            if ancestor.waits and ancestor.borrower is None:
+                limit.grant(slot, ancestor)
+                return ()
+    if not limit.queue and limit.free() > 0:
+        limit.grant(slot)
+    return ()
+
+
+def queue(slot: Slot, wake: Callable[[], bool]) -> bool:
+    """Take a slot for *slot*, or queue for it. Return whether it has one now.
+
+    If not, *wake* is called when it does, from any thread, perhaps more than once. It must return at once, and say
+    whether anybody is left to be woken. `release` ends the wait.
+    """
+    _locked(_queue, slot, wake)
+    if _watched:
+        _have_a_watcher()
+    return slot.held
+
+
+def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
+    _take(slot)
+    if slot.held:
+        return ()
+    limit = slot.limit
+    slot.wake = wake
+    limit.enqueue(slot)
+    if not limit.watched:
+        _watched.add(limit)
+        limit.watched = True
+    return limit.serve()
+
+
+def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:
+    """Ask for a slot of *limiter*, for a call that the current context makes; queue for it where *wake* is given.
+
+    For threads in which no signal handler runs. Others make the slot first, to give it back whatever happens.
+    """
+    slot = Slot(limiter)
+    if not take(slot) and wake is not None:
+        queue(slot, wake)
     return slot
+
+
+def pass_through() -> None:
+    """Take the lock and give it back: what this thread did before is seen by whoever takes it after us."""
+    _locked(_nothing)
 
 
 def seems_free(limiter: CapacityLimiter) -> bool:
     """Return whether there was a slot of *limiter* just now."""
     limit = _limits.get(id(limiter))
-    return limit is None or not (limit.queue or limit.occupied >= limiter.total_tokens)
+    return limit is None or not (limit.queue or limit.free() <= 0)
 
 
 def is_interrupted() -> bool:
     """Return whether this thread is in here already: the garbage collector has come in between, with a finalizer."""
-    lock: Any = _lock  # no stub has what `Condition`, too, asks a lock
-    owned: bool = lock._is_owned()
-    return owned
+    return _inside == get_ident()
 
 
 def release(slot: Slot) -> None:
-    """Give *slot* back, or leave the queue. Doing so twice is harmless."""
+    """Give *slot* back, or leave the queue. From any thread, finalizers included. Doing so twice is harmless."""
     if not slot.given_up:
-        served = _give_back(slot)
-        if served:
-            _wake(served)
+        _notes.append(slot.give_back)  # in one step: from here on it will be done, whoever interrupts us
+        _locked(_do_noted)
 
 
-def lend(slot: Slot) -> None:
-    """Say that the thread which runs on *slot* waits in one of our calls from now on."""
-    with _lock:
-        slot.waits += 1
-        if slot.waits > 1 or not slot.held:
-            return
-        slot.limit.running -= 1
-        if not slot.limit.queue:
-            return
-        served = slot.limit.serve(slot)
-    _wake(served)
+def lend(slot: Slot, wait: object = None) -> None:
+    """Say that the thread which runs on *slot* waits in one of our calls from now on, which *wait* stands for."""
+    _locked(_lend, slot, wait)
 
 
-def take_back(slot: Slot) -> None:
-    """Say that the thread which runs on *slot* goes on."""
-    with _lock:
-        slot.waits -= 1
-        if slot.waits == 0 and slot.held:
-            limit = slot.limit
-            limit.running += 1
-            limit.stalled_since = None
-            if slot.borrower is not None:  # it outlives our wait: from now on it counts for itself
-                slot.borrower.lender = None
-                slot.borrower = None
-                limit.occupied += 1
+def _lend(slot: Slot, wait: object) -> Sequence[Slot]:
+    waited, slot.waits = slot.waits, slot.waits | {wait}
+    if waited or not slot.held:
+        return ()
+    slot.limit.running -= 1
+    return slot.limit.serve(slot) if slot.limit.queue else ()
+
+
+def take_back(slot: Slot, wait: object = None) -> None:
+    """Say that the thread which runs on *slot* goes on after *wait*. From any thread, finalizers included."""
+    _notes.append(partial(_take_back, slot, wait))
+    _locked(_do_noted)
+
+
+def _take_back(slot: Slot, wait: object) -> Sequence[Slot]:
+    waited, slot.waits = slot.waits, slot.waits - {wait}
+    if waited and not slot.waits and slot.held:
+        limit = slot.limit
+        limit.running += 1
+        limit.stalled_since = None
+        if slot.borrower is not None:  # it outlives our wait: from now on it counts for itself
+            slot.borrower.lender = None
+            slot.borrower = None
+            limit.occupied += 1
+    return ()
 
 
 def acquire_now(limiter: CapacityLimiter) -> Slot:
     """Take a slot of *limiter* without waiting for it, though it may be one more than the limit."""
-    with _lock:
-        limit = _limits.get(id(limiter)) or _open_accounts(limiter)
-        slot = Slot(limit, current_slot.get(), None)
-        parent = slot.living_parent()
-        if parent is not None:
-            parent.living_parent()  # as in `acquire`
-        limit.grant(slot)
+    slot = Slot(limiter)
+    _locked(_take_now, slot)
     return slot
 
 
-def adopt(limiter: CapacityLimiter) -> Slot:
-    """Count a worker that others started as holding a slot of *limiter*, which it lends from the start.
+def _take_now(slot: Slot) -> Sequence[Slot]:
+    parent = slot.living_parent()
+    if parent is not None:
+        parent.living_parent()  # as in `_take`
+    slot.limit.grant(slot)
+    return ()
+
+
+def adopt(slot: Slot) -> None:
+    """Count a worker that others started as holding *slot*, which it lends from the start.
 
     Nobody asked us before it ran, so it may be one more than the limit.
     """
-    slot = acquire_now(limiter)
-    lend(slot)
-    return slot
+    _locked(_adopt, slot)
+
+
+def _adopt(slot: Slot) -> Sequence[Slot]:
+    slot.adopted = True
+    slot.limit.adopted += 1
+    _take_now(slot)
+    return _lend(slot, slot)
 
 
 def _open_accounts(limiter: CapacityLimiter) -> Limit:
-    limit = _limits[id(limiter)] = Limit(limiter)
-    return limit
+    return _limits.setdefault(id(limiter), Limit(limiter))
 
 
-def _give_back(slot: Slot) -> list[Slot]:
-    """End *slot*. Return those who get one now."""
-    limit = slot.limit
-    with _lock:
-        slot.given_up = True
-        lender = slot.lender
-        if slot.held:
-            limit.take_away(slot)
-        else:
-            limit.dequeue(slot)
-        return limit.serve(lender) if limit.queue else []
-
-
-def _wake(served: list[Slot]) -> None:
-    """Wake those who were granted a slot. Where nobody is left to be woken, the slot goes to the next one."""
-    for slot in served:
-        if slot.wake is not None and not slot.wake():
-            served.extend(_give_back(slot))
-
-
-def _new_watcher() -> threading.Thread:
-    options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-    return threading.Thread(target=_watch, name="unfazed-slots", daemon=True, **options)
+def _have_a_watcher() -> None:
+    """Start the watcher, unless there is one."""
+    global _watcher
+    if _watcher is None or not _watcher.is_alive():
+        with suppress(RuntimeError):  # no thread can be started, as the interpreter is ending: nobody is let in early
+            _watcher = start_thread(_watch, "unfazed-slots")
 
 
 def _watch() -> None:
     """Look after the limits with a queue until there is none: rule 3, and totals that were raised meanwhile."""
-    global _watcher
-    while True:
+    done: list[bool] = []
+    while not done:
         time.sleep(STALL_SECONDS / 2)
-        with _lock:
-            served: list[Slot] = []
-            for limit in tuple(_watched):
-                served += limit.serve()
-                served += limit.relieve(time.monotonic())
-                if not limit.queue:
-                    limit.watched = False
-                    _watched.discard(limit)
-            done = not _watched
-            if done:
-                _watcher = None
-        _wake(served)
-        if done:
-            return
+        try:
+            _locked(_look_around, done)
+        except BaseException as exc:  # of a limiter's own method, for one: others are still to be looked after
+            threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+
+
+def _look_around(done: list[bool]) -> Sequence[Slot]:
+    global _watcher
+    served: list[Slot] = []
+    for slot, seen in list(_unwoken.items()):
+        if slot.woken:
+            del _unwoken[slot]
+        elif seen:  # a signal handler has kept whoever granted it from that
+            served.append(slot)
+        else:
+            _unwoken[slot] = True
+    for limit in list(_watched):
+        served += limit.serve()
+        served += limit.relieve(time.monotonic())
+        if not limit.queue:
+            limit.watched = False
+            _watched.discard(limit)
+    if not _watched and not _unwoken:
+        _watcher = None
+        done.append(True)
+    return served
 
 
 def _start_afresh() -> None:
     """After a fork: no thread that held a slot has come along, and the lock may have been taken by one of them."""
-    global _lock, _watcher
+    global _lock, _inside, _sound, _watcher
     _lock = threading.RLock()
+    _inside, _sound = 0, True
+    _notes.clear()
     _limits.clear()
     _watched.clear()
+    _unwoken.clear()
     _watcher = None
     current_slot.set(None)
 

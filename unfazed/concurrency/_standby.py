@@ -5,7 +5,10 @@ and is cancelled and waited for at its end. Who wakes a thread: a caller, with a
 thread; or the loop, where Ctrl-C or the loop's end has cancelled what had not begun. What no thread can do, the loop
 does: where no slot is free, no thread can start, or the thread has just gone.
 
-`_idle` needs no lock: each step on it is one of its own. A forked child starts with none.
+Guarantees and assumptions: putting into a `SimpleQueue`, taking from it, and each step on a deque or a set, are atomic.
+So an errand that comes as the thread goes is seen by one of them: the thread says that it is gone before it empties
+its queue, and the caller looks after it has put the errand there. A signal handler that raises in a caller leaves
+behind an idle thread at worst, which ends by itself. A forked child starts with none.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
-from weakref import WeakSet
 
 from anyio import Event, to_thread
 
@@ -42,7 +44,7 @@ def submit(job: Job[Any], call: Call[Any], context: Context) -> None:
         if thread is not None:
             errand = _Errand(job, call, context, owner, loop)
             owner._let_past(call, errand.abort)
-            if owner.is_running():  # either we see that it is not, or its end sees the call
+            if owner.is_running():  # else its end may not have seen the call, which we added before we looked
                 thread.take(errand)
             else:
                 errand.pass_on()
@@ -136,12 +138,13 @@ class _Thread:
             owner._submit(hold, Context())
         except BaseException:  # Ctrl-C, for one
             hold.cancel()
+            self.leave()
             raise
 
     def take(self, errand: _Errand) -> None:
         """Have the thread run *errand*. From any thread; returns at once."""
         self._errands.put(errand)
-        if self._gone:  # either we see this, or `_retire` sees the errand
+        if self._gone:
             self._pass_on()
 
     async def _stay(self) -> None:
@@ -204,16 +207,14 @@ class _Thread:
         self._errands.put(None)
 
 
-_threads: WeakSet[_Thread] = WeakSet()  # all of them
+_threads: set[_Thread] = set()  # all of them, until they go
 _idle: deque[_Thread] = deque()  # the last one was busy last
 
 
 def _start_afresh() -> None:
     """After a fork: no thread has come along, but perhaps the one that has forked."""
-    global _threads
-    for thread in tuple(_threads):
+    for thread in _threads.copy():
         thread.leave()
-    _threads = WeakSet()
     _idle.clear()
 
 

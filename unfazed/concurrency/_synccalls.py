@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import CancelledError
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import RunFinishedError, from_thread, to_thread
@@ -54,6 +55,7 @@ class Worker:
         On trio, which cancels every wait, what comes after that as well.
         """
         self._cancelled = True
+        _slots.pass_through()  # as `enter` does: either it sees the cancellation, or we see its call
         call = self.call  # once: the thread may leave it meanwhile
         if call is not None:
             call.cancel()
@@ -77,14 +79,14 @@ class Worker:
         """
         assert self.slot is not None, "set before the worker starts"
         outer, self.call = self.call, call
-        _slots.lend(self.slot)
+        _slots.lend(self.slot, call)
         if self._cancelled and not self._told:
             call.cancel()
         return outer
 
     def leave(self, call: Call[Any], outer: Call[Any] | None) -> None:
         assert self.slot is not None, "set before the worker starts"
-        _slots.take_back(self.slot)
+        _slots.take_back(self.slot, call)
         self.call = outer
         if call.aborted and not call.missed and self.way_back().cancels_once:
             self._told = True  # a cancellation that came after the end of the call is still to come
@@ -106,11 +108,12 @@ def lending(waiting: Awaitable[T]) -> Awaitable[T]:
 
 async def _lend_while(worker: Worker, waiting: Awaitable[T]) -> T:
     assert worker.slot is not None, "set before the worker starts"
-    _slots.lend(worker.slot)
+    wait = object()
+    _slots.lend(worker.slot, wait)
     try:
         return await waiting
     finally:
-        _slots.take_back(worker.slot)
+        _slots.take_back(worker.slot, wait)
 
 
 def call_from_sync(
@@ -151,7 +154,7 @@ def call_from_sync(
             else:
                 if offer is not None:
                     offer(answer)
-                _call_and_wait(call, answer, submit if always else worker.submit)
+                _call_and_wait(call, answer, submit if always else worker.submit, its_loop_may_be_interrupted=True)
         finally:
             worker.leave(call, outer)
     elif not _call_from_others_worker(Call(_elsewhere(submit, work, func), answer) if always else call):
@@ -161,24 +164,36 @@ def call_from_sync(
     return answer.read()
 
 
-def _call_and_wait(call: Call[T], answer: SyncAnswer[T], submit: Submit) -> None:
-    """Submit *call* and wait for its *answer*."""
+def _call_and_wait(
+    call: Call[T], answer: SyncAnswer[T], submit: Submit, *, its_loop_may_be_interrupted: bool = False
+) -> None:
+    """Submit *call* and wait for its *answer*. The loop may be in the main thread, where signal handlers raise."""
+    submit_it = partial(submit, call, copy_context())
+    again = submit_it if its_loop_may_be_interrupted else None
     try:
-        submit(call, copy_context())
-        _wait(call, answer)
+        submit_it()
+        _wait(call, answer, again)
     except LoopEndedError:
         raise
     except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
         # It may have come before the call was submitted, and after the answer was given: wait for nothing then.
         if call.cancel() and not answer.stands:
-            _wait(call, answer)
+            _wait(call, answer, again)
         raise
 
 
-def _wait(call: Call[T], answer: SyncAnswer[T]) -> None:
-    while not answer.done.acquire(timeout=GONE_CHECK_SECONDS):
+def _wait(call: Call[T], answer: SyncAnswer[T], again: Callable[[], object] | None) -> None:
+    """Wait for *answer*. Now and then look whether it will come: the loop may have ended, or been interrupted."""
+    looks, next_try = 0, 1
+    while not answer.done.acquire(timeout=GONE_CHECK_SECONDS) and not answer.stands:
         if call.loop is not None and call.loop.is_gone():
             answer.write(None, LoopEndedError("the event loop of this call has ended"))
+            continue
+        looks += 1
+        if looks == next_try:  # ever less often: a loop that is merely busy would remember each of them
+            next_try *= 2
+            if call.go_on() and again is not None:
+                again()
 
 
 def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -> Callable[[], Awaitable[T]]:
@@ -208,9 +223,10 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
     async def enter() -> None:
         nonlocal entered
         entered = True
-        slot = _slots.adopt(to_thread.current_default_thread_limiter())
-        _slots.current_slot.set(slot)
+        slot = _slots.Slot(to_thread.current_default_thread_limiter())
         try:
+            _slots.adopt(slot)
+            _slots.current_slot.set(slot)
             await call.run(_cancelled_by_others)
         finally:
             _slots.release(slot)

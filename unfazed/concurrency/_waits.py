@@ -12,6 +12,7 @@ from weakref import ref
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
+from . import _slots
 from ._calls import Answer, Call, without_our_frame
 from ._checks import name_of
 from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
@@ -83,13 +84,12 @@ class DefaultLimiter:
 
 
 async def until_held(slot: Slot, loop: Loop) -> None:
-    """Wait in the current *loop* until *slot*, which is queued, has been granted; whoever asked for it releases it.
+    """Queue for *slot*, and wait in the current *loop* until it has been granted; whoever made it releases it.
 
     Who wakes us: whoever gives one back, on any thread, or the watcher.
     """
     event = Event()
-    slot.wake = lambda: set_from_anywhere(loop, event)
-    if not slot.held:  # either it was granted before, or whoever grants it wakes us
+    if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):
         await event.wait()
 
 
@@ -122,13 +122,17 @@ async def wait_for_end(
     on_cancel: Callable[[], object],
     timer: CancelScope | None = None,
     on_timeout: Callable[[], object] | None = None,
+    begin: Callable[[], object] | None = None,
 ) -> None:
-    """Wait for *event*. Cancelled meanwhile, do *on_cancel*, wait for it all the same, and raise the cancellation.
+    """Wait for *event*, which comes of what *begin* begins.
 
-    Where *timer*, a scope that we are in, runs out, do *on_timeout*, and wait for what comes of that; without it, wait
-    no longer.
+    Cancelled meanwhile, or interrupted by a signal handler that raises, do *on_cancel*, wait all the same, and raise
+    the cancellation. If *timer*, a scope that we are in, runs out, do *on_timeout*, and wait for what comes of that;
+    without it, wait no longer.
     """
     try:
+        if begin is not None:
+            begin()
         await event.wait()
         return
     except BaseException as exc:
@@ -161,8 +165,13 @@ async def call_in(
     event = Event()
     answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
     call = Call(work, answer)
-    submit(call, copy_context() if context is None else context)
-    await wait_for_end(event, call.cancel)
+    begin = partial(submit, call, copy_context() if context is None else context)
+
+    def cancel() -> None:
+        if not call.cancel():  # it has not even been submitted, or its loop is gone: there is nothing to wait for
+            event.set()
+
+    await wait_for_end(event, cancel, begin=begin)
     try:
         return answer.read()
     except cancelled_classes() as exc:

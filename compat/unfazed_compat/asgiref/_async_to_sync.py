@@ -14,13 +14,9 @@ import asyncio
 import functools
 import os
 import sys
-import threading
 import warnings
-import weakref
-from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context, Token, copy_context
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
 from anyio.lowlevel import checkpoint
@@ -34,9 +30,11 @@ from ._executors import Pump
 from ._jobs import Calls
 from ._loops import Loop, TrioLoop, current_loop, current_task, is_worker, loop_of_worker, was_cancelled_by_the_end
 from ._marks import iscoroutinefunction
+from ._outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor, Future
     from contextvars import ContextVar
     from types import TracebackType
     from typing import Self
@@ -91,12 +89,15 @@ class AsyncToSync(Generic[P, R]):
             )
         loop = None if self.force_new_loop else _loop_of_this_thread(self)
         state = _shared.worker_state()
-        executors = _shared.executors
-        outer: Executor | None = getattr(executors, "current", None)
-        pump = executors.current = Pump(outer)
-        context = [copy_context()]
-        result: Future[R] = Future()
+        outer: Executor | None = getattr(_shared.executors, "current", None)
+        pump = Pump(outer)
+        context: list[Context] = []
+        result: Outcome[R] = Outcome()
         try:
+            before = copy_context()  # `_threads.py` says why
+            _shared.executors.current = pump
+            del before
+            context.append(copy_context())
             inner = self.awaitable(*args, **kwargs)
             call = Call(self.main_wrap(result, sys.exc_info(), _calls_of_this_thread(), context, inner), inner, result)
             try:
@@ -104,12 +105,12 @@ class AsyncToSync(Generic[P, R]):
                     _run_apart(call, pump, context[0], self.force_new_loop)
             finally:
                 call.drop()
+            _go_back(state, context, outer)
             return result.result()
-        finally:
-            _shared.set_worker_state(state)  # asgiref's own wrappers leave it behind, with a loop that stands still
-            _shared.restore_context(context[0])
-            executors.current = outer
-            del result  # what it raised leads here
+        except BaseException:
+            pump.close(interrupted=True)  # a signal handler may have raised anywhere, in `_go_back` as well
+            _go_back(state, context, outer)
+            raise
 
     def __get__(self, parent: object, objtype: object) -> Callable[..., R]:
         """Include *parent* as `self`, for methods."""
@@ -118,7 +119,7 @@ class AsyncToSync(Generic[P, R]):
 
     async def main_wrap(
         self,
-        call_result: Future[R],
+        call_result: Outcome[R] | Future[R],
         exc_info: ExcInfo,
         task_context: list[Any] | None,
         context: list[Context],
@@ -151,18 +152,52 @@ class AsyncToSync(Generic[P, R]):
             raise
         except BaseException as exc:
             error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)  # ours refers back to it
+        try:
+            _end(call_result, loop, task, task_context, context, result, error)
+        except BaseException:
+            _end(call_result, loop, task, task_context, context, result, error)
+            raise
+        finally:
+            del error
+
+
+def _end(
+    call_result: Any,
+    loop: Loop,
+    task: Any,
+    task_context: list[Any] | None,
+    context: list[Context],
+    result: object,
+    error: BaseException | None,
+) -> None:
+    """Say what the coroutine has come to. Doing so twice is harmless."""
+    try:
         if isinstance(task_context, Calls):
             task_context.end(task, error)
-        elif task_context is not None:
+        elif task_context is not None and task in task_context:
             task_context.remove(task)
         if error is not None and was_cancelled_by_the_end(loop, task, error):
             error = LoopEndedError("the event loop of this call has ended")
         context[0] = copy_context()  # before the result: the caller goes on with that
-        if error is None:
-            call_result.set_result(result)
-        else:
-            call_result.set_exception(error)
+        outcome: Any = call_result
+        # One of ours is told again: what was interrupted may be the telling. A future takes it once.
+        if isinstance(call_result, Outcome) or not outcome.done():
+            if error is None:
+                outcome.set_result(result)
+            else:
+                outcome.set_exception(error)
+    finally:
         del error
+
+
+def _go_back(state: tuple[object, object, object], context: list[Context], outer: Executor | None) -> None:
+    """Leave this thread and its context as they are to be after the call. Doing so twice is harmless."""
+    _shared.set_worker_state(state)  # asgiref's own wrappers leave it behind, with a loop that stands still
+    if context:
+        _shared.restore_context(context[0])
+    before = copy_context()  # as above
+    _shared.executors.current = outer
+    del before
 
 
 async def _never_begin(awaitable: Awaitable[object]) -> None:
@@ -200,27 +235,18 @@ def _calls_of_this_thread() -> list[Any] | None:
 
 def _run_there(loop: Loop, call: Call, pump: Pump) -> bool:
     """Run *call* in *loop*, and wait for its end. Return whether that takes it."""
-    try:
-        loop.call_soon_threadsafe(call.start, loop)
-    except RuntimeError:  # it has ended meanwhile
-        return False
-    call.result.add_done_callback(pump.finish)
+    call.result.on_done = pump.finish
+
+    def begin() -> bool:
+        try:
+            call.send_to(loop)
+        except RuntimeError:  # it has ended meanwhile
+            call.result.on_done = None
+            return False
+        return True
+
     is_gone = loop.is_closed if isinstance(loop, TrioLoop) else functools.partial(stands_still, loop)
-    call.wait(pump, is_gone, lending=is_worker())
-    return True
-
-
-# Guards the making of what threads in one `AsyncSingleThreadContext` share; made anew in a forked child.
-_sharing = threading.Lock()
-
-
-def _forget_lock() -> None:
-    global _sharing
-    _sharing = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_forget_lock)
+    return call.wait(begin, pump, is_gone, lending=is_worker())
 
 
 def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None:
@@ -230,32 +256,48 @@ def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None
     if scope is None:
         executor: Executor | None = None if new_loop else companion_of_this_thread()
     else:
-        executor = _shared.single_thread_contexts.get(scope)
-        if isinstance(executor, Companion) and executor.is_lost():
-            del _shared.single_thread_contexts[scope]
+        executor = _executor_of(scope)
+        if isinstance(executor, Companion) and executor.is_held_up():
             executor = None
-        if executor is None:
-            with _sharing:
-                executor = _shared.single_thread_contexts.get(scope)
-                if executor is None:
-                    executor = _shared.single_thread_contexts[scope] = Companion()
-                    # a copied context may be used, and make one, when the `with` block has ended
-                    weakref.finalize(scope, executor.shutdown, wait=False).atexit = False
-        elif isinstance(executor, Companion) and get_ident() in executor.callers:
-            executor = None  # in what a signal has interrupted: it would wait for itself
     if executor is None:
         executor = temporary = Companion()
     try:
         if isinstance(executor, Companion) and (executor is temporary or not new_loop):
             executor.run(call, pump, context)
         else:
-            done = executor.submit(context.run, lambda: asyncio.run(_run_in_new_loop(call, pump)))
-            done.add_done_callback(pump.finish)
-            call.wait(pump, bool)
-            done.result()
+            _run_in_executor(executor, call, pump, context)
     finally:
         if temporary is not None:
             temporary.shutdown(wait=False)
+
+
+def _executor_of(scope: object) -> Executor:
+    """Return what threads in one `AsyncSingleThreadContext` share; the first to put it there makes it.
+
+    A companion that nobody has put there has no thread yet. When the context goes, its companion goes: a copied context
+    may be used, and make one, when the `with` block has ended.
+    """
+    executors = _shared.single_thread_contexts
+    executor = executors.get(scope)
+    if isinstance(executor, Companion) and executor.is_lost():
+        removed = executors.pop(scope, None)
+        if removed is not None and removed is not executor:  # another thread was faster
+            executors.setdefault(scope, removed)
+        executor = None
+    return executors.setdefault(scope, Companion()) if executor is None else executor
+
+
+def _run_in_executor(executor: Executor, call: Call, pump: Pump, context: Context) -> None:
+    """Run *call* in a new loop in the thread of *executor*, and wait for the end of that loop."""
+    sent: list[Future[None]] = []
+
+    def begin() -> bool:
+        sent.append(executor.submit(context.run, lambda: asyncio.run(_run_in_new_loop(call, pump))))
+        sent[0].add_done_callback(pump.finish)
+        return True
+
+    call.wait(begin, pump, lambda: all(future.done() for future in sent))
+    sent[0].result()
 
 
 async def _run_in_new_loop(call: Call, pump: Pump) -> None:
@@ -300,15 +342,34 @@ class AsyncSingleThreadContext:
         self.token: Token[Any] | None = None
 
     def __enter__(self) -> Self:
-        if _shared.async_single_thread_context.get(None) is None:
-            self.token = _shared.async_single_thread_context.set(self)
-        return self
+        scopes = _shared.async_single_thread_context
+        before = scopes.get(None)
+        try:
+            if before is None:
+                self.token = scopes.set(self)
+            return self
+        except BaseException:  # of a signal handler: the block never begins, nor ends
+            self.token = None
+            scopes.set(before)
+            raise
 
     def __exit__(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self.token is None:
-            return
-        executor = _shared.single_thread_contexts.pop(self, None)
-        if executor is not None:
-            executor.shutdown()
-        _shared.async_single_thread_context.reset(self.token)
-        self.token = None
+        try:
+            # Not `self._end`: `install` puts these methods into asgiref's class.
+            _leave_single_thread_context(self)
+        except BaseException:
+            _leave_single_thread_context(self)
+            raise
+
+
+def _leave_single_thread_context(scope: Any) -> None:
+    """End what threads in *scope* share, and leave it. Doing so twice is harmless."""
+    if scope.token is None:
+        return
+    executor = _shared.single_thread_contexts.get(scope)
+    if executor is not None:
+        executor.shutdown()
+        _shared.single_thread_contexts.pop(scope, None)
+    with suppress(RuntimeError):  # the first time, it was interrupted just after this
+        _shared.async_single_thread_context.reset(scope.token)
+    scope.token = None

@@ -3,24 +3,25 @@
     `Pump`   a thread that waits for a loop, and meanwhile does what that sends back to it
     `Lane`   a thread of its own
 
-With pumps thread-sensitive calls stay with the thread that has the database connections, however deeply they nest. The
-`_lock` of each executor guards whether it is open: what it has taken in, it does. At exit the lanes do what they have
-been sent, and are waited for; in a forked child each starts a new thread.
+With pumps thread-sensitive calls stay with the thread that has the database connections, however deeply they nest. What
+an executor has taken in, it does. At exit the lanes do what they have been sent, and are waited for; in a forked child
+each starts a new thread.
+
+There is no lock (`_threads.py` says why). Each item is done once, since whoever takes the function out of it does it.
+So an item may be in the queue of a pump that is closing and in that of the next one at the same time.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import sys
 import threading
 import weakref
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import Context
 from queue import Empty, SimpleQueue
-from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, final
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
 from anyio import Event
 
@@ -28,26 +29,18 @@ from unfazed.concurrency import ExecutorError, LoopEndedError, run_in_eventloop_
 
 from ._loops import current_loop
 from ._shared import PumpBase
+from ._threads import Item, Worker, start_new_era, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
+
+    from ._calls import Call
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _CALL = "sync_to_async"
 GONE_CHECK_SECONDS = 1.0  # how often a thread looks whether the loop that is to answer it is still there
-
-
-class Item(Protocol):
-    """What an executor of ours can be sent."""
-
-    def run(self) -> None:
-        """Do it, in the thread."""
-
-    def drop(self, error: BaseException) -> None:
-        """Say that it will never be done."""
 
 
 @final
@@ -58,12 +51,16 @@ class WorkItem(Generic[T]):
 
     def __init__(self, func: Callable[[], T]) -> None:
         self.future: Future[T] = Future()
-        self._func = func
+        self._func: list[Callable[[], T]] = [func]  # empty: somebody has decided what happens to it
 
     def run(self) -> None:
+        try:
+            func = self._func.pop()
+        except IndexError:
+            return
         if self.future.set_running_or_notify_cancel():
             try:
-                result = self._func()
+                result = func()
             except BaseException as exc:
                 self.future.set_exception(exc)
             else:
@@ -75,20 +72,34 @@ class WorkItem(Generic[T]):
             self.future.cancel()
 
     def drop(self, error: BaseException) -> None:
+        try:
+            self._func.pop()
+        except IndexError:
+            return
         if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        self._func.clear()
+        with suppress(InvalidStateError):  # it has an outcome
             self.future.set_exception(error)
 
 
 class Pump(PumpBase):
-    """The executor of the thread in which it was made, while that waits."""
+    """The executor of the thread in which it was made, while that waits.
+
+    Only that thread takes items out, each when it is done: it may be the main thread, and interrupted.
+    """
 
     def __init__(self, parent: Executor | None) -> None:
         self._thread = get_ident()
         self._process = os.getpid()
-        self._items: SimpleQueue[Item | None] = SimpleQueue()
+        self._items: deque[Item] = deque()
+        self._current: Item | None = None  # the first one, while it is being done
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change that the thread is to see
         self._arrived: Callable[[], object] | None = None  # to be told, while the thread's place is lent
-        self._lock = Lock()
-        self._open = True
+        self._finished = False
+        self._closed = False
         self._parent = parent
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -101,52 +112,83 @@ class Pump(PumpBase):
         """Have the thread do *item*, or the nearest one above that still waits. Return whether there is one."""
         pump: Executor | None = self
         while isinstance(pump, Pump):
-            # Its own thread does not wait now, if it runs a loop; and a forked child has a copy whose lock may be held.
-            if pump._thread != get_ident() and pump._process == os.getpid():
-                with pump._lock:
-                    if pump._open:
-                        pump._put(item)
-                        return True
+            # Its own thread does not wait now, if it runs a loop; and a forked child has a copy that nobody serves.
+            if pump._thread != get_ident() and pump._process == os.getpid() and pump._put(item):
+                return True
             pump = pump._parent
         if pump is None:
             return False
         send(pump, item)  # asgiref's
         return True
 
-    def _put(self, item: Item | None) -> None:
-        self._items.put(item)
-        arrived = self._arrived  # either it is there, or `_arrival` sees the item
+    def _put(self, item: Item) -> bool:
+        """Put *item* in, and return whether it is sure to be done.
+
+        1. We put it into `_items`, then look whether the pump is closed.
+        2. `close` says that it is closed, then looks into `_items` until there is nothing.
+
+        If neither sees the other, it goes to the next pump as well, and whoever comes first does it.
+        """
+        if self._closed:
+            return False
+        self._items.append(item)
+        self._ring()
+        return not self._closed
+
+    def _ring(self) -> None:
+        """Wake the thread. We ring, then look for `_arrived`; `_arrival` sets that, then looks at the bell."""
+        self._bell.put(None)
+        arrived = self._arrived
         if arrived is not None:
             arrived()
 
     def finish(self, _: object = None) -> None:
-        """Say that what the thread waits for has come. From any thread."""
-        self._put(None)
+        """Say that what the thread waits for has come. From any thread, and more than once."""
+        self._finished = True
+        self._ring()
 
-    def serve(self, is_gone: Callable[[], bool], *, lending: bool = False) -> bool:
-        """Do what is sent here until it is finished. Return whether it was: not where the loop is gone.
+    def serve(self, is_gone: Callable[[], bool], call: Call | None = None, *, lending: bool = False) -> bool:
+        """Do what is sent here until it is finished. Return whether it was: not when the loop is gone.
 
-        With *lending*, the thread is a worker, which lends its slot while it waits, and is cancelled with its task.
-        Who wakes us: whoever sends something, or writes the result. Nobody, where the loop ends before it begins.
+        Meanwhile look after *call*. With *lending*, the thread is a worker, which lends its slot while it waits, and is
+        cancelled with its task. Who wakes us: whoever sends something, or writes the result. Nobody, when the loop ends
+        before it begins.
         """
+        self._fail_what_was_interrupted()
         while True:
-            if lending and self._items.empty():
+            while self._items:
+                self._do_first()
+            if self._finished:
+                return True
+            if lending and self._bell.empty():
                 try:
-                    run_in_eventloop_sync(self._arrival)
+                    run_in_eventloop_sync(self._arrival, call)
                 except LoopEndedError:
-                    return False
+                    return self._finished
             try:
-                item = self._items.get(timeout=GONE_CHECK_SECONDS)
+                self._bell.get(timeout=GONE_CHECK_SECONDS)
             except Empty:
                 if is_gone():
-                    return False
-                continue
-            if item is None:
-                return True
-            item.run()
-            del item  # its arguments and its result are nothing to us while we wait
+                    return self._finished
+                if call is not None:
+                    call.look_after()
 
-    async def _arrival(self) -> None:
+    def _do_first(self) -> None:
+        item = self._current = self._items[0]
+        item.run()
+        self._items.popleft()
+        self._current = None  # its arguments and its result are nothing to us while we wait
+
+    def _fail_what_was_interrupted(self) -> None:
+        """See to the item that this thread was doing when a signal handler raised."""
+        item = self._current
+        if item is not None:
+            item.fail(_interrupted())
+            if self._items and self._items[0] is item:
+                self._items.popleft()
+            self._current = None
+
+    async def _arrival(self, call: Call | None) -> None:
         """Wait for what is sent here, in the worker's loop."""
         loop, event = current_loop(), Event()
 
@@ -156,21 +198,31 @@ class Pump(PumpBase):
 
         self._arrived = arrived
         try:
-            if self._items.empty():
+            if call is not None:
+                call.look_after_here()  # what was sent before us is lost if it has not come
+            if self._bell.empty():
                 await event.wait()
         finally:
             self._arrived = None
 
     def close(self, *, interrupted: bool) -> None:
         """Take in nothing any more. Do what came meanwhile; or, if *interrupted*, tell those who wait for it."""
-        with self._lock:
-            self._open = False
-        while not self._items.empty():
-            item = self._items.get()
-            if item is not None and interrupted:
-                item.drop(ExecutorError(_CALL, "was not made: its thread was interrupted"))
-            elif item is not None:
-                item.run()
+        self._closed = True
+        self._fail_what_was_interrupted()
+        while True:
+            try:
+                item = self._items[0]
+            except IndexError:
+                break
+            if interrupted:
+                item.drop(_interrupted())
+                self._items.popleft()
+            else:
+                self._do_first()
+
+
+def _interrupted() -> ExecutorError:
+    return ExecutorError(_CALL, "was not made: its thread was interrupted")
 
 
 _lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
@@ -182,16 +234,13 @@ class Lane(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(max_workers=1)
-        self._ended = False
         self.begin()
         _lanes.add(self)
 
     def begin(self) -> None:
-        """Start, or start afresh in a forked child: the thread has not come along, and may have had the lock."""
-        self._threads: AbstractSet[threading.Thread] = frozenset()  # others look at it
-        self._lock = Lock()
-        self._items: SimpleQueue[Item | None] = SimpleQueue()
-        weakref.finalize(self, self._items.put, None).atexit = False
+        """Start, or start afresh in a forked child: the thread has not come along."""
+        self._worker = Worker(self, "unfazed-thread-sensitive", _serving)
+        self._threads = self._worker.threads  # others look at it
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have the thread call *fn*."""
@@ -201,50 +250,25 @@ class Lane(ThreadPoolExecutor):
 
     def send(self, item: Item) -> None:
         """Have the thread do *item*."""
-        with self._lock:
-            if self._ended or _exiting:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if not self._threads:
-                self._start()
-            self._items.put(item)
-
-    def _start(self) -> None:
-        options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
-        name = f"unfazed-thread-sensitive-{next(_numbers)}"
-        # A daemon, to be ended at exit: the interpreter waits for others before it tells anybody that it is exiting.
-        thread = threading.Thread(target=_serve, args=(self._items,), name=name, daemon=True, **options)
-        thread.start()
-        self._threads = {thread}
-        _watch_the_end()
+        if self._worker.closed or _exiting:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        self._worker.send(item)
+        if _forked:
+            _watch_the_end()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the thread when it has done what it has been sent."""
-        with self._lock:
-            self._ended = True
-            if cancel_futures:
-                while not self._items.empty():
-                    item = self._items.get()
-                    if item is not None:  # pragma: no branch
-                        item.drop(
-                            ExecutorError("a call of sync_to_async()", "was cancelled: its executor was shut down")
-                        )
-            self._items.put(None)
+        self._worker.close()
+        if cancel_futures:
+            self._worker.drop_all(
+                ExecutorError("a call of sync_to_async()", "was cancelled: its executor was shut down")
+            )
+            self._worker.tell()  # once more: that may have been dropped as well
         if wait:
-            for thread in tuple(self._threads):
-                thread.join()
+            self._worker.join()
 
 
-def _serve(items: SimpleQueue[Item | None]) -> None:
-    """Do what a lane is sent, in its thread, which must not keep the lane."""
-    _serving[threading.current_thread()] = items
-    while (item := items.get()) is not None:
-        item.run()
-        del item  # its arguments and its result are nothing to us while we wait
-    del _serving[threading.current_thread()]
-
-
-_numbers = itertools.count(1)
-_serving: dict[threading.Thread, SimpleQueue[Item | None]] = {}
+_serving: dict[Worker, None] = {}  # of the lanes, those that have a thread
 _exiting = False
 _forked = False  # whether this process is a forked child, where nobody watches its end yet
 
@@ -253,19 +277,22 @@ def end_lanes() -> None:
     """At exit: have all lanes do what they have been sent, and wait for them, as for any executor's threads."""
     global _exiting
     _exiting = True
-    serving = dict(_serving)
-    for items in serving.values():
-        items.put(None)
-    for thread in serving:
-        thread.join()
+    serving = _serving.copy()
+    for worker in serving:
+        worker.close()
+    for worker in serving:
+        worker.join()
 
 
 def _watch_the_end() -> None:
     """See to the lanes at the end of a forked child: those of multiprocessing and others end without `atexit`."""
     global _forked
-    if _forked:
-        _forked = False
-        threading.Thread(target=_end_lanes_last, name="unfazed-end-of-child").start()
+    _forked = False
+    try:
+        start_thread(_end_lanes_last, "unfazed-end-of-child", daemon=False)
+    except BaseException:
+        _forked = True
+        raise
 
 
 def _end_lanes_last() -> None:
@@ -282,6 +309,7 @@ def _start_afresh() -> None:
     global _forked
     _forked = True
     _serving.clear()
+    start_new_era()
     for lane in list(_lanes):
         lane.begin()
 

@@ -2,7 +2,8 @@
 
 What is replaced is the methods of the classes in `asgiref.sync`, so that everyone who has imported, subclassed or
 instantiated them moves too. Their state stays where it is, for it is shared anyway; calls that are running end as they
-began, and each method gets on with both kinds of the others. `_lock` guards what has been replaced.
+began, and each method gets on with both kinds of the others. `_lock` guards what has been replaced; it is held only
+here, where no thread is waited for, and a finalizer or signal handler on the same thread may take it again.
 """
 
 from __future__ import annotations
@@ -96,27 +97,35 @@ def install() -> Installed:
     with _lock:
         if _replaced:
             return Installed(False)
-        for ours in _CLASSES:
-            theirs = getattr(original, ours.__name__, None)  # older ones have no AsyncSingleThreadContext
-            for name in _ATTRIBUTES:
-                value = ours.__dict__.get(name, _MISSING)
-                if theirs is not None and value is not _MISSING:
-                    _replaced.append((theirs, name, value, theirs.__dict__.get(name, _MISSING)))
-                    setattr(theirs, name, value)
+        try:
+            _replace(original)
+        except BaseException:  # of a signal handler: all or nothing
+            uninstall()
+            raise
     return Installed(True)
+
+
+def _replace(original: Any) -> None:
+    for ours in _CLASSES:
+        theirs = getattr(original, ours.__name__, None)  # older ones have no AsyncSingleThreadContext
+        for name in _ATTRIBUTES:
+            value = ours.__dict__.get(name, _MISSING)
+            if theirs is not None and value is not _MISSING:
+                _replaced.append((theirs, name, value, theirs.__dict__.get(name, _MISSING)))
+                setattr(theirs, name, value)
 
 
 def uninstall() -> None:
     """Take back what `install` has done. What others have patched since stays. Doing so twice is harmless."""
     with _lock:
         while _replaced:
-            theirs, name, value, before = _replaced.pop()
-            if theirs.__dict__.get(name) is not value:
-                continue
-            if before is _MISSING:
-                delattr(theirs, name)
-            else:
-                setattr(theirs, name, before)
+            theirs, name, value, before = _replaced[-1]
+            if theirs.__dict__.get(name) is value:
+                if before is _MISSING:
+                    delattr(theirs, name)
+                else:
+                    setattr(theirs, name, before)
+            _replaced.pop()  # last: a signal handler may raise before that, and this can be done again
 
 
 def _is_asgirefs(method: object) -> bool:

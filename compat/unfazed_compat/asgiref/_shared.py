@@ -118,7 +118,10 @@ def set_single_thread_executor(executor: Executor) -> None:
 
 
 def replace_unused_executor(executor: Executor) -> None:
-    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it."""
+    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it.
+
+    Where Python does not count references (PyPy), nobody knows the latter: asgiref's stays, with what it does at exit.
+    """
     if original is None or getattr(single_thread_executor(), "_threads", True):
         return
     owner = cast("dict[str, Any]", vars(original.SyncToAsync))
@@ -162,6 +165,7 @@ def mark_context(library: str | None) -> None:
 
 def restore_context(context: Context) -> None:
     """Set in the current context what differs in *context*, but for the library that runs here."""
+    before = copy_context()  # `_threads.py` says why
     library = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
     for variable, value in context.items():
         if variable is library:
@@ -170,6 +174,7 @@ def restore_context(context: Context) -> None:
             value = _rehome(value)
         if variable.get(_UNSET) is not value:
             variable.set(value)
+    del before
 
 
 def run_in_context(context: Context, child: Callable[[], T]) -> T:
@@ -178,11 +183,13 @@ def run_in_context(context: Context, child: Callable[[], T]) -> T:
 
 
 def _settle(context: Context, child: Callable[[], T]) -> T:
+    before = copy_context()  # as above
     mark_context(None)
     if _storage is not None:
         for variable, value in context.items():
             if type(value) is _storage:
                 variable.set(_rehome(value))
+    del before
     return child()
 
 

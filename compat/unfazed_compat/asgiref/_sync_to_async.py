@@ -28,6 +28,7 @@ from ._executors import Lane, Pump, send
 from ._jobs import Calls, Job
 from ._loops import Loop, TrioLoop, current_loop
 from ._marks import iscoroutinefunction, markcoroutinefunction
+from ._threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -109,10 +110,13 @@ class SyncToAsync(Generic[P, R]):
         try:
             send_to_its_thread(self, loop, job)
             await job.wait(calls)
+        except BaseException:
+            job.cancel()  # if a signal handler raised while it was being sent
+            raise
         finally:
             if given is None:
                 _shared.restore_context(context)
-        return job.read()
+        return job.result()
 
     if sys.version_info < (3, 12):  # pragma: no branch  as above
         __code__: ClassVar[CodeType] = __call__.__code__
@@ -127,8 +131,8 @@ class SyncToAsync(Generic[P, R]):
     ) -> R:
         """Call *func*, in the thread, so that the async code which it calls finds its way back."""
         before = _shared.worker_state()
-        _shared.set_worker_state((loop, os.getpid(), task_context))
         try:
+            _shared.set_worker_state((loop, os.getpid(), task_context))
             if exc_info[1] is None:
                 return func(*args, **kwargs)
             try:
@@ -149,7 +153,7 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
             loop.call_in_thread(job.run, job.drop)
         else:
             job.woken_by_loop = True
-            loop.run_in_executor(None, job.run).add_done_callback(job.wake_up)
+            loop.run_in_executor(None, job.run).add_done_callback(job.waker())
         return
     if offer(getattr(_shared.executors, "current", None), job):
         return
@@ -162,7 +166,7 @@ def send_to_its_thread(wrapper: Any, loop: Loop, job: Job[Any]) -> None:
             )
         executor = _shared.scope_executors.get(scope)
         if executor is None:
-            executor = _shared.scope_executors[scope] = Lane()
+            executor = _shared.scope_executors.setdefault(scope, Lane())  # the first one, of several threads
         refuse_own_thread(executor)
         send(executor, job)
         return
@@ -265,35 +269,59 @@ class ThreadSensitiveContext:
     async def __aenter__(self) -> Self:
         executor: Executor | None = getattr(self, "_executor", None)  # asgiref 3.12 and before has none
         scopes = _shared.thread_sensitive_context
+        before = scopes.get(None)
         if executor is None:
-            if scopes.get(None) is None:
-                self.token = scopes.set(self)
-            return self
-        if self.token is not None:
+            if before is not None:
+                return self
+        elif self.token is not None:
             raise RuntimeError("ThreadSensitiveContext is already entered")
-        if self._exited:
+        elif self._exited:
             raise RuntimeError("ThreadSensitiveContext with an executor cannot be entered again")
-        self.token = scopes.set(self)
-        _shared.scope_executors[self] = executor
         # Hidden, as it would come first. What async code within has sync code call is sent to that again.
-        self._old_executor = getattr(_shared.executors, "current", None)
-        _shared.executors.current = None
-        return self
+        hidden = getattr(_shared.executors, "current", None)
+        try:
+            self.token = scopes.set(self)
+            if executor is not None:
+                _shared.scope_executors[self] = executor
+                self._old_executor = hidden
+                _shared.executors.current = None
+            return self
+        except BaseException:  # of a signal handler: the block never begins, nor ends
+            self.token = self._old_executor = None
+            scopes.set(before)
+            if executor is not None:
+                _shared.scope_executors.pop(self, None)
+                _shared.executors.current = hidden
+            raise
 
     async def __aexit__(
         self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None:
         if self.token is None:
             return
-        executor = _shared.scope_executors.pop(self, None)
-        _shared.thread_sensitive_context.reset(self.token)
-        self.token = None
-        if getattr(self, "_executor", None) is not None:
-            _shared.executors.current = self._old_executor
-            self._old_executor = None
-            self._exited = True
-        elif executor is not None:
-            await _end(executor)
+        executor = _shared.scope_executors.get(self)
+        try:
+            _leave_context(self)  # not a method: `install` puts these into asgiref's class
+            if executor is not None and getattr(self, "_executor", None) is None:
+                await _end(executor)
+        except BaseException:
+            _leave_context(self)
+            if isinstance(executor, Lane):
+                executor.shutdown(wait=False)
+            raise
+
+
+def _leave_context(scope: Any) -> None:
+    """Have calls go elsewhere from now on. Doing so twice is harmless."""
+    _shared.scope_executors.pop(scope, None)
+    if scope.token is not None:
+        with suppress(RuntimeError):  # the first time, it was interrupted just after this
+            _shared.thread_sensitive_context.reset(scope.token)
+        scope.token = None
+    if getattr(scope, "_executor", None) is not None and not scope._exited:
+        _shared.executors.current = scope._old_executor
+        scope._old_executor = None
+        scope._exited = True
 
 
 async def _end(executor: Executor) -> None:
@@ -310,6 +338,6 @@ async def _end(executor: Executor) -> None:
             executor.shutdown(wait=False)
     else:  # somebody has put it there
         shutdown = Job(current_loop(), executor.shutdown)
-        threading.Thread(target=shutdown.run, daemon=True).start()
+        start_thread(shutdown.run, "unfazed-shutdown")
         await shutdown.wait()
-        shutdown.read()
+        shutdown.result()

@@ -172,11 +172,12 @@ class ProcessCall:
         """Call what the user may have written, in the context of the caller, whose slot serves what that calls."""
         slot, context = self.slot, self._context
         assert slot is not None and context is not None, "set before it was handed over"
-        _slots.lend(slot)
+        wait = object()
         try:
+            _slots.lend(slot, wait)
             return context.run(func, *args)
         finally:
-            _slots.take_back(slot)
+            _slots.take_back(slot, wait)
 
     def outcome(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> tuple[Any, BaseException | None]:
         """Return the value or the error that comes next."""

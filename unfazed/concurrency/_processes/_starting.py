@@ -136,7 +136,9 @@ class Child:
 
         command = _command()
         self._name = os.fsdecode(command[0])
-        self._lock = threading.Lock()  # guards the reading of the status: a pid that has been read may be another's
+        # Guards the reading of the status: a pid that has been read may be another's. One that knows its owner, for
+        # `kill`, in which a signal handler may raise.
+        self._lock = threading.RLock()
         self._status: str | None = None  # how it has ended
         self._hung_up = False
         self.attention = b"\0%b\n" % os.urandom(16).hex().encode()  # what a worker prints to be asked for its records
@@ -189,10 +191,14 @@ class Child:
 
     def kill(self) -> None:
         """End it at once, unless it has ended. From any thread."""
-        with self._lock:
+        try:  # not `with`, as `_threadstart.py` explains
+            self._lock.acquire()
             if self._status is None:
                 # Not `Popen.kill`, which may read the status; nor is there a SIGKILL on Windows.
                 self._process.terminate() if sys.platform == "win32" else os.kill(self.pid, signal.SIGKILL)
+        finally:
+            with suppress(RuntimeError):  # it is not ours
+                self._lock.release()
 
     def end(self) -> str:
         """Close the pipe with calls, wait for the end, and return in words how it was.
@@ -255,7 +261,7 @@ class Child:
             if pipe is not None:
                 pipe.close()
         self.calls = self.frames = self.output = -1
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._status = UNKNOWN
         self._process.returncode = 0
 

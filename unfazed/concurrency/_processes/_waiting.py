@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from contextvars import copy_context
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio import CancelScope, Event, from_thread, get_cancelled_exc_class
+from anyio import Event, from_thread
 from anyio.lowlevel import checkpoint
 
 from .. import _slots
@@ -23,7 +24,7 @@ from .._eventloop import running_background, submit_to_background
 from .._loops import current_loop, running_loop
 from .._synccalls import call_from_sync, lending, thread
 from .._threadstart import start_thread
-from .._waits import outlast, set_from_anywhere, until_held, wait_for_end, within
+from .._waits import set_from_anywhere, until_held, wait_for_end, within
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
 from ._inbox import Inbox
@@ -32,7 +33,7 @@ from ._pool import pool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio import CapacityLimiter
+    from anyio import CancelScope, CapacityLimiter
 
     from .._calls import Loop
     from ._worker import WorkerProcess
@@ -50,15 +51,17 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     await raise_if_cancelled(loop)
     if not call.is_packed:
         await _pack_in_thread(call, loop)
-    held: list[_slots.Slot] = []
+    # Made before it is taken, and given back in two `finally`, as `Job._run` explains.
+    slot = call.slot = _slots.Slot(call.options.limiter or default_limiter.of(loop))
     try:
-        held.extend(map(_slots.acquire, (call.options.limiter or default_limiter.of(loop),)))  # see `_release`
-        slot = call.slot = held[0]
-        if not slot.held:
-            await until_held(slot, loop)
-        return await _run_in_slot(call, loop, timer)
+        try:
+            if not _slots.take(slot):
+                await until_held(slot, loop)
+            return await _run_in_slot(call, loop, timer)
+        finally:
+            _slots.release(slot)
     finally:
-        _release(held)
+        _slots.release(slot)
 
 
 async def raise_if_cancelled(loop: Loop) -> None:
@@ -88,54 +91,57 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         if not lease:  # it is what the function has raised, or came before the call was sent
             raise
         cancellation = exc
-    event = Event()
-    answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
     try:
-        call.hand_over(lease, answer)
-        if cancellation is None:
-            await wait_for_end(event, call.cancel, timer, call.kill)
-        else:
-            cancellation = await _see_to_its_end(call, event, cancellation, timer)
-            raise cancellation
+        event = Event()
+        answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
+
+        def begin() -> None:
+            call.hand_over(lease, answer)
+            if cancellation is not None:
+                raise cancellation
+
+        def cancel() -> None:
+            if lease:  # a signal handler has raised before it was handed over
+                call.hand_over(lease, answer)
+            call.cancel()
+            if not call.is_handed_over():
+                event.set()
+
+        await wait_for_end(event, cancel, timer, call.kill, begin)
+        return answer.read()
     finally:
         del cancellation
-    return answer.read()
-
-
-async def _see_to_its_end(
-    call: ProcessCall, event: Event, cancellation: BaseException, timer: CancelScope | None
-) -> BaseException:
-    """Do what `wait_for_end` does when it is cancelled. Return what to raise."""
-    try:
-        if not isinstance(cancellation, get_cancelled_exc_class()):  # of a signal handler, or of a loop that is gone
-            return cancellation
-        call.cancel()
-        cancellation = await outlast(event, cancellation, timer)
-        if not event.is_set() and not isinstance(cancellation, GeneratorExit):
-            call.kill()
-        return cancellation
-    finally:
-        del cancellation
+        if lease:  # a signal handler has raised before all that: the thread gives the worker back
+            call.hand_over(lease, Answer())
 
 
 async def _pack_in_thread(call: ProcessCall, loop: Loop) -> None:
     """Pickle large arguments while the loop goes on. Who wakes us: the thread."""
     event = Event()
     packed: Answer[None] = Answer(lambda: set_from_anywhere(loop, event))
+    begun = threading.Lock()  # taken by the thread when it begins, or by us so that it never does
 
     def pack() -> None:
         try:
+            if not begun.acquire(blocking=False):
+                return
             call.pack()
         except BaseException as exc:
             packed.write(None, without_our_frame(exc))
         else:
             packed.write(None, None)
 
-    try:
-        start_thread(copy_context().run, "unfazed-pickling", pack)
-    except RuntimeError:  # there are too many
-        pack()
-    await wait_for_end(event, bool)  # cancelled or not: the caller may change them afterwards
+    def begin() -> None:
+        try:
+            start_thread(copy_context().run, "unfazed-pickling", pack)
+        except RuntimeError:  # there are too many
+            pack()
+
+    def cancel() -> None:
+        if begun.acquire(blocking=False):
+            event.set()
+
+    await wait_for_end(event, cancel, begin=begin)  # cancelled or not: the caller may change them afterwards
     packed.read()
 
 
@@ -154,34 +160,27 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
-    held: list[_slots.Slot] = []
+    slot = call.slot = _slots.Slot(limiter)  # as in `_run`
     try:
-        held.extend(map(_slots.acquire, (limiter,)))  # see `_release`
-        slot = call.slot = held[0]
-        if not slot.held:
-            _wait_for_slot(call, slot)
-        return _wait_in_slot(call)
-    finally:
-        _release(held)
-
-
-def _release(held: list[_slots.Slot]) -> None:
-    """Give back the slot, if there is one: it is in the list as soon as it was taken, whatever a signal handler raises.
-
-    Where one raises here, it is given back a second time, which is harmless.
-    """
-    try:
-        for slot in held:
+        try:
+            if not _slots.take(slot):
+                _wait_for_slot(call, slot)
+            return _wait_in_slot(call)
+        finally:
             _slots.release(slot)
     finally:
-        for slot in held:
-            _slots.release(slot)
+        _slots.release(slot)
 
 
 def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
-    """Wait until *slot* has been granted. Who wakes us: whoever gives one back, or the watcher."""
+    """Queue for *slot*, and wait until it has been granted. Who wakes us: whoever gives one back, or the watcher."""
     granted = SyncAnswer[None]()
-    slot.wake = lambda: granted.write(None, None)
+
+    def wake() -> bool:
+        granted.write(None, None)
+        return True
+
+    _slots.queue(slot, wake)
     while not slot.held:  # either it was granted before, or whoever grants it wakes us
         granted.done.acquire(timeout=_seconds_left(call))
 
@@ -198,41 +197,37 @@ def _seconds_left(call: ProcessCall) -> float:
 
 def _wait_in_slot(call: ProcessCall) -> Any:
     lease: list[WorkerProcess] = []
+    answer: _Answer | None = None
     try:
-        if call.timeout is None and call.send_directly(lease):
-            while True:
-                received = call.receive(lease)
-                if received is not None:
-                    return call.read(*received)
-    except OutOfTheOrdinaryError:
-        pass
-    except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
-        if lease:
-            answer = _Answer()
-            call.hand_over(lease, answer, answer.do)
-            _see_to_its_end_in_sync(call, answer)
-        raise
-    answer = _Answer()
-    try:
+        try:
+            if call.timeout is None and call.send_directly(lease):
+                while True:
+                    received = call.receive(lease)
+                    if received is not None:
+                        return call.read(*received)
+        except OutOfTheOrdinaryError:
+            pass
+        answer = _Answer()
         call.hand_over(lease, answer, answer.do if is_handling() else None)
         answer.wait(call)
-    except CallTimeoutError:
-        call.kill()
-        raise
-    except BaseException:  # as above
-        if call.is_handed_over() and not answer.stands:
-            _see_to_its_end_in_sync(call, answer)
+    except BaseException as exc:  # Ctrl-C, or what another signal handler raised; a second one goes through
+        if lease:
+            answer = answer or _Answer()
+            call.hand_over(lease, answer, answer.do)
+        if answer is not None and call.is_handed_over() and not answer.stands:
+            _see_to_its_end_in_sync(call, answer, late=isinstance(exc, CallTimeoutError))
         raise
     return answer.read()
 
 
-def _see_to_its_end_in_sync(call: ProcessCall, answer: _Answer) -> None:
+def _see_to_its_end_in_sync(call: ProcessCall, answer: _Answer, late: bool) -> None:
     """Wait for what has begun, or kill it; keep from beginning what has not."""
-    call.cancel()
-    try:
-        answer.wait(call)
-    except CallTimeoutError:
-        call.kill()
+    if not late:
+        call.cancel()
+        with suppress(CallTimeoutError):
+            answer.wait(call)
+            return
+    call.kill()
 
 
 class _Answer(Answer[Any]):

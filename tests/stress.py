@@ -1,0 +1,347 @@
+"""Many threads and loops, small limits, garbage, and a signal handler that raises: `python tests/stress.py SECONDS`.
+
+Each round runs an event loop in the main thread, where a timer's handler raises now and then, at whichever bytecode of
+the package it finds (elsewhere it would test Python's own loops, and anyio), and plain threads beside it. At the end of
+a round every call has been answered, no slot is taken, and no thread is left that was not there before.
+
+`test_stress.py` runs it for a few seconds. Its last line counts what was done: a soak runs for an hour.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib.util
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+import unfazed.concurrency
+from unfazed.concurrency import (
+    CallTimeoutError,
+    EventLoopThread,
+    LoopEndedError,
+    _contexts,
+    _slots,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    count_abandoned_threads,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from types import FrameType
+
+PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
+HANG_SECONDS = 20.0  # how long a round, or its cleanup, may take: far longer than any does
+TIMER_SECONDS = 0.003  # between two signals
+CALLS_PER_ROUND = 300
+THREADS = 4
+
+BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
+
+
+class Alarm(Exception):  # noqa: N818
+    """What the signal handler raises."""
+
+
+Expected = (Alarm, CallTimeoutError, LoopEndedError)
+counts: Counter[str] = Counter()
+armed = False
+
+
+def handle(signum: int, frame: FrameType | None) -> None:
+    if sys.exc_info()[0] is not None:  # one at a time: the last one may still be on its way
+        return
+    if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        counts["alarms"] += 1
+        raise Alarm
+
+
+async def one(value: int = 1) -> int:
+    return value
+
+
+async def slow(value: int) -> int:
+    await anyio.sleep(0.001)
+    return value
+
+
+def nested(depth: int) -> int:
+    async def below() -> int:
+        return await run_in_threadpool(nested, depth - 1)
+
+    return 0 if depth == 0 else 1 + run_in_eventloop_sync(below)
+
+
+@contextmanager
+def sync_manager() -> Iterator[int]:
+    yield 1
+
+
+@asynccontextmanager
+async def async_manager() -> AsyncIterator[int]:
+    yield await slow(1)
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(5):
+        yield await one(number)
+
+
+class Garbage:
+    """A cycle that holds a call which was begun and never ended, until the garbage collector finds it."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+        self.me = self
+
+
+limiters: list[anyio.CapacityLimiter] = []
+
+
+def a_limiter() -> anyio.CapacityLimiter:
+    return random.choice(limiters)
+
+
+async def drop_a_call() -> int:
+    """Begin a call that queues or runs, and leave it to the garbage collector, on whichever thread that runs."""
+    call: Any = in_threadpool(time.sleep, limiter=a_limiter())(0.0001)
+    Garbage(call)
+    return 1
+
+
+async def with_a_manager() -> int:
+    async with contextmanager_in_threadpool(sync_manager(), limiter=a_limiter()) as value:
+        return value
+
+
+async def over_an_iterator() -> int:
+    async for number in iterate_in_threadpool(iter(range(10)), prefetch=random.randrange(4)):
+        if number == 1:
+            return 1
+    raise AssertionError("unreachable")
+
+
+async def late() -> int:
+    try:
+        await in_threadpool(time.sleep, timeout=0.001, limiter=a_limiter())(0.004)
+    except CallTimeoutError:
+        pass
+    return 1
+
+
+async def cancelled() -> int:
+    with anyio.move_on_after(random.random() * 0.004):
+        await in_threadpool(nested, limiter=a_limiter())(2)
+    return 1
+
+
+ASYNC: list[Callable[[], Awaitable[int]]] = [
+    lambda: run_in_threadpool(int, "1"),
+    lambda: in_threadpool(int, limiter=a_limiter())("1"),
+    lambda: in_threadpool(nested, limiter=a_limiter())(1),
+    lambda: run_in_eventloop(slow, 1),
+    lambda: run_in_executor(executor, int, "1"),
+    drop_a_call,
+    with_a_manager,
+    over_an_iterator,
+    late,
+    cancelled,
+]
+
+
+def sync_with_a_manager() -> int:
+    with contextmanager_in_eventloop_sync(async_manager()) as value:
+        return value
+
+
+def sync_over_an_iterator() -> int:
+    for number in iterate_in_eventloop_sync(numbers()):
+        if number == 1:
+            return number
+    raise AssertionError("unreachable")
+
+
+def sync_in_a_loop_of_its_own() -> int:
+    with EventLoopThread(random.choice(BACKENDS)) as loop:
+        return loop.run_sync(slow, 1)
+
+
+SYNC: list[Callable[[], int]] = [
+    lambda: run_in_threadpool_sync(int, "1"),
+    lambda: in_threadpool(int, limiter=a_limiter()).sync("1"),
+    lambda: run_in_eventloop_sync(slow, 1),
+    lambda: run_in_executor_sync(executor, int, "1"),
+    lambda: nested(1),
+    sync_with_a_manager,
+    sync_over_an_iterator,
+]
+ASYNC.append(lambda: run_in_threadpool(random.choice(SYNC)))
+RARELY = 0.02  # how often a sync call starts a loop of its own
+
+
+def sync_call() -> None:
+    call = sync_in_a_loop_of_its_own if random.random() < RARELY else random.choice(SYNC)
+    try:
+        assert call() == 1
+        counts["calls"] += 1
+    except Expected:
+        counts["interrupted calls"] += 1
+
+
+async def async_call() -> None:
+    try:
+        assert await random.choice(ASYNC)() == 1
+        counts["calls"] += 1
+    except Expected:
+        counts["interrupted calls"] += 1
+
+
+async def in_the_main_threads_loop() -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(CALLS_PER_ROUND // 10):
+            for _ in range(10):
+                tasks.start_soon(async_call)
+            await anyio.sleep(0.001)
+
+
+def main_thread(backend: str) -> None:
+    """Make calls from an event loop in the main thread, then from sync code there."""
+    try:
+        anyio.run(in_the_main_threads_loop, backend=backend)
+    except BaseException as exc:
+        if not only_expected(exc):
+            raise
+        counts["interrupted loops"] += 1
+    for _ in range(CALLS_PER_ROUND // 5):
+        sync_call()
+
+
+def only_expected(exc: BaseException) -> bool:
+    """Return whether an event loop may end with *exc*, for the handler raised in what it does between calls."""
+    members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
+    if members:
+        return all(map(only_expected, members))
+    return isinstance(exc, Expected) or isinstance(exc.__cause__, Expected) or type(exc).__name__ == "TrioInternalError"
+
+
+def plain_thread(stop: threading.Event) -> None:
+    try:
+        while not stop.is_set():
+            sync_call()
+            if random.random() < 0.01:
+                gc.collect()
+    except BaseException as exc:
+        failures.append(exc)
+
+
+failures: list[BaseException] = []
+executor = ThreadPoolExecutor(2)
+
+
+def left_behind(before: set[threading.Thread]) -> list[object]:
+    # anyio and trio keep idle threads for a while, the background event loop those that stand by
+    threads = [each for each in threading.enumerate() if each not in before and not each.name.startswith(IDLE)]
+    limits = [
+        f"limit with {limit.occupied} slots taken, {len(limit.queue)} calls queued"
+        for limit in list(_slots._limits.values())
+        if limit.holders or limit.queue or limit.occupied or limit.running or limit.extras
+    ]
+    return [*threads, *limits, *_contexts._claims, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
+
+
+IDLE = ("AnyIO worker", "Trio thread", "unfazed-eventloop", "ThreadPoolExecutor")
+
+
+def one_round(backend: str) -> None:
+    global armed
+    before = set(threading.enumerate())
+    limiters[:] = [anyio.CapacityLimiter(1), anyio.CapacityLimiter(2), anyio.CapacityLimiter(3)]
+    stop = threading.Event()
+    threads = [threading.Thread(target=plain_thread, args=(stop,), name="stress") for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    try:
+        armed = True
+        main_thread(backend)
+    except Alarm:  # just as the handler was told to stop
+        pass
+    finally:
+        armed = False
+        stop.set()
+    for thread in threads:
+        thread.join(HANG_SECONDS)
+        assert not thread.is_alive(), "a thread does not come back"
+    assert not failures, failures
+    deadline = time.monotonic() + HANG_SECONDS
+    while left := left_behind(before):
+        assert time.monotonic() < deadline, left
+        gc.collect()
+        time.sleep(0.005)
+    assert run_in_threadpool_sync(int, "1") == 1, "the next call works"
+    assert anyio.run(run_in_threadpool, int, "1", backend=backend) == 1
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
+    random.seed(seed)
+    print(f"seed {seed}", flush=True)
+    logging.disable(logging.CRITICAL)  # asyncio tells of what is raised in its callbacks
+    sys.unraisablehook = lambda _: None  # as the handler also raises in finalizers
+    sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()  # so that a collection looks at what the calls make alone
+    if has_gil():  # else each one stops all threads
+        gc.set_threshold(50)
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS, TIMER_SECONDS)
+    deadline, rounds, said = time.monotonic() + seconds, 0, time.monotonic()
+    try:
+        while time.monotonic() < deadline:
+            faulthandler.dump_traceback_later(2 * HANG_SECONDS, exit=True)
+            one_round(BACKENDS[rounds % len(BACKENDS)])
+            rounds += 1
+            if time.monotonic() > said + 60:
+                said = time.monotonic()
+                print(f"{deadline - said:.0f} seconds left, {rounds} rounds, {dict(counts)}", flush=True)
+    except BaseException:
+        sys.excepthook = sys.excepthook_before  # type: ignore[attr-defined]
+        faulthandler.dump_traceback(all_threads=True)
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+    executor.shutdown()
+    print(f"{rounds} rounds, {dict(counts)}, {'with' if has_gil() else 'without'} a GIL: no failure")
+
+
+def has_gil() -> bool:
+    is_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)  # since Python 3.13
+    return is_enabled is None or is_enabled()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""What happens between any two bytecodes of the adapter: a signal handler raises or calls, or a finalizer runs.
+
+Each operation is run again and again. Each time, something happens one bytecode later: first at the first one that is
+executed in the adapter's files, then at the second one, and so on. Here that is every so-manieth bytecode, beginning at
+a random one; with `UNFAZED_TEST_EVERY_STEP=1`, every one:
+
+    UNFAZED_TEST_EVERY_STEP=1 pytest tests/test_compat_asgiref_interrupted.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import gc
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from contextvars import copy_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import unfazed_compat
+from asgiref_helpers import end_lane, end_threads
+from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
+from unfazed_compat.asgiref import (
+    AsyncSingleThreadContext,
+    ThreadSensitiveContext,
+    _companions,
+    _executors,
+    _shared,
+    async_to_sync,
+    sync_to_async,
+)
+
+from unfazed.concurrency import ExecutorError, LoopEndedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from concurrent.futures import Future
+    from types import CodeType, FrameType
+
+assert end_threads  # a fixture
+
+FOLDER = str(Path(unfazed_compat.__file__).parent)
+EVERY_STEP = bool(os.environ.get("UNFAZED_TEST_EVERY_STEP"))
+STEPS = 40  # about how many bytecodes of each operation are tried here; arbitrary
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
+    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
+    pytest.mark.timeout(3600 if EVERY_STEP else 120),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Alarm(Exception):  # noqa: N818
+    """What a signal handler raises."""
+
+
+class Stop(BaseException):
+    """What another one raises, which asyncio does not swallow."""
+
+
+class Steps:
+    """Have *act* be called before the bytecode number *when* that is executed in files of the adapter."""
+
+    def __init__(self, act: Callable[[], object], when: int, *, everywhere: bool = False) -> None:
+        self._act = act
+        self._when = when
+        self._everywhere = everywhere  # whether threads that start meanwhile count as well
+        self._count = itertools.count(1)
+        self.where = ""
+        self.reached = False
+
+    def __enter__(self) -> Steps:
+        self._thread = threading.get_ident()
+        if sys.version_info >= (3, 12):  # where `settrace` misses the bytecodes of what is called for the first time
+            monitoring = sys.monitoring
+            monitoring.use_tool_id(TOOL, "steps")
+            monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, self._monitor)
+            monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
+        else:
+            self._before = sys.gettrace()
+            if self._everywhere:
+                threading.settrace(self._trace)
+            sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.version_info >= (3, 12):
+            sys.monitoring.set_events(TOOL, 0)
+            sys.monitoring.free_tool_id(TOOL)
+        else:
+            sys.settrace(self._before)
+            if self._everywhere:
+                threading.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(FOLDER):
+            return None
+        if event == "call":
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        elif event == "opcode":
+            self._step(frame)
+        return self._trace
+
+    if sys.version_info >= (3, 12):
+
+        def _monitor(self, code: CodeType, _: int) -> object:
+            if not code.co_filename.startswith(FOLDER):
+                return sys.monitoring.DISABLE
+            if self._everywhere or threading.get_ident() == self._thread:
+                self._step(sys._getframe(1))
+            return None
+
+    def _step(self, frame: FrameType) -> None:
+        if not self.reached and next(self._count) == self._when and is_interruptible(frame):
+            self.reached = True
+            code = frame.f_code
+            self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name} at {frame.f_lasti}"
+            self._act()
+
+
+TOOL = 4  # one of those that Python leaves to programs
+
+
+UNINTERRUPTIBLE = ("COPY", "POP_EXCEPT", "PUSH_EXC_INFO", "RERAISE", "SWAP")
+
+
+def is_interruptible(frame: FrameType) -> bool:
+    """Return whether Python itself can be interrupted here.
+
+    Not before the first step of a function, where some versions crash; nor amid the steps with which an `except` block
+    begins and ends: Python would take its exception for the current one from then on. `with lock`, which `install` has,
+    is not safe.
+    """
+    code, at = frame.f_code, frame.f_lasti
+    if code.co_filename.endswith("_install.py") or dis.opname[code.co_code[at]] in UNINTERRUPTIBLE:
+        return False
+    return any(dis.opname[opcode] == "RESUME" for opcode in code.co_code[:at:2])
+
+
+async def one() -> int:
+    return 1
+
+
+class Threads:
+    """What threads are doing that wait for the main thread's loop. They all have to come back."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = itertools.count(), itertools.count()
+        self._begun, self._over = list[int](), list[int]()
+
+    def call(self) -> int:
+        self._begun.append(1)
+        try:
+            return async_to_sync(one)()
+        finally:
+            self._over.append(1)
+
+    def are_back(self) -> bool:
+        return len(self._begun) == len(self._over)
+
+
+def run_in_loop(func: Callable[[], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # of what we raise in callbacks
+        return await func()
+
+    return asyncio.run(main())
+
+
+def from_sync_code(_: Threads) -> None:
+    async_to_sync(one)()
+
+
+def in_one_thread(_: Threads) -> None:
+    with AsyncSingleThreadContext():
+        async_to_sync(one)()
+
+
+def in_a_new_loop(_: Threads) -> None:
+    async_to_sync(one, force_new_loop=True)()
+
+
+def back_into_the_main_thread(_: Threads) -> None:
+    async def main() -> None:
+        assert await sync_to_async(threading.current_thread)() is threading.main_thread()
+
+    async_to_sync(main)()
+
+
+def into_a_thread(_: Threads) -> None:
+    run_in_loop(sync_to_async(threading.get_ident))
+
+
+def into_any_thread(_: Threads) -> None:
+    run_in_loop(sync_to_async(threading.get_ident, thread_sensitive=False))
+
+
+def into_the_thread_of_a_context(_: Threads) -> None:
+    async def main() -> None:
+        async with ThreadSensitiveContext():
+            await sync_to_async(threading.get_ident)()
+
+    run_in_loop(main)
+
+
+def there_and_back(threads: Threads) -> None:
+    run_in_loop(sync_to_async(threads.call))
+
+
+def there_and_back_in_any_thread(threads: Threads) -> None:
+    run_in_loop(sync_to_async(threads.call, thread_sensitive=False))
+
+
+def back_and_there_and_back(threads: Threads) -> None:
+    async def main() -> None:
+        await sync_to_async(threads.call)()
+
+    async_to_sync(main)()
+
+
+def two_threads_that_wait_for_the_loop(threads: Threads) -> None:
+    async def main() -> None:
+        call = sync_to_async(threads.call, thread_sensitive=False)
+        await asyncio.gather(call(), call(), sync_to_async(threads.call)())
+
+    run_in_loop(main)
+
+
+OPERATIONS = (
+    from_sync_code,
+    in_one_thread,
+    in_a_new_loop,
+    back_into_the_main_thread,
+    into_a_thread,
+    into_any_thread,
+    into_the_thread_of_a_context,
+    there_and_back,
+    there_and_back_in_any_thread,
+    back_and_there_and_back,
+    two_threads_that_wait_for_the_loop,
+)
+
+
+def steps_of(operation: Callable[[Threads], None], *, everywhere: bool = False) -> Iterator[int]:
+    """Yield the numbers of the bytecodes at which something is to happen: all or some, until there are no more."""
+    counter = Steps(int, 0, everywhere=everywhere)
+    with counter:
+        operation(Threads())
+    total = next(counter._count)
+    seed = random.randrange(10**6)
+    print(f"{total} bytecodes, seed {seed}")  # noqa: T201
+    every = 1 if EVERY_STEP else max(1, total // STEPS)
+    yield from range(1 + random.Random(seed).randrange(every), total, every)
+
+
+class Guard:
+    """Fail what hangs, with a signal: the main thread may be waiting anywhere."""
+
+    def __enter__(self) -> Guard:
+        self._before = signal.signal(signal.SIGALRM, self._handle)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS + 5, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+    def _handle(self, *_: object) -> None:
+        raise KeyboardInterrupt("it hangs")
+
+
+def check(threads: Threads, when: str) -> None:
+    """Check that all is as before."""
+    assert sys.exc_info()[1] is None, when
+    wait_until(threads.are_back, f"a thread waits for ever, after {when}")
+    assert getattr(_shared.executors, "current", None) is None, when
+    assert "main_event_loop" not in vars(_shared.threadlocal), when
+    assert _shared.thread_sensitive_context.get(None) is None, when
+    assert _shared.async_single_thread_context.get(None) is None, when
+    own = _companions.companion_of_this_thread()
+    assert own is not None, when
+    assert not own._callers, when
+    wait_until(lambda: not _shared.loop_thread_executors, f"a loop still runs a call, after {when}")
+    assert async_to_sync(one)() == 1, when
+    assert in_plain_thread(async_to_sync(one)) == 1, when
+    assert asyncio.run(sync_to_async(threading.get_ident)()) != threading.get_ident(), when
+
+
+def what_raises(error: type[BaseException]) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.fixture(autouse=True)
+def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail if one does; and have them look after their calls more often."""
+    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.05)
+    dead: list[str] = []
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(
+            args.exc_value, (Alarm, Stop, ExecutorError, LoopEndedError)
+        ):  # an error of a call that nobody waits for
+            dead.append("".join(traceback.format_exception(args.exc_value)))
+
+    monkeypatch.setattr(threading, "excepthook", note)
+
+    yield
+
+    gc.collect()  # tracebacks in cycles hold what has a thread
+    assert not dead, "\n".join(dead)
+
+
+@pytest.mark.parametrize("error", [Alarm, Stop])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_signal_handler_may_raise_at_any_bytecode(
+    operation: Callable[[Threads], None], error: type[BaseException]
+) -> None:
+    for step in steps_of(operation):
+        threads, steps = Threads(), Steps(what_raises(error), step)
+        outcome: Any = None
+        with Guard():
+            with suppress(Alarm, Stop, RuntimeError, asyncio.CancelledError), steps:
+                outcome = copy_context().run(captured, lambda: operation(threads))  # noqa: B023
+            assert not isinstance(outcome and outcome[1], KeyboardInterrupt), steps.where
+            copy_context().run(check, threads, steps.where)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_signal_handler_may_call_at_any_bytecode(operation: Callable[[Threads], None]) -> None:
+    for step in steps_of(operation):
+        threads, outcomes = Threads(), list[Any]()
+        steps = Steps(lambda: outcomes.append(captured(async_to_sync(one))), step)  # noqa: B023
+        with Guard():
+            with steps:
+                copy_context().run(operation, threads)
+            copy_context().run(check, threads, steps.where)
+
+        for value, error in outcomes:
+            assert value == 1 or "same thread as an async event loop" in str(error), steps.where
+
+
+def finalize() -> None:
+    """Do what a finalizer could do."""
+    with suppress(RuntimeError):  # a loop runs in this thread
+        assert async_to_sync(one)() == 1
+    current = getattr(_shared.executors, "current", None)
+    if current is not None:
+        with suppress(RuntimeError):  # it is this very thread's
+            current.submit(int)
+    _companions.Companion().submit(int)
+    lane = _executors.Lane()
+    future: Future[int] = lane.submit(int)
+    assert future.result(GRACE_SECONDS) == 0
+    lane.shutdown(wait=False)
+    _executors.Lane().submit(int)
+    sync_to_async(int)().close()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_finalizer_may_run_at_any_bytecode_of_any_thread(operation: Callable[[Threads], None]) -> None:
+    for step in steps_of(operation, everywhere=True):
+        threads, errors = Threads(), list[BaseException | None]()
+        steps = Steps(lambda: errors.append(captured(finalize)[1]), step, everywhere=True)  # noqa: B023
+        with Guard():
+            with steps:
+                copy_context().run(operation, threads)
+            copy_context().run(check, threads, steps.where)
+
+        assert errors in ([], [None]), steps.where
+        end_lane()  # so that the next operation starts a thread as well
+        _companions.end_companions(GRACE_SECONDS)
