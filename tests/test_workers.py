@@ -594,7 +594,6 @@ async def test_what_is_large_is_not_pickled_on_the_loop(large: Any, monkeypatch:
 
 
 def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -> None:
-    """Slots are left out of it: they have tests of their own."""
     source = """
         import os, signal, sys, time
         from unfazed.concurrency import *
@@ -606,10 +605,6 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
             global interrupts
             interrupts += 1
             raise Now
-        class Slot:
-            held = True
-        _slots.acquire = lambda limiter: Slot()
-        _slots.release = _slots.lend = _slots.take_back = bool
         call = in_processpool(int)
         def call_until_interrupted(number):
             signal.setitimer(signal.ITIMER_REAL, 0.0001 + number % 100 * 0.00001)
@@ -627,14 +622,15 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
             deadline = time.monotonic() + 10
             while len(_pool.pool._idle) < len(_pool.pool.workers) and time.monotonic() < deadline:
                 time.sleep(0.001)
-            print(interrupts, len(_pool.pool._idle) == len(_pool.pool.workers))
+            taken = [limit for limit in _slots._limits.values() if limit.holders or limit.queue]
+            print(interrupts, len(_pool.pool._idle) == len(_pool.pool.workers), taken)
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
 
     out, err = run_program(tmp_path, write(tmp_path / "program.py", source), env=environment)
 
-    assert (out, err) == ("500 True\n", "")
+    assert (out, err) == ("500 True []\n", "")
 
 
 def test_what_some_systems_lack_is_not_needed(tmp_path: Path) -> None:
