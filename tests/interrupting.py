@@ -2,7 +2,8 @@
 
 A signal cannot be made to come at one exact moment. Tracing can: `Steps` counts the bytecodes that the main thread runs
 in a folder of ours, and calls *act* before the one with the number *when*, if Python itself would look for signals
-there. A test tries each number in turn, or every so-manieth: `numbers` says which.
+there. A test tries each number in turn, or every so-manieth: `numbers` says which. All are tried with
+`UNFAZED_TEST_EVERY_STEP=1 pytest tests/test_interrupted.py tests/test_compat_asgiref_interrupted.py`.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Steps:
         self._act()
 
 
-# Amid these no Python looks for signals: a block or an `except` begins or ends, a coroutine that waits is woken.
+# Amid these no Python looks for signals: a block or an `except` begins or ends, a coroutine that waits is woken. Where
+# a function returns, no `try` of its own can catch anything any more.
 UNINTERRUPTIBLE = {
     "COPY",
     "END_SEND",
@@ -105,6 +107,8 @@ UNINTERRUPTIBLE = {
     "POP_EXCEPT",
     "PUSH_EXC_INFO",
     "RERAISE",
+    "RETURN_CONST",
+    "RETURN_VALUE",
     "SEND",
     "SWAP",
     "YIELD_FROM",
@@ -121,7 +125,13 @@ def is_interruptible(frame: FrameType) -> bool:
     return sys.version_info < (3, 11) or any(dis.opname[opcode] == "RESUME" for opcode in code[: at + 2 : 2])
 
 
-def numbers(steps: int) -> Iterator[int]:
-    """Yield the numbers of the bytecodes to try, until whoever asks has come to the last one: about *steps* of 1,500."""
-    stride = 1 if EVERY_STEP else 1500 // steps
-    return itertools.count(random.randint(1, stride), stride)
+def numbers(operation: Callable[[], object], folder: str, steps: int, *, everywhere: bool = False) -> Iterator[int]:
+    """Yield the numbers of about *steps* of the bytecodes that *operation* runs, or of all, if it is asked for that."""
+    counting = Steps(int, 0, folder, everywhere=everywhere)
+    with counting:
+        operation()
+    total = next(counting._count)
+    seed = random.randrange(10**6)
+    print(f"{total} bytecodes, seed {seed}")  # noqa: T201
+    every = 1 if EVERY_STEP else max(1, total // steps)
+    yield from range(1 + random.Random(seed).randrange(every), total, every)

@@ -19,9 +19,9 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
-HANG_SECONDS = 20.0  # how long a round, or its cleanup, may take: far longer than any does
+HANG_SECONDS = 10.0  # how long a round, or its cleanup, may take: far longer than any does
 TIMER_SECONDS = 0.003  # between two signals
 CALLS_PER_ROUND = 300
 THREADS = 4
@@ -68,6 +68,7 @@ class Alarm(Exception):  # noqa: N818
 
 Expected = (Alarm, CallTimeoutError, LoopEndedError)
 counts: Counter[str] = Counter()
+places: deque[str] = deque(maxlen=3)  # where the last ones were raised
 armed = False
 
 
@@ -76,6 +77,7 @@ def handle(signum: int, frame: FrameType | None) -> None:
         return
     if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         counts["alarms"] += 1
+        places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name} {frame.f_lasti}")
         raise Alarm
 
 
@@ -145,10 +147,8 @@ async def over_an_iterator() -> int:
 
 
 async def late() -> int:
-    try:
+    with suppress(CallTimeoutError):
         await in_threadpool(time.sleep, timeout=0.001, limiter=a_limiter())(0.004)
-    except CallTimeoutError:
-        pass
     return 1
 
 
@@ -304,6 +304,43 @@ def one_round(backend: str) -> None:
     assert anyio.run(run_in_threadpool, int, "1", backend=backend) == 1
 
 
+def say_who_waits() -> None:
+    """Write where each task and each thread stands: to be called from a thread, while a program stands still."""
+    slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_slots._limits.values())]
+    print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
+    for task in gc.get_objects():
+        if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):
+            step: Any = getattr(task, "coro", None) or task.get_coro()
+            stack: list[str] = []
+            while step is not None:
+                frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
+                if frame is not None:
+                    code = frame.f_code
+                    stack.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
+                step = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
+            if stack:
+                print("task:", " > ".join(stack), file=sys.stderr)
+    faulthandler.dump_traceback(all_threads=True)
+
+
+class Guard:
+    """Ends the program, and says who waits for whom, if it is not told in time that all is well."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._well = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="guard").start()
+
+    def all_is_well(self) -> None:
+        self._well.set()
+
+    def _watch(self) -> None:
+        while self._well.wait(self._seconds):
+            self._well.clear()
+        say_who_waits()
+        os._exit(1)
+
+
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
@@ -318,10 +355,11 @@ def main() -> None:
         gc.set_threshold(50)
     signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS, TIMER_SECONDS)
+    guard = Guard(2 * HANG_SECONDS)
     deadline, rounds, said = time.monotonic() + seconds, 0, time.monotonic()
     try:
         while time.monotonic() < deadline:
-            faulthandler.dump_traceback_later(2 * HANG_SECONDS, exit=True)
+            guard.all_is_well()
             one_round(BACKENDS[rounds % len(BACKENDS)])
             rounds += 1
             if time.monotonic() > said + 60:
@@ -333,7 +371,6 @@ def main() -> None:
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
     executor.shutdown()
     print(f"{rounds} rounds, {dict(counts)}, {'with' if has_gil() else 'without'} a GIL: no failure")
 

@@ -1,20 +1,13 @@
 """What happens between any two bytecodes of the adapter: a signal handler raises or calls, or a finalizer runs.
 
-Each operation is run again and again. Each time, something happens one bytecode later: first at the first one that is
-executed in the adapter's files, then at the second one, and so on. Here that is every so-manieth bytecode, beginning at
-a random one; with `UNFAZED_TEST_EVERY_STEP=1`, every one:
-
-    UNFAZED_TEST_EVERY_STEP=1 pytest tests/test_compat_asgiref_interrupted.py
+Each operation is run again and again, and each time something happens at another bytecode: `interrupting.py` says how.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dis
 import gc
 import itertools
-import os
-import random
 import signal
 import sys
 import threading
@@ -28,6 +21,7 @@ import pytest
 import unfazed_compat
 from asgiref_helpers import end_lane, end_threads
 from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
+from interrupting import EVERY_STEP, Alarm, Steps, numbers
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     ThreadSensitiveContext,
@@ -43,12 +37,10 @@ from unfazed.concurrency import ExecutorError, LoopEndedError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Future
-    from types import CodeType, FrameType
 
 assert end_threads  # a fixture
 
 FOLDER = str(Path(unfazed_compat.__file__).parent)
-EVERY_STEP = bool(os.environ.get("UNFAZED_TEST_EVERY_STEP"))
 STEPS = 40  # about how many bytecodes of each operation are tried here; arbitrary
 
 pytestmark = [
@@ -60,92 +52,8 @@ pytestmark = [
 ]
 
 
-class Alarm(Exception):  # noqa: N818
-    """What a signal handler raises."""
-
-
 class Stop(BaseException):
     """What another one raises, which asyncio does not swallow."""
-
-
-class Steps:
-    """Have *act* be called before the bytecode number *when* that is executed in files of the adapter."""
-
-    def __init__(self, act: Callable[[], object], when: int, *, everywhere: bool = False) -> None:
-        self._act = act
-        self._when = when
-        self._everywhere = everywhere  # whether threads that start meanwhile count as well
-        self._count = itertools.count(1)
-        self.where = ""
-        self.reached = False
-
-    def __enter__(self) -> Steps:
-        self._thread = threading.get_ident()
-        if sys.version_info >= (3, 12):  # where `settrace` misses the bytecodes of what is called for the first time
-            monitoring = sys.monitoring
-            monitoring.use_tool_id(TOOL, "steps")
-            monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, self._monitor)
-            monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
-        else:
-            self._before = sys.gettrace()
-            if self._everywhere:
-                threading.settrace(self._trace)
-            sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.version_info >= (3, 12):
-            sys.monitoring.set_events(TOOL, 0)
-            sys.monitoring.free_tool_id(TOOL)
-        else:
-            sys.settrace(self._before)
-            if self._everywhere:
-                threading.settrace(self._before)
-
-    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(FOLDER):
-            return None
-        if event == "call":
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        elif event == "opcode":
-            self._step(frame)
-        return self._trace
-
-    if sys.version_info >= (3, 12):
-
-        def _monitor(self, code: CodeType, _: int) -> object:
-            if not code.co_filename.startswith(FOLDER):
-                return sys.monitoring.DISABLE
-            if self._everywhere or threading.get_ident() == self._thread:
-                self._step(sys._getframe(1))
-            return None
-
-    def _step(self, frame: FrameType) -> None:
-        if not self.reached and next(self._count) == self._when and is_interruptible(frame):
-            self.reached = True
-            code = frame.f_code
-            self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name} at {frame.f_lasti}"
-            self._act()
-
-
-TOOL = 4  # one of those that Python leaves to programs
-
-
-UNINTERRUPTIBLE = ("COPY", "POP_EXCEPT", "PUSH_EXC_INFO", "RERAISE", "SWAP")
-
-
-def is_interruptible(frame: FrameType) -> bool:
-    """Return whether Python itself can be interrupted here.
-
-    Not before the first step of a function, where some versions crash; nor amid the steps with which an `except` block
-    begins and ends: Python would take its exception for the current one from then on. `with lock`, which `install` has,
-    is not safe.
-    """
-    code, at = frame.f_code, frame.f_lasti
-    if code.co_filename.endswith("_install.py") or dis.opname[code.co_code[at]] in UNINTERRUPTIBLE:
-        return False
-    return any(dis.opname[opcode] == "RESUME" for opcode in code.co_code[:at:2])
 
 
 async def one() -> int:
@@ -252,18 +160,6 @@ OPERATIONS = (
 )
 
 
-def steps_of(operation: Callable[[Threads], None], *, everywhere: bool = False) -> Iterator[int]:
-    """Yield the numbers of the bytecodes at which something is to happen: all or some, until there are no more."""
-    counter = Steps(int, 0, everywhere=everywhere)
-    with counter:
-        operation(Threads())
-    total = next(counter._count)
-    seed = random.randrange(10**6)
-    print(f"{total} bytecodes, seed {seed}")  # noqa: T201
-    every = 1 if EVERY_STEP else max(1, total // STEPS)
-    yield from range(1 + random.Random(seed).randrange(every), total, every)
-
-
 class Guard:
     """Fail what hangs, with a signal: the main thread may be waiting anywhere."""
 
@@ -329,8 +225,8 @@ def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_signal_handler_may_raise_at_any_bytecode(
     operation: Callable[[Threads], None], error: type[BaseException]
 ) -> None:
-    for step in steps_of(operation):
-        threads, steps = Threads(), Steps(what_raises(error), step)
+    for step in numbers(lambda: operation(Threads()), FOLDER, STEPS):
+        threads, steps = Threads(), Steps(what_raises(error), step, FOLDER)
         outcome: Any = None
         with Guard():
             with suppress(Alarm, Stop, RuntimeError, asyncio.CancelledError), steps:
@@ -341,9 +237,9 @@ def test_a_signal_handler_may_raise_at_any_bytecode(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_signal_handler_may_call_at_any_bytecode(operation: Callable[[Threads], None]) -> None:
-    for step in steps_of(operation):
+    for step in numbers(lambda: operation(Threads()), FOLDER, STEPS):
         threads, outcomes = Threads(), list[Any]()
-        steps = Steps(lambda: outcomes.append(captured(async_to_sync(one))), step)  # noqa: B023
+        steps = Steps(lambda: outcomes.append(captured(async_to_sync(one))), step, FOLDER)  # noqa: B023
         with Guard():
             with steps:
                 copy_context().run(operation, threads)
@@ -372,9 +268,9 @@ def finalize() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_finalizer_may_run_at_any_bytecode_of_any_thread(operation: Callable[[Threads], None]) -> None:
-    for step in steps_of(operation, everywhere=True):
+    for step in numbers(lambda: operation(Threads()), FOLDER, STEPS, everywhere=True):
         threads, errors = Threads(), list[BaseException | None]()
-        steps = Steps(lambda: errors.append(captured(finalize)[1]), step, everywhere=True)  # noqa: B023
+        steps = Steps(lambda: errors.append(captured(finalize)[1]), step, FOLDER, everywhere=True)  # noqa: B023
         with Guard():
             with steps:
                 copy_context().run(operation, threads)

@@ -19,8 +19,6 @@ import starlette.concurrency
 from conftest import GRACE_SECONDS, Caller, captured, in_plain_thread, wait_until
 
 from unfazed.concurrency import (
-    _slots,
-    _loopthread,
     CallCancelledError,
     EventLoopThread,
     LoopEndedError,
@@ -29,6 +27,8 @@ from unfazed.concurrency import (
     LoopThreadError,
     WrongFunctionError,
     _eventloop,
+    _loopthread,
+    _slots,
     _synccalls,
     configure_background_eventloop,
     run_in_eventloop,

@@ -2,8 +2,8 @@
 
 Guarantees:
 
-- An `Answer` is written in one step, by the first who does so: nobody is ever between the claim and the writing. Whoever
-  waits for it is told at least once, though a signal handler raises in the midst of that.
+- An `Answer` is written in one step, by the first who does so: nobody is ever between the claim and the writing.
+  Whoever waits for it is told at least once, though a signal handler raises in the midst of that.
 - What a signal handler raises in the loop's thread while it begins a call, or runs it, becomes the call's answer.
 - A call that is cancelled while another thread submits it learns of it: each of the two takes a step on one list before
   it looks at what the other has done.
@@ -277,8 +277,8 @@ class Call(Generic[T]):
             self._abort = None
         elif not self.accepted:
             self.give_up()
-        elif self.task_has_ended is not None and self.task_has_ended():
-            self.fail_unless_run(self._reason)
+        else:
+            self.fail_if_lost()
 
     def go_on(self) -> bool:
         """Have done again what a signal handler has kept the loop from doing. Return whether to submit it once more.
@@ -288,6 +288,11 @@ class Call(Generic[T]):
         if self._cancelled and not self.aborted:
             self.cancel()
         return not (self.accepted or self.past)
+
+    def fail_if_lost(self) -> None:
+        """End the call if its task has ended without an answer, and nobody has told us; in the loop's thread."""
+        if self.task_has_ended is not None and self.task_has_ended():
+            self.fail_unless_run(self._reason)
 
     def fail_unless_run(self, error: BaseException | None) -> None:
         """End the call if its task has ended without an answer: with *error*, or if it was cancelled before it began.
@@ -315,7 +320,5 @@ class SyncAnswer(Answer[T]):
         super().__init__(self._say_so)
 
     def _say_so(self) -> None:
-        try:
+        if self.done.locked():  # else it has been said
             self.done.release()
-        except RuntimeError:  # it has been said
-            pass

@@ -153,14 +153,14 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        lane = self._lane
-        assert lane is not None, "it has been entered"
         try:
-            return self._leave(lane, (exc_type, exc, traceback))
+            assert self._lane is not None, "it has been entered"
+            return self._leave(self._lane, (exc_type, exc, traceback))
         finally:
-            self._lane = None
-            with suppress(LoopEndedError):
-                lane.leave()  # does something only if a signal handler has kept us from it
+            lane, self._lane = self._lane, None
+            if lane is not None and not lane.over:  # a signal handler has kept us from it
+                with suppress(LoopEndedError):
+                    lane.leave()
 
     def _leave(self, lane: TaskLane, exc_info: _ExcInfo) -> bool | None:
         try:

@@ -95,7 +95,10 @@ class _Call(Generic[T]):
                 raise
             reason = f"was not accepted by its {type(executor).__name__}: {exc}"
             raise ExecutorError(name_of(self._func), reason) from exc
-        future.add_done_callback(lambda _: set_from_anywhere(loop, event))
+        wake = partial(set_from_anywhere, loop, event)
+        future.add_done_callback(lambda _: wake())
+        if future.done():  # perhaps in the line above: what a signal handler raises there is lost
+            wake()
         await wait_for_end(event, future.cancel, timer)
         return _outcome(future, executor, self._func)
 

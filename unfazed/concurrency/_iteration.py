@@ -99,12 +99,13 @@ class _Feed(Generic[T]):
         """Close the iterator, in its thread, after the item that is being fetched. From any thread."""
         if self._closed:
             return
-        self._closed = self._over = self._paused = True
+        self._over = self._paused = True
         fetching = self._fetching
         if fetching is not None:
             fetching.cancel()
         if self._lane is not None:
             self._lane.leave()
+        self._closed = True  # not before: whoever is interrupted by a signal handler does it again
 
     def _raise_end(self) -> None:
         error, self._error = self._error, None
@@ -127,7 +128,7 @@ class _Feed(Generic[T]):
             try:
                 await self._lane.run(self._fetch)
             except LoopEndedError:
-                if not self._closed:  # by another task, while we waited for a slot: that is the end, as with prefetch
+                if not self._over:  # closed by another task, while we waited for a slot: that is the end, as with prefetch
                     raise
             return
         while not self._items and not self._over:

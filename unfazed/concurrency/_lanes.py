@@ -105,6 +105,8 @@ class ThreadLane(Generic[T]):
             cancellation = exc
         try:
             if cancellation is not None:
+                self._have_a_thread()  # if a signal handler has kept us from that, or ended what was to hold it
+                self._hold.fail_if_lost()
                 cancellation = await outlast(self._ended, cancellation)
                 if not self._ended.is_set():  # nobody is there to wait any more
                     raise cancellation
@@ -239,7 +241,8 @@ class TaskLane(Call[None]):
         if call.accepted:
             return
         try:
-            if self.over or not self.accepted:  # its start was interrupted
+            died = self.task_has_ended is not None and self.task_has_ended()
+            if self.over or died or not self.accepted:  # its start was interrupted
                 call.fail(LoopEndedError(_ENDED))
             else:
                 self._calls.append((call, slot))
@@ -281,10 +284,13 @@ class TaskLane(Call[None]):
                 raise interruption
         finally:
             del cancellation, interruption
-            try:
-                self._end()  # not before the last step: who is told that he comes too late hears of its outcome
-            finally:
-                self._end()
+            self._end()  # not before the last step: who is told that he comes too late hears of its outcome
+
+    async def run(self, abort: Callable[[], object]) -> None:
+        try:
+            await super().run(abort)
+        finally:  # though a signal handler raised before the first step, or in the end of the last one
+            self._end()
 
     def fail(self, error: BaseException | None) -> None:
         self._end()

@@ -504,7 +504,9 @@ def _watch() -> None:
         try:
             _locked(_look_around, done)
         except BaseException as exc:  # of a limiter's own method, for one: others are still to be looked after
-            threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+            threading.excepthook(
+                threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+            )
 
 
 def _look_around(done: list[bool]) -> Sequence[Slot]:
