@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from .._errors import LoopEndedError, WorkerProcessError
 from .._threadstart import start_thread
@@ -36,8 +36,8 @@ STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrar
 LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
 STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
 TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
-_pop_idle: Any = deque.pop
-_pop_leased: Any = list.pop
+_pop_idle: Final = deque[WorkerProcess].pop
+_pop_leased: Final = list[WorkerProcess].pop
 
 
 @final

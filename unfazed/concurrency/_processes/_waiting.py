@@ -78,20 +78,20 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
     lease: list[WorkerProcess] = []
     cancellation: BaseException | None = None
     try:
-        if call.send_directly(lease):
-            frames = lease[0].out
-            while True:
-                await anyio.wait_readable(frames)  # not imported from there: it is slow to import
-                received = call.receive(lease)
-                if received is not None:
-                    return call.read(*received)
-    except OutOfTheOrdinaryError:
-        pass
-    except BaseException as exc:
-        if not lease:  # it is what the function has raised, or came before the call was sent
-            raise
-        cancellation = exc
-    try:
+        try:
+            if call.send_directly(lease):
+                frames = lease[0].out
+                while True:
+                    await anyio.wait_readable(frames)  # not imported from there: it is slow to import
+                    received = call.receive(lease)
+                    if received is not None:
+                        return call.read(*received)
+        except OutOfTheOrdinaryError:
+            pass
+        except BaseException as exc:
+            if not lease:  # it is what the function has raised, or came before the call was sent
+                raise
+            cancellation = exc
         event = Event()
         answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
 
@@ -110,7 +110,7 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         await wait_for_end(event, cancel, timer, call.kill, begin)
         return answer.read()
     finally:
-        del cancellation
+        cancellation = None  # its traceback leads here
         if lease:  # a signal handler has raised before all that: the thread gives the worker back
             call.hand_over(lease, Answer())
 
