@@ -18,8 +18,8 @@
               _contexts.py          who is in which of the contexts that users share
     floor 1   _calls.py             calls on their way into a loop
               _checks.py            what may be called where, with which options
-    floor 0   _slots.py             who may run, who lends while it waits
-              _references.py        how decorated functions are sent to one
+              _slots.py             who may run, who lends while it waits
+    floor 0   _references.py        how decorated functions are sent to one
               _threadstart.py       how every thread of ours starts
               _errors.py            every exception class, with its text
 
