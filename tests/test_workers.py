@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,9 +19,22 @@ import misbehaving_functions as misbehaving
 import process_functions as functions
 import psutil
 import pytest
-from conftest import GRACE_SECONDS, Gate, captured_async, children, is_dead, let_others_run, seen, wait_until
+from conftest import (
+    GRACE_SECONDS,
+    Gate,
+    captured,
+    captured_async,
+    children,
+    is_dead,
+    let_others_run,
+    seen,
+    wait_until,
+    wait_until_none,
+)
+from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
 from test_worker import run_program, write
 
+import unfazed.concurrency
 from unfazed.concurrency import (
     CallTimeoutError,
     LoopStateError,
@@ -35,9 +49,11 @@ from unfazed.concurrency._processes import _call, _packing, _pool, _waiting, _wo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 Backend = tuple[str, dict[str, Any]]
+
+FOLDER = str(Path(unfazed.concurrency.__file__).parent)
+STEPS = 15  # about how many bytecodes of each operation are tried; arbitrary
 
 
 @pytest.fixture(params=[True, False], ids=["direct", "by its thread"])
@@ -75,21 +91,21 @@ def test_calls_of_all_kinds_come_back(background: Backend, way: bool) -> None:
         (bytes, 3_000_000),
         (misbehaving.log, "workers", (30, "x")),
         (functions.fail, ValueError("no")),
-        (os._exit, 3),
+        (misbehaving.die, 3),  # coverage puts another function in the place of `os._exit`
         (functions.echo, 2),
     ]
     for _ in range(2):
         there = in_loop(background, main)
         assert [repr(error) for _, error in there if error] == [
             "ValueError('no')",
-            "WorkerProcessError('_exit', 'ended with exit code 3 before it answered')",
+            "WorkerProcessError('die', 'ended with exit code 3 before it answered')",
         ]
         assert there[0][0] == ((1,), {})
         assert there[2][0] == 3_000_000
         assert there[7][0] == ((2,), {})
     assert run_in_processpool_sync(functions.echo, 3) == ((3,), {})
     with pytest.raises(WorkerProcessError, match="exit code 4"):
-        run_in_processpool_sync(os._exit, 4)
+        run_in_processpool_sync(misbehaving.die, 4)
 
 
 @pytest.mark.anyio
@@ -633,6 +649,55 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
     assert (out, err) == ("500 True []\n", "")
 
 
+def a_call_of_sync_code(_: Backend) -> None:
+    run_in_processpool_sync(functions.echo, 1)
+
+
+def calls_of_sync_code_with_options(_: Backend) -> None:
+    in_processpool(functions.echo, timeout=30, limiter=anyio.CapacityLimiter(1)).sync(1)
+    in_processpool(functions.echo, kill_on_cancel=True).sync(1)
+
+
+def a_large_answer_to_sync_code(_: Backend) -> None:
+    run_in_processpool_sync(bytes, 300_000)
+
+
+def a_call_of_async_code(backend: Backend) -> None:
+    in_loop(backend, run_in_processpool, functions.echo, 1)
+
+
+def a_large_call_of_async_code(backend: Backend) -> None:
+    in_loop(backend, in_processpool(functions.echo, timeout=30), [*range(200_000)])
+
+
+OPERATIONS = (
+    a_call_of_sync_code,
+    calls_of_sync_code_with_options,
+    a_large_answer_to_sync_code,
+    a_call_of_async_code,
+    a_large_call_of_async_code,
+)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython")
+@pytest.mark.timeout(3600 if EVERY_STEP else 120)
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # lost before its assignment
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_signal_handler_that_raises_at_a_bytecode_loses_no_worker(
+    background: Backend, way: bool, operation: Callable[[Backend], None]
+) -> None:
+    operation(background)
+    for number in numbers(lambda: operation(background), FOLDER, STEPS):
+        with Steps(raise_alarm, number, FOLDER) as steps:
+            captured(lambda: operation(background))
+        where = f"{steps.where}, number {number}"
+        wait_until(lambda: len(_pool.pool._idle) == len(_pool.pool.workers), f"{where}: a worker is lost")
+        wait_until_none(lambda: [limit for limit in list(_slots._limits.values()) if limit.holders or limit.queue])
+        assert run_in_processpool_sync(functions.echo, 1) == ((1,), {}), where
+        assert len(_pool.pool.workers) == 1, where
+
+
 def test_what_some_systems_lack_is_not_needed(tmp_path: Path) -> None:
     source = """
         import asyncio, fcntl, logging, os, sys  # asyncio itself needs the first one in order to be imported
@@ -647,13 +712,15 @@ def test_what_some_systems_lack_is_not_needed(tmp_path: Path) -> None:
             logging.getLogger("x").warning("%d", n)
             print("printed", n)
             return n
+        def die():
+            os._exit(3)
         async def main():
             return [await run_in_processpool(chatty, 2), await run_in_processpool(len, b"x" * 1_000_000)]
         if __name__ == "__main__":
             logging.basicConfig(stream=sys.stdout, format="%(message)s")
             print(run_in_processpool_sync(chatty, 1), anyio.run(main))
             try:
-                run_in_processpool_sync(os._exit, 3)
+                run_in_processpool_sync(die)
             except WorkerProcessError as exc:
                 print(exc.reason)
     """
