@@ -295,7 +295,7 @@ def leave_nothing_behind() -> Iterator[None]:
     )
     wait_until_none(lambda: set(psutil.Process().children(recursive=True)) - _earlier)
     # a thread of trio's that was abandoned gives its slot back just after its function has ended
-    wait_until_none(lambda: [limit for limit in tuple(_slots._limits.values()) if limit.occupied or limit.running])
+    wait_until_none(lambda: [limit for limit in list(_slots._limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
     gc.collect()  # whatever is to complain when it is collected does it here
     freeze()  # what is still there need not be looked at after each test to come

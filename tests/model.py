@@ -635,7 +635,7 @@ def leftovers() -> list[str]:
     background = _eventloop._background_thread
 
     def left() -> list[str]:
-        found = [f"slots of {limit}" for limit in tuple(_slots._limits.values()) if limit.occupied or limit.running]
+        found = [f"slots of {limit}" for limit in list(_slots._limits.values()) if limit.occupied or limit.running]
         found += ["claims"] * bool(_contexts._claims) + ["abandoned threads"] * bool(_jobs._abandoned)
         if background is not None:
             calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
-HANG_SECONDS = 10.0  # how long a round, or its cleanup, may take: far longer than any does
+HANG_SECONDS = 30.0  # how long a round, or its cleanup, may take: far longer than any does
 TIMER_SECONDS = 0.003  # between two signals
 CALLS_PER_ROUND = 300
 THREADS = 4
@@ -68,6 +68,7 @@ class Alarm(Exception):  # noqa: N818
 
 Expected = (Alarm, CallTimeoutError, LoopEndedError)
 counts: Counter[str] = Counter()
+executor = ThreadPoolExecutor(2)
 places: deque[str] = deque(maxlen=3)  # where the last ones were raised
 armed = False
 
@@ -258,7 +259,6 @@ def plain_thread(stop: threading.Event) -> None:
 
 
 failures: list[BaseException] = []
-executor = ThreadPoolExecutor(2)
 
 
 def left_behind(before: set[threading.Thread]) -> list[object]:

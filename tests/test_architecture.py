@@ -19,11 +19,11 @@ COMPAT = Path(unfazed_compat.__file__).parent
 
 FLOORS = {
     "_errors": 0,
-    "_references": 0,
     "_threadstart": 0,
+    "_references": 0,
+    "_slots": 1,
     "_calls": 1,
     "_checks": 1,
-    "_slots": 1,
     "_contexts": 2,
     "_loops": 2,
     "_waits": 3,

@@ -100,7 +100,7 @@ class Calling:
 
 
 def queue_length(limiter: anyio.CapacityLimiter) -> int:
-    limits = [limit for known, limit in tuple(_slots._limits.items()) if known == id(limiter)]
+    limits = [limit for known, limit in list(_slots._limits.items()) if known == id(limiter)]
     return sum(len(limit.queue) for limit in limits)
 
 
@@ -517,7 +517,7 @@ def test_ctrl_c_while_the_loop_takes_a_call_back_leaves_nothing_behind(
     thread._pass_on()
 
     assert run_in_threadpool_sync(int, "1") == 1
-    wait_until(lambda: all(limit.occupied == 0 for limit in _slots._limits.values()), "a slot is not given back")
+    wait_until(lambda: all(limit.occupied == 0 for limit in list(_slots._limits.values())), "a slot is not given back")
     owner.stop(GRACE_SECONDS)
     assert owner._thread is not None and not owner._thread.is_alive()
     assert not ran

@@ -16,11 +16,11 @@
     floor 3   _waits.py             how async code waits, whatever cancels it
     floor 2   _loops.py             running loops as other threads see them; all that differs by library
               _contexts.py          who is in which of the contexts that users share
-    floor 1   _calls.py             calls on their way into a loop
+    floor 1   _slots.py             who may run, who lends while it waits
+              _calls.py             calls on their way into a loop
               _checks.py            what may be called where, with which options
-              _slots.py             who may run, who lends while it waits
-    floor 0   _references.py        how decorated functions are sent to one
-              _threadstart.py       how every thread of ours starts
+    floor 0   _threadstart.py       how threads start, and what Python keeps us from making safe
+              _references.py        how decorated functions are sent to one
               _errors.py            every exception class, with its text
 
 A file imports from lower floors only. What runs inside a worker process is in `unfazed._worker`, below all floors.

@@ -128,15 +128,16 @@ class _Feed(Generic[T]):
             try:
                 await self._lane.run(self._fetch)
             except LoopEndedError:
-                if not self._over:  # closed by another task, while we waited for a slot: that is the end, as with prefetch
+                if (
+                    not self._over
+                ):  # closed by another task, while we waited for a slot: that is the end, as with prefetch
                     raise
             return
         while not self._items and not self._over:
             self._news = news = Event()
             self._fetch_ahead()
-            # A step on the deque, as adding to it is one: what was added before it is there, and who adds something
-            # after it sees the event.
-            if self._items.copy() or self._over:
+            self._items.extend(())  # a step on the deque: what was added before is there, who adds later sees the event
+            if self._items or self._over:
                 return
             try:
                 await news.wait()

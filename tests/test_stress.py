@@ -1,0 +1,29 @@
+"""A few seconds of `stress.py`: threads, loops, garbage, and a signal handler that raises, in a program of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 5
+HANG_SECONDS = 110  # the program looks after itself; this is for when it cannot
+
+
+@pytest.mark.timeout(HANG_SECONDS + 10)
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
+def test_every_call_is_answered_and_nothing_is_left_whatever_a_signal_handler_raises() -> None:
+    program = Path(__file__).with_name("stress.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), str(SECONDS)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.rstrip().endswith("no failure"), done.stdout
