@@ -613,3 +613,89 @@ def test_who_waits_for_a_loop_that_breaks_is_told_though_the_loop_never_knew_of_
     with pytest.raises(LoopEndedError):
         call.answer.read()
     loop.stop()
+
+
+@pytest.mark.anyio
+async def test_what_is_raised_after_the_answer_is_the_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+
+    async def answer_and_fail(_: object) -> None:
+        call.answer.write(1, None)
+        raise Alarm
+
+    monkeypatch.setattr(call, "_run", answer_and_fail)
+    with pytest.raises(Alarm):
+        await call.run(int)
+
+    assert call.answer.read() == 1
+
+
+def test_a_thread_may_be_told_twice_of_its_answer() -> None:
+    answer: _calls.SyncAnswer[int] = _calls.SyncAnswer()
+    answer.write(1, None)
+
+    answer._say_so()
+
+    assert answer.done.acquire(timeout=GRACE_SECONDS)
+    assert answer.read() == 1
+
+
+@pytest.mark.anyio
+async def test_a_lane_that_is_interrupted_between_its_calls_does_the_last_step_and_refuses_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[object] = []
+
+    async def last(cancellation: object) -> None:
+        left.append(cancellation)
+
+    async def interrupted(*_: object) -> None:
+        raise Alarm
+
+    lane = _lanes.TaskLane(last)
+    monkeypatch.setattr(lane, "_run_calls", interrupted)
+    await lane.start()
+    await let_others_run()
+
+    with pytest.raises(Alarm):
+        lane.answer.read()
+    assert left == [None]
+    assert lane.over
+
+
+def test_a_loop_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = EventLoopThread()
+    start = loop._ensure_started
+
+    def start_and_fail() -> None:
+        start()
+        raise Alarm
+
+    monkeypatch.setattr(loop, "_ensure_started", start_and_fail)
+    with pytest.raises(Alarm), loop:
+        pytest.fail("it is not entered")
+
+    assert not loop.is_running()
+    loop.stop()
+
+
+def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter)
+    _slots.lend(holder, "a call")
+    token = _slots.current_slot.set(holder)
+    below = _slots.acquire(limiter)
+    _slots.current_slot.reset(token)
+    assert below.lender is holder
+
+    def interrupted() -> list[_slots.Slot]:
+        holder.limit.holders.discard(holder)
+        raise Alarm
+
+    with pytest.raises(Alarm):
+        _slots._locked(interrupted)
+    _slots.release(holder)
+
+    assert (below.lender, below.limit.occupied) == (None, 1)
+    _slots.release(below)
+    assert below.limit.occupied == 0

@@ -293,7 +293,7 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
                     served = [*served, *_do_noted()]
                 _sound = True
             finally:
-                if _inside == me:
+                if _inside == me:  # pragma: no branch  if not, something has raised before we could say so
                     _inside = 0
                     _lock.release()
                     left = True
