@@ -696,6 +696,30 @@ def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None
         _slots._locked(interrupted)
     _slots.release(holder)
 
-    assert (below.lender, below.limit.occupied) == (None, 1)
+    assert not below.lender
+    assert below.limit.occupied == 1
     _slots.release(below)
     assert below.limit.occupied == 0
+
+
+def interrupted_at_once() -> list[_slots.Slot]:
+    raise Alarm
+
+
+def test_accounts_that_are_put_in_order_keep_who_lends_to_whom() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    holder = _slots.acquire(limiter)
+    _slots.lend(holder, "a call")
+    token = _slots.current_slot.set(holder)
+    below = _slots.acquire(limiter)
+    _slots.current_slot.reset(token)
+
+    with pytest.raises(Alarm):
+        _slots._locked(interrupted_at_once)
+    _slots.pass_through()
+
+    assert below.lender is holder
+    assert holder.borrower is below
+    assert (holder.limit.occupied, holder.limit.running) == (1, 1)
+    for slot in (below, holder):
+        _slots.release(slot)
