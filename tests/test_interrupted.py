@@ -33,6 +33,7 @@ from unfazed.concurrency import (
     _lanes,
     _loops,
     _slots,
+    _synccalls,
     contextmanager_in_eventloop_sync,
     contextmanager_in_threadpool,
     count_abandoned_threads,
@@ -723,3 +724,14 @@ def test_accounts_that_are_put_in_order_keep_who_lends_to_whom() -> None:
     assert (holder.limit.occupied, holder.limit.running) == (1, 1)
     for slot in (below, holder):
         _slots.release(slot)
+
+
+def test_a_thread_has_the_loop_begin_a_call_that_it_was_kept_from_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: a signal handler raises before the call begins. 2: the thread that waits looks, and submits it again."""
+    answer: _calls.SyncAnswer[int] = _calls.SyncAnswer()
+    call: _calls.Call[int] = _calls.Call(one, answer)
+    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
+
+    _synccalls._wait(call, answer, lambda: answer.write(1, None))
+
+    assert answer.read() == 1
