@@ -680,13 +680,19 @@ def test_a_loop_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch)
     loop.stop()
 
 
-def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None:
-    limiter = anyio.CapacityLimiter(1)
+def a_slot_that_is_lent(limiter: anyio.CapacityLimiter) -> tuple[_slots.Slot, _slots.Slot]:
+    """Return the slot of a worker that waits in a call of ours, and that of the call, which runs on it."""
     holder = _slots.acquire(limiter)
     _slots.lend(holder, "a call")
     token = _slots.current_slot.set(holder)
     below = _slots.acquire(limiter)
     _slots.current_slot.reset(token)
+    return holder, below
+
+
+def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    holder, below = a_slot_that_is_lent(limiter)
     assert below.lender is holder
 
     def interrupted() -> list[_slots.Slot]:
@@ -709,11 +715,7 @@ def interrupted_at_once() -> list[_slots.Slot]:
 
 def test_accounts_that_are_put_in_order_keep_who_lends_to_whom() -> None:
     limiter = anyio.CapacityLimiter(1)
-    holder = _slots.acquire(limiter)
-    _slots.lend(holder, "a call")
-    token = _slots.current_slot.set(holder)
-    below = _slots.acquire(limiter)
-    _slots.current_slot.reset(token)
+    holder, below = a_slot_that_is_lent(limiter)
 
     with pytest.raises(Alarm):
         _slots._locked(interrupted_at_once)

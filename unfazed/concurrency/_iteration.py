@@ -128,9 +128,7 @@ class _Feed(Generic[T]):
             try:
                 await self._lane.run(self._fetch)
             except LoopEndedError:
-                if (
-                    not self._over
-                ):  # closed by another task, while we waited for a slot: that is the end, as with prefetch
+                if not self._over:  # else another task closed it while we waited for a slot: that is the end
                     raise
             return
         while not self._items and not self._over:
