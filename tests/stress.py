@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
 HANG_SECONDS = 30.0  # how long a round, or its cleanup, may take: far longer than any does
-TIMER_SECONDS = 0.003  # between two signals
+TIMER_SECONDS = 0.003  # from the end of one handler to the next signal
+SWITCH_SECONDS = 0.0005  # for how long a thread keeps the GIL from others: shorter means more orders of events
 CALLS_PER_ROUND = 300
 THREADS = 4
 
@@ -71,10 +72,15 @@ Expected = (Alarm, CallTimeoutError, LoopEndedError)
 counts: Counter[str] = Counter()
 executor = ThreadPoolExecutor(2)
 places: deque[str] = deque(maxlen=3)  # where the last ones were raised
-armed = False
+armed = False  # whether the handler raises
+ticking = False  # whether it is called again
 
 
 def handle(signum: int, frame: FrameType | None) -> None:
+    # the timer rings once and is wound up here: one that goes by itself could ring again whenever this thread gets the
+    # GIL back, and then nothing but handlers would run
+    if ticking:
+        signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
     if sys.exc_info()[0] is not None:  # one at a time: the last one may still be on its way
         return
     if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
@@ -349,6 +355,7 @@ class Guard:
 
 
 def main() -> None:
+    global ticking
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
     random.seed(seed)
@@ -361,7 +368,9 @@ def main() -> None:
     if has_gil():  # else each one stops all threads
         gc.set_threshold(50)
     signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS, TIMER_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    ticking = True
+    signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
     guard = Guard(2 * HANG_SECONDS)
     deadline, rounds, said = time.monotonic() + seconds, 0, time.monotonic()
     try:
@@ -377,6 +386,7 @@ def main() -> None:
         faulthandler.dump_traceback(all_threads=True)
         raise
     finally:
+        ticking = False
         signal.setitimer(signal.ITIMER_REAL, 0)
     executor.shutdown()
     print(f"{rounds} rounds, {dict(counts)}, {'with' if has_gil() else 'without'} a GIL: no failure")
