@@ -251,12 +251,12 @@ async def running_loop() -> asyncio.AbstractEventLoop:
 # ---- processes
 
 
-@row("run_in_processpool", on_one_cpu=False, limits={ANYIO: 1.3, PROCESS_POOL: 0.7})
+@row("run_in_processpool", on_one_cpu=False, limits={ANYIO: 0.85, PROCESS_POOL: 0.35})
 async def processes(stack: ExitStack) -> Calls:
     return process_calls(stack, nothing)
 
 
-@row("run_in_processpool_sync", on_one_cpu=False)
+@row("run_in_processpool_sync", on_one_cpu=False, limits={PROCESS_POOL: 0.35, "loky": 0.25})
 def processes_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     portal = stack.enter_context(anyio.from_thread.start_blocking_portal(**backend))
     executor = stack.enter_context(ProcessPoolExecutor())
@@ -284,16 +284,16 @@ def process_calls(stack: ExitStack, func: Callable[..., object], *args: object) 
 def add_payloads() -> None:
     """Add a row for each size of bytes that go to a worker and come back."""
     for size, name, most, in_quick_run in (
-        (64 * 1024, "64 kB", None, False),
-        (1024**2, "1 MB", 0.6, True),
-        (64 * 1024**2, "64 MB", 0.45, False),
-        (256 * 1024**2, "256 MB", None, False),
+        (64 * 1024, "64 kB", 0.85, False),
+        (1024**2, "1 MB", 0.35, True),
+        (64 * 1024**2, "64 MB", 0.4, False),
+        (256 * 1024**2, "256 MB", 0.2, False),
     ):
 
         async def payload(stack: ExitStack, size: int = size) -> Calls:
             return process_calls(stack, same, os.urandom(size))
 
-        limits = {} if most is None else {ANYIO: most, PROCESS_POOL: most}
+        limits = {ANYIO: most, PROCESS_POOL: most}
         title = f"run_in_processpool, {name} both ways"
         row(title, on_one_cpu=False, limits=limits, in_quick_run=in_quick_run)(payload)
 

@@ -20,7 +20,8 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
-from unfazed.concurrency import _eventloop, _processpool, _relay, _slots, _standby
+from unfazed.concurrency import _eventloop, _slots, _standby
+from unfazed.concurrency._processes import _pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -55,13 +56,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return BACKENDS[request.param]
 
 
+freeze: Callable[[], object] = getattr(gc, "freeze", bool)  # PyPy has none
+
+
 def pytest_collection_finish() -> None:
     """Have the garbage collector, which runs after each test, look at what the tests make alone."""
     for name in ("trio", "hypothesis"):  # which looks for referrers when the other is imported
         if importlib.util.find_spec(name):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()
+    freeze()
 
 
 @pytest.fixture
@@ -248,16 +252,12 @@ def end_background_eventloop() -> None:
     _eventloop._settings = None
 
 
-def end_relay() -> None:
-    """End the thread that serves worker processes, so that the next call starts a new one."""
-    relay, _relay._relay = _relay._relay, None
-    if relay is not None:
-        relay.stop()
-
-
-# What a machine that stands still for seconds, now and then, is not to fail for.
-_relay.STOP_SECONDS = GRACE_SECONDS  # type: ignore[misc]
-_processpool.START_SECONDS = 30  # type: ignore[misc]
+def end_workers() -> None:
+    """End all worker processes, so that the next call starts a new one."""
+    events = _pool.pool._events
+    _pool.pool.stop(GRACE_SECONDS)
+    _pool.pool.start_afresh()
+    events.put(bool)
 
 
 _earlier: set[psutil.Process] = set()  # children that were there when the test began: Python's resource tracker
@@ -286,7 +286,7 @@ def leave_nothing_behind() -> Iterator[None]:
     yield
 
     end_background_eventloop()
-    end_relay()
+    end_workers()
     policy_loop_errors = asyncio.events._get_running_loop()
     assert policy_loop_errors is None, "the test left an event loop running in the main thread"
     # trio keeps its threads for ten idle seconds, in a cache for the whole process
@@ -298,4 +298,4 @@ def leave_nothing_behind() -> Iterator[None]:
     wait_until_none(lambda: [limit for limit in list(_slots._limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
     gc.collect()  # whatever is to complain when it is collected does it here
-    gc.freeze()  # what is still there need not be looked at after each test to come
+    freeze()  # what is still there need not be looked at after each test to come

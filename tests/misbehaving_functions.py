@@ -67,6 +67,12 @@ def lose_streams() -> str:
     return "done"
 
 
+def close_all_and_wait() -> None:
+    """As programs do that make themselves daemons."""
+    os.closerange(3, 1000)
+    time.sleep(PATIENCE_SECONDS)
+
+
 class _BadStream:
     def flush(self) -> NoReturn:
         raise LookupError("of a stream")
@@ -78,7 +84,7 @@ def put_bad_stream() -> str:
 
 
 def close_output() -> str:
-    os.close(1)
+    sys.stdout.close()
     sys.stderr.close()
     return "done"
 
@@ -195,9 +201,17 @@ def note_then_die(path: Path) -> NoReturn:
     os._exit(3)
 
 
-def note_then_return(path: Path, size: int) -> bytes:
+def note_then_die_amid_the_answer(path: Path, size: int) -> bytes:
+    from unfazed._worker import channel
+
+    def write_half(fd: int, pieces: list[bytes], *, begun: bool) -> None:
+        data = b"".join(pieces)
+        os.write(fd, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
     with path.open("a") as file:
         file.write("x")
+    channel.write_all = write_half  # type: ignore[assignment]
     return bytes(size)
 
 
@@ -268,6 +282,16 @@ def log_many(name: str, count: int) -> None:
 
     for number in range(count):
         logging.getLogger(name).warning("%d", number)
+
+
+def log_and_note(name: str, count: int, path: Path) -> None:
+    """Log, and write a byte for each record, which tells how far it has come."""
+    import logging
+
+    with path.open("wb", buffering=0) as file:
+        for number in range(count):
+            logging.getLogger(name).warning("%d", number)
+            file.write(b"x")
 
 
 def log_error(name: str) -> None:

@@ -28,14 +28,13 @@ FLOORS = {
     "_loops": 2,
     "_waits": 3,
     "_synccalls": 4,
-    "_relay": 4,
     "_loopthread": 5,
     "_eventloop": 6,
     "_jobs": 6,
     "_standby": 7,
     "_executor": 8,
     "_lanes": 8,
-    "_processpool": 8,
+    "_processes": 8,
     "_threadpool": 8,
     "_contextmanagers": 9,
     "_dual": 9,
@@ -44,13 +43,13 @@ FLOORS = {
 }
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Return the modules of this package that *file* imports, wherever in the file."""
+def imported_modules(file: Path, level: int = 1) -> set[str]:
+    """Return the modules of this package that *file* imports, wherever in the file; *level* is that of the package."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level == 1:
+            if node.level == level:
                 found |= {module} if module else {alias.name for alias in node.names}
             elif module.startswith("unfazed"):
                 found.add(module)
@@ -65,8 +64,32 @@ def test_a_file_imports_from_lower_floors_only(file: Path) -> None:
         assert FLOORS[module] < floor, f"{file.name} on floor {floor} imports {module}"
 
 
+@pytest.mark.parametrize("room", [room for room in FOLDER.iterdir() if (room / "__init__.py").exists()], ids=str)
+def test_a_room_imports_from_lower_floors_only_and_its_files_from_each_other_downward(room: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    order = ["__init__", *re.findall(r"^ +(\w+)\.py ", docstring, re.MULTILINE)]
+
+    assert set(order) == {file.stem for file in room.glob("*.py")}
+    for file in room.glob("*.py"):
+        for module in imported_modules(file, level=2):
+            assert FLOORS[module] < FLOORS[room.name], f"{file.name} imports {module}"
+        for module in imported_modules(file, level=1):
+            assert order.index(module) > order.index(file.stem) or is_for_types(file, module), f"{file.name}: {module}"
+
+
+def is_for_types(file: Path, module: str) -> bool:
+    """Return whether *file* imports *module* for type checkers alone."""
+    source = file.read_text(encoding="utf-8")
+    return f"\n    from .{module} import" in source and f"\nfrom .{module} import" not in source
+
+
+def test_files_stay_short() -> None:
+    for file in (FOLDER / "_processes").glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file.name
+
+
 def test_the_map_in_the_front_door_shows_every_file_on_its_floor() -> None:
-    docstring = unfazed.concurrency.__doc__ or ""
+    docstring = (unfazed.concurrency.__doc__ or "").replace("/ ", " ")
     floor, seen = 10, {"__init__": 10}
 
     for line in docstring.splitlines():
@@ -85,7 +108,7 @@ def test_the_worker_needs_the_standard_library_alone() -> None:
         imports = re.findall(r"^\s*(?:import|from) ([\w.]+) ", file.read_text(encoding="utf-8"), re.MULTILINE)
 
         assert {name.partition(".")[0] for name in imports} - {"__future__", ""} <= sys.stdlib_module_names, file.name
-        assert all(name in (".", "") for name in imports if name.startswith(".")), file.name
+        assert all(name in (".", ".channel") for name in imports if name.startswith(".")), file.name
 
 
 def test_adapters_import_only_what_is_public() -> None:
@@ -95,7 +118,7 @@ def test_adapters_import_only_what_is_public() -> None:
 
 
 def test_only_public_modules_of_anyio_are_imported() -> None:
-    for file in (*FOLDER.glob("*.py"), *COMPAT.rglob("*.py")):
+    for file in (*FOLDER.rglob("*.py"), *COMPAT.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 parts = node.module.split(".")

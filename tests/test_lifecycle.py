@@ -188,12 +188,12 @@ def test_a_forked_child_makes_all_calls_and_so_does_its_parent(program: Any, sou
 
 def test_a_child_forked_while_all_locks_are_held_makes_all_calls(program: Any) -> None:
     code, out, err = program("""
-        from unfazed._worker import payloads
-        from unfazed.concurrency import _processpool, _relay, _slots
+        from unfazed.concurrency import _slots
+        from unfazed.concurrency._processes import _output
         call_all()
         locked = threading.Event()
         def hold():
-            with _slots._lock, _processpool._turn, _relay._starting, payloads._lock:
+            with _slots._lock, _output._writing:
                 locked.set()
                 time.sleep(1000)
         threading.Thread(target=hold, daemon=True).start()
@@ -628,14 +628,14 @@ def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_
 
 def test_a_worker_process_that_is_busy_ends_with_its_parent(program: Any, tmp_path: Path) -> None:
     code, out, err = program("""
-        _loopthread.EXIT_SECONDS = 0.1
+        from unfazed.concurrency._processes import _pool
         call_all()
         say(run_in_processpool_sync(os.getpid))
         def call():
             with contextlib.suppress(LoopEndedError):
                 run_in_processpool_sync(time.sleep, 1000)
         threading.Thread(target=call, daemon=True).start()
-        while not _eventloop._background_thread._calls:
+        while _pool.pool._idle:
             time.sleep(0.001)
     """).run()
 

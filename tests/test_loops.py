@@ -8,15 +8,13 @@ import sys
 import threading
 import types
 from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, Outcome, captured_async
+from conftest import GRACE_SECONDS
 
 from unfazed.concurrency import (
-    CallCancelledError,
     EventLoopThread,
     LoopEndedError,
     _calls,
@@ -127,68 +125,6 @@ async def test_a_task_factory_that_fails_leaves_no_coroutine_behind(anyio_backen
         asyncio.get_running_loop().set_task_factory(None)
 
     assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
-
-
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.anyio
-async def test_a_caller_is_told_that_others_have_cancelled_the_task_beside(
-    anyio_backend_name: str, begun: bool
-) -> None:
-    """As a program does that cancels, in whatever order, all tasks it finds."""
-    if anyio_backend_name == "trio":
-        pytest.skip("nobody gets hold of a task there")
-    others = asyncio.all_tasks()
-    at_work = asyncio.Event()
-
-    async def work() -> None:
-        at_work.set()
-        await anyio.sleep_forever()
-
-    def cancel() -> None:
-        (beside,) = asyncio.all_tasks() - others - {caller}
-        beside.cancel()
-
-    beginning = _waits.call_beside(work, work, _loops.current_loop(), on_cancel=lambda: pytest.fail("it is not"))
-    caller = asyncio.create_task(beginning)
-    if begun:
-        await at_work.wait()
-        cancel()
-    else:
-        asyncio.get_running_loop().call_soon(cancel)  # between the caller's first step and that of the task beside
-    with anyio.fail_after(GRACE_SECONDS), pytest.raises(CallCancelledError, match=r"work\(\) was cancelled"):
-        await caller
-
-    assert at_work.is_set() == begun
-
-
-def test_a_shielded_caller_is_told_that_the_end_of_the_loop_has_cancelled_the_task_beside(
-    anyio_backend: tuple[str, dict[str, Any]],
-) -> None:
-    if anyio_backend[0] != "trio":
-        pytest.skip("asyncio cancels all tasks, whatever shields them")
-    outcomes: list[Outcome] = []
-
-    async def main() -> None:
-        loop = _loops.current_loop()
-        at_work = anyio.Event()
-
-        async def work() -> None:
-            at_work.set()
-            await anyio.sleep_forever()
-
-        async def call() -> None:
-            with anyio.CancelScope(shield=True):
-                call = partial(_waits.call_beside, work, "work", loop, on_cancel=lambda: pytest.fail("it is not"))
-                outcomes.append(await captured_async(call))
-
-        loop.spawn(call, int)
-        await at_work.wait()
-
-    anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
-
-    ((_, error),) = outcomes
-    assert isinstance(error, CallCancelledError)
-    assert type(error.__cause__).__name__ == "Cancelled"
 
 
 @pytest.mark.anyio

@@ -15,7 +15,7 @@ import anyio.to_process
 import process_functions as functions
 import pytest
 
-from unfazed._worker import payloads
+from unfazed._worker import channel
 from unfazed.concurrency import (
     NotSendableError,
     RemoteError,
@@ -327,46 +327,18 @@ if __name__ == "__main__":
 # Large payloads
 
 
+@pytest.mark.parametrize("size", [channel.ATOMIC, channel.CHUNK_BYTES, 3_000_000])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_large_arguments_and_results_go_there_and_back(caller: Caller, kind: type[bytes | bytearray]) -> None:
-    data = kind(os.urandom(3 * payloads.LARGE))
+def test_arguments_and_results_of_all_sizes_go_there_and_back(
+    caller: Caller, kind: type[bytes | bytearray], size: int
+) -> None:
+    data = kind(os.urandom(size))
 
     for _ in range(3):
         (there,), _ = caller("processpool", functions.echo, data)
 
         assert there == data
         assert type(there) is kind
-    assert not payloads._lent
-
-
-def test_after_a_call_that_went_wrong_its_memory_is_not_used_again(background: Any) -> None:
-    data = bytes(3 * payloads.LARGE)
-    assert run_in_processpool_sync(len, data) == len(data)
-    lent = payloads._free[-1]  # to the next call
-
-    with pytest.raises(WorkerProcessError):
-        run_in_processpool_sync(functions.end_at_once, 3)
-
-    assert lent not in payloads._free
-    assert not payloads._lent
-    assert run_in_processpool_sync(len, data) == len(data)
-
-
-def test_a_worker_that_cannot_open_the_memory_is_sent_the_bytes(
-    background: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def borrow() -> payloads.Memory | None:
-        memory = lend()
-        assert memory is not None
-        memory.address = ("/proc/self/fd/12345", "nothing there")
-        return memory
-
-    lend = payloads.borrow
-    monkeypatch.setattr(payloads, "borrow", borrow)
-    data = os.urandom(3 * payloads.LARGE)
-
-    assert run_in_processpool_sync(functions.echo, data) == ((data,), {})
-    assert not payloads._lent
 
 
 def test_what_memory_does_not_suffice_for_is_a_memory_error(background: Any) -> None:
@@ -381,4 +353,3 @@ def test_what_memory_does_not_suffice_for_is_a_memory_error(background: Any) -> 
             run_in_processpool_sync(func, argument)
 
         assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})
-    assert not payloads._lent

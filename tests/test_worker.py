@@ -1,65 +1,73 @@
-"""What runs inside a worker process, here called as a function."""
+"""What runs inside a worker process, here called as functions; and how a worker starts, in programs of all kinds."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
-import signal
+import subprocess
 import sys
-import threading
-import time
+import textwrap
 import traceback
-from typing import Any, NoReturn
+import zipfile
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
 
-from unfazed._worker import payloads, settling, trampoline
+from unfazed._worker import call, channel, main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROGRAM_SECONDS = 60
 
 
-@pytest.fixture(autouse=True)
-def settled_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is no worker: it keeps its Ctrl-C, and does not end with its parent."""
-    monkeypatch.setattr(settling, "_settled_in", True)
+def outcome_of(request: bytes, initializer: bytes | None = None) -> tuple[bytes, Any]:
+    """Return the kind and the payload of what a request comes to."""
+    reader = channel.Reader(-1, request)
+    reader.left = len(request)
+    answer = channel.Reader(-1, b"".join(call.run(reader, initializer)))
+    kind, _ = answer.next()
+    return kind, pickle.loads(answer.take())
 
 
-def packed(request: bytes, initializer: bytes | None = None) -> tuple[str, Any, str]:
-    """Return what the outcome of a request says."""
-    outcome = trampoline.run(1, request, initializer)[3]
-    assert isinstance(outcome, bytes)
-    said: tuple[str, Any, str] = pickle.loads(outcome)
+def run(func: object, *args: object, **kwargs: object) -> tuple[bytes, Any]:
+    return outcome_of(pickle.dumps((func, args, kwargs)))
+
+
+def failure(func: object, *args: object) -> tuple[str, Any, str]:
+    kind, payload = run(func, *args)
+    assert kind == channel.OUTCOME
+    said: tuple[str, Any, str] = payload
     return said
 
 
-def run(func: object, *args: object, **kwargs: object) -> tuple[str, Any, str]:
-    return packed(pickle.dumps((func, args, kwargs)))
+# One call
 
 
-def test_a_value_comes_back() -> None:
-    assert run(functions.echo, 1, a=2) == (trampoline.VALUE, ((1,), {"a": 2}), "")
-
-
-@pytest.mark.parametrize("value", [None, True, 1, 1.5, "text", b"bytes"], ids=repr)
-def test_a_small_and_plain_value_comes_back_as_it_is(value: object) -> None:
-    assert trampoline.run(1, pickle.dumps((max, ([value],), {})))[3] == (value,)
+@pytest.mark.parametrize(
+    "value", [None, True, 1, 1.5, "text", b"bytes", b"x" * 300_000, [1]], ids=lambda v: repr(v)[:9]
+)
+def test_a_value_comes_back(value: object) -> None:
+    assert run(functions.echo, value, a=2) == (channel.VALUE, ((value,), {"a": 2}))
+    assert run(max, [value]) == (channel.VALUE, value)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException) -> None:
-    kind, caught, text = run(functions.fail, error)
+    kind, caught, text = failure(functions.fail, error)
 
-    assert kind == trampoline.ERROR
+    assert kind == call.ERROR
     assert repr(caught) == repr(error)
     assert "in fail\n" in text
-    assert "trampoline.py" not in text
+    assert "call.py" not in text
 
 
 def test_an_error_with_attributes_that_cannot_be_set_comes_back() -> None:
-    kind, error, text = run(misbehaving.raise_frozen)
+    kind, error, text = failure(misbehaving.raise_frozen)
 
-    assert (kind, error) == (trampoline.UNREADABLE_ERROR, "misbehaving_functions.FrozenError: 3")
+    assert (kind, error) == (call.UNREADABLE_ERROR, "misbehaving_functions.FrozenError: 3")
     assert "in raise_frozen" in text
 
 
@@ -71,39 +79,52 @@ def test_an_error_of_which_no_text_can_be_made_comes_back(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(traceback, "format_exception", fail)
     monkeypatch.setattr(traceback, "format_exception_only", fail)
-    kind, error, text = run(misbehaving.raise_bad_syntax_error)
+    kind, error, text = failure(misbehaving.raise_bad_syntax_error)
 
-    assert (kind, type(error)) == (trampoline.ERROR, SyntaxError)
+    assert (kind, type(error)) == (call.ERROR, SyntaxError)
     assert "in raise_bad_syntax_error" in text
     assert text.endswith("SyntaxError")
 
 
 def test_an_error_that_cannot_be_read_back_comes_as_text() -> None:
-    kind, summary, text = run(functions.fail_with_two_arguments)
+    kind, summary, text = failure(functions.fail_with_two_arguments)
 
-    assert (kind, summary) == (trampoline.UNREADABLE_ERROR, "process_functions.TwoArgumentError: 1 and 2")
+    assert (kind, summary) == (call.UNREADABLE_ERROR, "process_functions.TwoArgumentError: 1 and 2")
     assert "in fail_with_two_arguments" in text
 
 
 def test_a_value_that_cannot_be_pickled_comes_as_text() -> None:
-    kind, summary, _ = run(functions.return_lambda)
+    kind, summary, _ = failure(functions.return_lambda)
 
-    assert kind == trampoline.UNSENDABLE_VALUE
+    assert kind == call.UNSENDABLE_VALUE
     assert summary.startswith("function: ")
 
 
-def test_a_request_that_cannot_be_read_is_an_error() -> None:
-    request = pickle.dumps((functions.echo, (), {})).replace(b"echo", b"ecco")
+def test_an_error_whose_text_fails_is_summed_up() -> None:
+    kind, reason, _ = failure(functions.return_unpicklable_with_bad_text)
 
-    kind, reason, text = packed(request)
+    assert kind == call.UNSENDABLE_VALUE
+    assert "BadTextError" in reason
 
-    assert kind == trampoline.UNREADABLE_REQUEST
+
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_a_request_that_cannot_be_read_is_an_error_and_is_read_to_its_end(size: int) -> None:
+    request = pickle.dumps((functions.echo, (b"x" * size,), {})).replace(b"echo", b"ecco")
+    reader = channel.Reader(-1, request + b"the next")
+    reader.left = len(request)
+
+    answer = channel.Reader(-1, b"".join(call.run(reader)))
+    answer.next()
+    kind, reason, text = pickle.loads(answer.take())
+
+    assert kind == call.UNREADABLE_REQUEST
     assert "ecco" in reason
     assert "AttributeError" in text
+    assert reader.data == b"the next"
 
 
 def test_a_group_keeps_its_parts() -> None:
-    _, caught, text = run(functions.fail_in_group)
+    _, caught, text = failure(functions.fail_in_group)
 
     assert [type(each) for each in caught.exceptions] == [ValueError, KeyError]
     if sys.version_info >= (3, 11):
@@ -111,71 +132,18 @@ def test_a_group_keeps_its_parts() -> None:
 
 
 def test_what_turns_out_to_be_async_is_said_to_be() -> None:
-    assert run(functions.returns_coroutine) == (trampoline.COROUTINE, None, "")
-
-
-def test_a_worker_settles_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_settled_in", False)
-    monkeypatch.setattr(settling, "_move_streams", lambda: None)
-    watching: list[int] = []
-    at_exit: list[object] = []
-    monkeypatch.setattr(atexit, "register", lambda *args: at_exit.append(args))
-    monkeypatch.setattr(settling, "_end_with", watching.append)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        for _ in range(2):
-            trampoline.run(1, pickle.dumps((functions.echo, (), {})))
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    while not watching:
-        time.sleep(0.001)
-
-    assert watching == [os.getppid()]
-    assert at_exit == [(time.sleep, settling.LAST_SECONDS)]
-
-
-def test_a_worker_in_a_thread_leaves_the_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_settled_in", False)
-    monkeypatch.setattr(settling, "_move_streams", lambda: None)
-    monkeypatch.setattr(settling, "_end_with", lambda parent: None)
-    monkeypatch.setattr(atexit, "register", lambda *args: None)
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(
-        target=trampoline.run,
-        args=(
-            1,
-            pickle.dumps((functions.echo, (), {})),
-        ),
-    )
-    thread.start()
-    thread.join()
-
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    parents = [1, 1, 2]
-    monkeypatch.setattr(settling, "ORPHAN_CHECK_SECONDS", 0)
-    monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
-    monkeypatch.setattr(os, "_exit", sys.exit)
-
-    with pytest.raises(SystemExit):
-        settling._end_with(1)
-    assert parents == []
+    assert failure(functions.returns_coroutine) == (call.COROUTINE, None, "")
 
 
 def test_an_initializer_is_called_once_and_again_if_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trampoline, "_initialized", set())
+    monkeypatch.setattr(call, "_initialized", set())
     monkeypatch.setattr(functions, "initialized", [])
     request = pickle.dumps((functions.echo, (), {}))
 
-    def outcome(initializer: object) -> Any:
-        return packed(request, pickle.dumps(initializer))
-
     for _ in range(2):
-        assert outcome(functions.initialize)[0] == trampoline.VALUE
-        assert outcome(functions.fail_with_two_arguments)[0] == trampoline.UNREADABLE_ERROR
+        assert outcome_of(request, pickle.dumps(functions.initialize))[0] == channel.VALUE
+        kind, payload = outcome_of(request, pickle.dumps(functions.fail_with_two_arguments))
+        assert (kind, payload[0]) == (channel.OUTCOME, call.INITIALIZER_ERROR)
     assert functions.initialized == [1]
 
 
@@ -183,28 +151,276 @@ def test_what_memory_does_not_suffice_for_is_the_error() -> None:
     elsewhere = pickle.dumps((functions.echo, (functions.TooLarge(os.getpid() + 1),), {}))
 
     for request in (elsewhere, pickle.dumps((functions.return_too_large, (False,), {}))):
-        kind, error, _ = packed(request)
+        kind, error, _ = outcome_of(request)[1]
 
-        assert kind == trampoline.ERROR
+        assert kind == call.ERROR
         assert isinstance(error, MemoryError)
 
 
-def test_a_request_in_memory_that_cannot_be_opened_is_to_be_sent_again() -> None:
-    request = payloads.SHARED + b"100"
+def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = [1, 1, 2]
+    monkeypatch.setattr(main, "ORPHAN_CHECK_SECONDS", 0)
+    monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(os, "_exit", sys.exit)
 
-    assert trampoline.run(1, request, memory=("/nothing/there", "label"))[3] == trampoline.UNREACHABLE
-
-
-def test_a_worker_that_its_parent_does_not_hear_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_connect", lambda address: None)
-    request = pickle.dumps((functions.echo, (), {}))
-
-    assert trampoline.run(1, request, None, ("nobody", b""))[3] == trampoline.UNHEARD
-    assert packed(request)[0] == trampoline.VALUE
+    with pytest.raises(SystemExit):
+        main._end_with(1)
+    assert parents == []
 
 
-def test_an_error_whose_text_fails_is_summed_up() -> None:
-    kind, reason, _ = run(functions.return_unpicklable_with_bad_text)
+# The pipes
 
-    assert kind == trampoline.UNSENDABLE_VALUE
-    assert "BadTextError" in reason
+
+class SignalledError(Exception):
+    """What a signal handler raises."""
+
+
+def pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def test_a_frame_that_is_begun_is_written_to_its_end_whatever_is_raised_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, into = pipe()
+    write = channel.write_once
+
+    def write_little_and_raise(fd: int, data: Any, written: list[int]) -> None:
+        write(fd, data[:3], written)
+        raise SignalledError
+
+    monkeypatch.setattr(channel, "write_once", write_little_and_raise)
+    with pytest.raises(SignalledError):
+        channel.write_all(into, [b"0123456", b"789"])
+
+    assert os.read(out, 100) == b"0123456789"
+    os.close(out)
+    os.close(into)
+
+
+def test_a_frame_that_is_not_begun_is_not_written_where_something_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, into = pipe()
+    times = [1, 2]
+    write = channel.write_once
+
+    def raise_first(fd: int, data: Any, written: list[int]) -> None:
+        if times:
+            times.pop()
+            raise TimeoutError("of a signal handler; it is an OSError")
+        write(fd, data, written)
+
+    monkeypatch.setattr(channel, "write_once", raise_first)
+    with pytest.raises(TimeoutError):
+        channel.write_all(into, [b"never"])
+    with pytest.raises(TimeoutError):
+        channel.write_all(into, [b"must be"], begun=True)
+
+    assert os.read(out, 100) == b"must be"
+    os.close(out)
+    with pytest.raises(BrokenPipeError):
+        channel.write_all(into, [b"to nobody"], begun=True)
+    os.close(into)
+
+
+def test_what_comes_in_parts_is_put_together() -> None:
+    out, into = pipe()
+    reader = channel.Reader(out)
+    os.write(into, channel.frame(b"A", b"first")[:7])
+    os.write(into, channel.frame(b"A", b"first")[7:] + channel.frame(b"B", b"line\nrest"))
+
+    assert reader.next() == (b"A", 5)
+    assert reader.take() == b"first"
+    assert reader.next() == (b"B", 9)
+    assert (reader.readline(), reader.read(), reader.readline()) == (b"line\n", b"rest", b"")
+    os.write(into, channel.HEADER.pack(b"C", 10) + b"half")
+    os.close(into)
+    assert reader.next() == (b"C", 10)
+    for read in (reader.take, reader.next):
+        with pytest.raises(channel.PipeEndError):
+            read()
+    os.close(out)
+
+
+def test_large_bytes_are_not_copied_and_what_their_owner_may_change_is() -> None:
+    data, changing = b"x" * 500_000, bytearray(b"y" * 500_000)
+    pieces = channel.pickle_in_pieces((data, changing, pickle.PickleBuffer(changing)))
+    changing[:] = b"z" * 500_000
+
+    assert any(piece is data for piece in pieces)
+    assert pickle.loads(b"".join(pieces))[1:] == (b"y" * 500_000, b"y" * 500_000)
+    channel.pickle_in_pieces(data, 1000)
+    with pytest.raises(channel.TooMuchError):
+        channel.pickle_in_pieces(changing, 1000)
+    with pytest.raises(channel.TooMuchError):
+        channel.pickle_in_pieces([*range(100_000)], 1000)
+
+
+# Programs
+
+SAYS_WHERE = """
+    import os, sys
+    from unfazed.concurrency import *
+    def where(): return sys.argv, os.getcwd(), [*sys.flags], sys.path, sys.warnoptions, sys._xoptions, main().__name__
+    def main(): return sys.modules["__main__"]
+    if __name__ == "__main__":
+        there = run_in_processpool_sync(where)
+        here = where()
+        for name, one, other in zip(("argv", "cwd", "flags", "path", "warnings", "X"), here, there):
+            if name == "path":
+                one = [os.path.abspath(each) for each in one]
+            if one != other:
+                print(name, one, other)
+        print("main is", there[6])
+"""
+
+
+def run_program(folder: Path, *arguments: str, source: str = "", **options: Any) -> tuple[str, str]:
+    """Run Python in *folder*. Return what it prints, on both streams."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(os.path.abspath(each) for each in sys.path))  # noqa: PTH100
+    options = {"env": environment, **options}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        input=source,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
+        **options,
+    )
+    return done.stdout, done.stderr
+
+
+def write(path: Path, source: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(source))
+    return path.name
+
+
+@pytest.mark.parametrize("options", [[], ["-O"], ["-W", "ignore::UserWarning"], ["-X", "utf8"], ["-B", "-s"]], ids=str)
+def test_a_worker_has_the_arguments_the_folder_the_path_and_the_options_of_the_program(
+    tmp_path: Path, options: list[str]
+) -> None:
+    name = write(tmp_path / "program.py", SAYS_WHERE)
+
+    assert run_program(tmp_path, *options, name, "--an", "argument") == ("main is __mp_main__\n", "")
+
+
+@pytest.mark.parametrize("how", ["-c", "stdin", "package", "folder", "zipapp"])
+def test_programs_without_a_main_module_that_can_be_loaded_have_an_empty_one(tmp_path: Path, how: str) -> None:
+    """And never one of another file that is found by chance."""
+    relative = "from .there import where" if how == "package" else "from there import where"
+    source = textwrap.dedent(SAYS_WHERE.replace("def where", "def unused"))
+    source = source.replace("import os", f"{relative}\nimport os")
+    lines = [line.strip() for line in SAYS_WHERE.splitlines()]
+    there = "\n".join(["import os, sys", *(line for line in lines if line.startswith("def "))])
+    write(tmp_path / "__main__.py", "open('ran by chance', 'w')")
+    ways = {
+        "-c": ["-c", source],
+        "stdin": ["-", "x"],
+        "package": ["-m", "package"],
+        "folder": ["app"],
+        "zipapp": ["app.pyz"],
+    }
+    for folder in {"package": ["package"], "folder": ["app"]}.get(how, ["."]):
+        write(tmp_path / folder / "there.py", there)
+        if folder != ".":
+            write(tmp_path / folder / "__init__.py", "")
+            write(tmp_path / folder / "__main__.py", source)
+    if how == "zipapp":
+        with zipfile.ZipFile(tmp_path / "app.pyz", "w") as archive:
+            archive.writestr("__main__.py", source)
+            archive.writestr("there.py", there)
+
+    out, err = run_program(tmp_path, *ways[how], source=source if how == "stdin" else "")
+
+    assert (out, err) == ("main is __main__\n", "")
+    assert not (tmp_path / "ran by chance").exists()
+
+
+def test_a_frozen_program_starts_itself(tmp_path: Path) -> None:
+    """Whose executable runs the program, and `multiprocessing.freeze_support` takes over in a worker."""
+    write(
+        tmp_path / "program.py",
+        """
+        import multiprocessing.spawn, sys
+        from unfazed.concurrency import *
+        sys.frozen = True
+        sys.executable = sys.path[0] + "/app"
+        if __name__ == "__main__":
+            multiprocessing.spawn.freeze_support()  # as tools that freeze programs have the other one do
+            print([run_in_processpool_sync(abs, -number) for number in range(3)])
+        """,
+    )
+    app = tmp_path / "app"
+    app.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/program.py" "$@"\n')
+    app.chmod(0o755)
+
+    assert run_program(tmp_path, "program.py") == ("[0, 1, 2]\n", "")
+
+
+def test_what_is_printed_while_the_interpreter_starts_is_output(tmp_path: Path) -> None:
+    write(tmp_path / "sitecustomize.py", "print('from sitecustomize', flush=True)")
+    name = write(
+        tmp_path / "program.py",
+        """
+        from unfazed.concurrency import *
+        if __name__ == "__main__":
+            print(run_in_processpool_sync(abs, -1))
+        """,
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+
+    out, err = run_program(tmp_path, name, env=environment)
+
+    assert out == "from sitecustomize\n1\n"
+    assert err == "from sitecustomize\n"
+
+
+FAILS_TO_START = """
+    import multiprocessing, sys
+    from unfazed.concurrency import *
+    {before}
+    if __name__ == "__main__":
+        {how}
+        try:
+            run_in_processpool_sync(abs, -1)
+        except WorkerProcessError as exc:
+            print(exc)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "before", "says"),
+    [
+        ("multiprocessing.set_executable('/nowhere/python')", "", "could not start with '/nowhere/python'"),
+        ("multiprocessing.set_executable('/bin/cat')", "", "'/bin/cat' ended with exit code 1 before it was ready"),
+        ("multiprocessing.set_executable('')", "", "Python's executable is not known"),
+        ("pass", "if __name__ != '__main__': raise LookupError('x')", "not import the main module (LookupError: x)"),
+        ("pass", "if __name__ != '__main__': sys.exit(3)", "could not import the main module (SystemExit: 3)"),
+        ("pass", "if __name__ != '__main__': __import__('os')._exit(3)", "ended with exit code 3 before it was ready"),
+        ("pass", "import os, signal\n    if __name__ != '__main__': os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("pass", "if __name__ != '__main__': run_in_processpool_sync(abs, -1)", "needs its own calls behind `if __n"),
+    ],
+)  # fmt: skip
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path, how: str, before: str, says: str) -> None:
+    name = write(tmp_path / "program.py", FAILS_TO_START.format(how=how, before=before))
+
+    out, err = run_program(tmp_path, name)
+
+    assert says in out
+    assert ("`if __n" in out) == ("`if __n" in says)
+    assert "Traceback" not in err
+
+
+def test_a_program_that_prints_without_end_is_no_worker(tmp_path: Path) -> None:
+    flood = tmp_path / "flood"
+    flood.write_text("#!/bin/sh\nexec yes\n")
+    flood.chmod(0o755)
+    name = write(
+        tmp_path / "program.py", FAILS_TO_START.format(how=f"multiprocessing.set_executable({str(flood)!r})", before="")
+    )
+
+    out, _ = run_program(tmp_path, name)
+
+    assert "before it was ready" in out

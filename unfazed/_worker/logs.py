@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -114,8 +113,6 @@ def _pack(record: logging.LogRecord) -> bytes:
         except Exception:
             fields["exc_text"] = _text_of(record.exc_info[0])
         fields["exc_info"] = None
-    if fields.get("processName") == "MainProcess":
-        fields["processName"] = f"unfazed-worker-{os.getpid()}"
     others: dict[str, bytes] = {}
     for name, value in fields.items():
         if type(value) not in PLAIN:

@@ -5,7 +5,7 @@
               _iteration.py         iterators across the border
               _contextmanagers.py   context managers across the border
     floor 8   _threadpool.py        a call in a worker thread
-              _processpool.py       a call in a worker process
+              _processes/           a call in a worker process
               _executor.py          a call in any executor
               _lanes.py             one thread, or one task, for several calls
     floor 7   _standby.py           threads that sync callers reach without waking a loop in between
@@ -13,7 +13,6 @@
               _jobs.py              what becomes of one call in a worker thread
     floor 5   _loopthread.py        event loops in threads of their own
     floor 4   _synccalls.py         how sync code finds a loop, and waits for it
-              _relay.py             what worker processes write and log, and how they end
     floor 3   _waits.py             how async code waits, whatever cancels it
     floor 2   _loops.py             running loops as other threads see them; all that differs by library
               _contexts.py          who is in which of the contexts that users share
@@ -51,7 +50,7 @@ from ._executor import run_in_executor, run_in_executor_sync
 from ._iteration import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
 from ._jobs import count_abandoned_threads
 from ._loopthread import EventLoopThread
-from ._processpool import (
+from ._processes import (
     configure_processpool,
     run_in_processpool,
     run_in_processpool_sync,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 from ._checks import Dual, name_of
 from ._eventloop import EventloopPlace
 from ._executor import ExecutorPlace
-from ._processpool import ProcessPlace
+from ._processes import ProcessPlace
 from ._references import found_by_name, owner_of
 from ._threadpool import ThreadPlace
 

@@ -7,13 +7,13 @@ import sys
 import time
 from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 from weakref import ref
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
 from . import _slots
-from ._calls import Answer, Call, without_our_frame
+from ._calls import Answer, Call
 from ._checks import name_of
 from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
 from ._loops import running_loop
@@ -176,50 +176,6 @@ async def call_in(
         return answer.read()
     except cancelled_classes() as exc:
         raise CallCancelledError(name_of(func)) from exc
-
-
-async def call_beside(
-    work: Callable[[], Awaitable[T]],
-    func: object,
-    here: Loop,
-    *,
-    on_cancel: Callable[[], object],
-    timer: CancelScope | None = None,
-    on_timeout: Callable[[], object] | None = None,
-) -> T:
-    """Run *work* in a task of its own in the current loop, *here*, and wait for its end.
-
-    Where the caller is cancelled, the task is not: there may be something else to do *on_cancel*. The caller's
-    cancellation is raised when the task has ended. `wait_for_end` says what *timer* and *on_timeout* do; errors name
-    *func*. Who wakes us: the task, or the end of the loop, which alone cancels it.
-    """
-    ended = Event()
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    async def run() -> None:
-        try:
-            value = await work()
-        except BaseException as exc:
-            outcome.append((None, without_our_frame(exc)))
-        else:
-            outcome.append((value, None))
-        ended.set()
-
-    task = here.spawn(run, ended.set)
-    await wait_for_end(ended, on_cancel, timer, on_timeout)
-    del task
-    if not outcome:
-        raise CallCancelledError(name_of(func))
-    value, error = outcome.pop()
-    if error is None:
-        result: T = value
-        return result
-    try:
-        if isinstance(error, get_cancelled_exc_class()):
-            raise CallCancelledError(name_of(func)) from error
-        raise error
-    finally:
-        del error
 
 
 class Timeout:

@@ -1,0 +1,221 @@
+"""The public functions for calls in worker processes, and the place of `in_processpool`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from anyio import Event
+
+from .._calls import Answer
+from .._checks import Dual, require_count, require_flag, require_limiter, require_sync, require_timeout
+from .._eventloop import submit_to_background
+from .._loops import current_loop
+from .._synccalls import call_from_sync
+from .._waits import set_from_anywhere, wait_for_end
+from ._call import ProcessCall, ProcessOptions
+from ._output import settings
+from ._packing import pack_initializer
+from ._pool import pool
+from ._waiting import raise_if_cancelled, run, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
+    """Return the function to be sent, or refuse *func*. A dual callable stands for what it wraps."""
+    wrapped: Callable[P, T] = func.__wrapped__ if isinstance(func, Dual) else func
+    require_sync(wrapped, helper)
+    return wrapped
+
+
+async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in a worker process and await its result.
+
+    The same as `anyio.to_process.run_sync`, but for keyword arguments, for a worker that outlives what the function
+    raises, and for the traceback there. Workers are started when they are needed, as `multiprocessing`'s spawn starts
+    them, and used again by all calls of the process. Idle workers beyond the first two end after a minute. Limited by
+    anyio's default process limiter: as many as there are CPUs that this process may use.
+
+    Args:
+        func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
+            their names; all of them are pickled, and so is the result. Where that makes more than 256 KiB (large
+            `bytes` do not count, which go as they are), it takes place in another thread while the event loop goes
+            on. So other tasks must not change them before this call has ended; this one cannot, for the call ends,
+            cancelled or not, only after they have been pickled.
+
+    Cancellation:
+        In a scope that is cancelled already, the call never begins, nor does one that has not been sent. Later, this
+        call waits for the worker, drops what it answered, and raises the cancellation; so it does on asyncio's own
+        `task.cancel()`, however often. The slot is given back when the worker has answered.
+
+    Returns:
+        What *func* returned, or rather a copy.
+
+    Raises:
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
+        NotSendableError: If *func*, its arguments or its result cannot be pickled.
+        WorkerProcessError: If the worker ends before it has answered, or cannot start.
+        RemoteError: If what *func* raised cannot be pickled.
+        BaseException: Whatever *func* raised; its cause is a `RemoteTraceback`.
+
+    Example:
+        `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
+    """
+    call = ProcessCall("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs, at_once=True)
+    result: T = await run(call)
+    return result
+
+
+def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a sync function in a worker process and wait for its result: `run_in_processpool` for sync code.
+
+    In a worker thread of an event loop the limit is that loop's, elsewhere the background event loop's.
+
+    Args:
+        func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
+            their names; all of them are pickled, and so is the result.
+
+    Cancellation:
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a call that has not been sent never is, one
+        that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting.
+
+    Returns:
+        What *func* returned, or rather a copy.
+
+    Raises:
+        LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
+        NotSendableError: If *func*, its arguments or its result cannot be pickled.
+        WorkerProcessError: If the worker ends before it has answered, or cannot start.
+        RemoteError: If what *func* raised cannot be pickled.
+        BaseException: Whatever *func* raised; its cause is a `RemoteTraceback`.
+
+    Example:
+        `digest = run_in_processpool_sync(hash_file, path, algorithm="sha256")`
+    """
+    helper = "run_in_processpool_sync"
+    call = ProcessCall(helper, _require(func, helper), args, kwargs)
+    result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
+    return result
+
+
+async def warm_up_processpool(count: int, /) -> None:
+    """Start worker processes ahead of the first calls, and wait until they are there.
+
+    Args:
+        count: How many are to be there, those that have been started before included. How many of them are used at
+            once is up to the limiter of the calls. Idle ones beyond the first two end after a minute.
+
+    Cancellation:
+        Waits until the workers have started, and then raises.
+
+    Raises:
+        WrongOptionError: If *count* is no number of processes.
+        WorkerProcessError: If one cannot start.
+
+    Example:
+        `await warm_up_processpool(4)`
+    """
+    require_count(count, "count", "warm_up_processpool")
+    loop, event = current_loop(), Event()
+    await raise_if_cancelled(loop)
+    waiting = [None] * (count - len(pool.workers))
+    if not waiting:
+        return
+
+    def on_start() -> None:
+        waiting.pop()
+        if not waiting:
+            set_from_anywhere(loop, event)
+
+    answers: list[Answer[None]] = [Answer(on_start) for _ in waiting]
+    for answer in answers:
+        pool.start_ahead(answer)
+    await wait_for_end(event, bool)
+    for answer in answers:
+        answer.read()
+
+
+def warm_up_processpool_sync(count: int, /) -> None:
+    """Start worker processes ahead of the first calls: `warm_up_processpool` for sync code.
+
+    Args:
+        count: How many are to be there, those that have been started before included.
+
+    Cancellation:
+        Interrupted by Ctrl-C, it waits until the workers have started, and then raises. A second Ctrl-C stops waiting.
+
+    Raises:
+        LoopThreadError: If an event loop is running in this thread, which the call would block.
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongOptionError: If *count* is no number of processes.
+        WorkerProcessError: If one cannot start.
+
+    Example:
+        `warm_up_processpool_sync(4)`
+    """
+    helper = "warm_up_processpool_sync"
+    require_count(count, "count", helper)
+    warm_up = partial(warm_up_processpool, count)
+    call_from_sync(warm_up, warm_up, helper, f"await warm_up_processpool({count})", submit_to_background)
+
+
+def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
+    """Say what becomes of what worker processes write and log; at any time, for all of this process.
+
+    A `sys.stderr`, or a log handler, that blocks holds up the workers that write, or log, and nobody else.
+
+    Args:
+        output: Whether what they write, by `print` or otherwise, appears on `sys.stderr`, in whole lines. Else it is
+            dropped.
+        logs: Whether the records of their loggers are handled by the loggers of the same name here, if their levels
+            here are met. Else they are the worker's own affair, which has no handlers unless the function's modules
+            add some: warnings go to its output. Calls that run already are not concerned.
+
+    Raises:
+        WrongOptionError: If an option is not True or False.
+
+    Example:
+        `configure_processpool(output=False)`
+    """
+    require_flag(output, "output", "configure_processpool")
+    require_flag(logs, "logs", "configure_processpool")
+    settings.output = output
+    settings.logs = logs
+
+
+class ProcessPlace(ProcessOptions):
+    """Where `in_processpool` runs a function, and how."""
+
+    __slots__ = ()
+
+    def check(self) -> None:
+        """Refuse wrong options."""
+        require_limiter(self.limiter, "in_processpool")
+        require_flag(self.kill_on_cancel, "kill_on_cancel", "in_processpool")
+        require_timeout(self.timeout, "in_processpool")
+        if self.initializer is not None:
+            require_sync(self.initializer, "in_processpool(initializer=...)")
+            pack_initializer(self.initializer)
+        if self.max_calls is not None:
+            require_count(self.max_calls, "max_calls", "in_processpool", at_least=1)
+
+    def require(self, func: Callable[..., object]) -> None:
+        """Refuse what cannot run here."""
+        require_sync(func, "in_processpool")
+
+    async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call for async code."""
+        return await run(ProcessCall("in_processpool", func, args, kwargs, self, at_once=True))
+
+    def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call for sync code."""
+        return wait_for(ProcessCall("in_processpool", func, args, kwargs, self), "{}.sync", "await {}(...)")

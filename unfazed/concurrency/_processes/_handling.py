@@ -1,0 +1,51 @@
+"""Log records of workers, handled by the loggers of the same name here. Knows neither workers nor calls."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..._worker import logs
+from .._references import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Here(threading.local):
+    depth = 0  # how many records this thread is handling, one amid the other
+
+
+_here = _Here()
+
+
+def is_handling() -> bool:
+    """Return whether this thread is handling a record, so that it may have the lock of a handler."""
+    return _here.depth > 0
+
+
+def handle(packed: bytes, have_handled: Callable[[Callable[[], object]], object]) -> None:
+    """Have a record handled, by what *have_handled* calls. Raises nothing."""
+    try:
+        record = logs.read(packed, load)
+        have_handled(lambda: _handle(record))
+    except BaseException as exc:  # of a record that cannot be read
+        _report(exc)
+
+
+def _handle(record: logging.LogRecord) -> None:
+    _here.depth += 1
+    try:
+        logging.getLogger(record.name).handle(record)
+    except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
+        _report(exc)
+    finally:
+        _here.depth -= 1
+
+
+def _report(exc: BaseException) -> None:
+    with suppress(BaseException):
+        sys.excepthook(type(exc), exc, exc.__traceback__)

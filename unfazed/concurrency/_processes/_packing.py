@@ -1,0 +1,136 @@
+"""Calls as bytes, and what they came to: what cannot be sent is refused here, with what to write instead."""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from ..._worker import call, channel
+from .._checks import async_function_error, name_of
+from .._errors import NotSendableError, RemoteError, RemoteTraceback
+from .._references import Unpickler, load, to_send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OFF_LOOP_BYTES: Final = 256 * 1024  # of a pickle, beyond which an event loop must not wait for it: about a millisecond
+GLANCE: Final = 1024  # characters or bytes, up to which a string is small; arbitrary
+PLAIN: Final = frozenset((type(None), bool, int, float))
+
+
+def _is_small(value: object) -> bool:
+    """Return whether *value* can be told at a glance to be small, and plain."""
+    kind = type(value)
+    return kind in PLAIN or (isinstance(value, (str, bytes)) and len(value) <= GLANCE and kind in (str, bytes))
+
+
+def pack(
+    func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str, *, at_once: bool
+) -> list[bytes] | None:
+    """Return the frame of a call, in pieces. `None` if it must be *at_once*, and more than a loop may wait for."""
+    sent = to_send(func)
+    try:
+        if not kwargs and all(map(_is_small, args)):
+            return [channel.frame(channel.CALL, pickle.dumps((sent, args, kwargs), channel.PROTOCOL))]
+        if at_once and any(isinstance(arg, (str, bytearray)) and len(arg) > OFF_LOOP_BYTES for arg in args):
+            return None  # which would be a single step
+        most = OFF_LOOP_BYTES if at_once else float("inf")
+        return channel.in_frame(channel.CALL, channel.pickle_in_pieces((sent, args, kwargs), most))
+    except channel.TooMuchError:
+        return None
+    except MemoryError:
+        raise
+    except Exception as exc:
+        name = name_of(func)
+        if not _succeeds(pickle.dumps, sent, channel.PROTOCOL):
+            problem = f"{helper}() cannot send {name} to a worker process ({exc}): "
+            if "<" in getattr(_innermost(func), "__qualname__", ""):  # <lambda>, <locals>
+                problem += (
+                    "there, functions are found by module and name; write it as `def` at the top level of a module"
+                )
+            else:
+                problem += "what it belongs to cannot be pickled; send a plain function, and what it needs as arguments"
+            problem += f", or run it in a thread, with `{helper.replace('process', 'thread')}({name}, ...)`"
+        else:
+            if _succeeds(pickle.dumps, (args, kwargs), channel.PROTOCOL):
+                raise  # of a signal handler, which has come in between
+            problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
+        raise NotSendableError(problem) from exc
+
+
+# As each was when it was wrapped: a worker calls it once, whatever becomes of what it refers to here.
+_initializers: WeakKeyDictionary[Callable[[], object], bytes] = WeakKeyDictionary()
+
+
+def pack_initializer(initializer: Callable[[], object]) -> bytes:
+    with suppress(KeyError, TypeError):  # not every object can be a key there
+        return _initializers[initializer]
+    try:
+        packed = pickle.dumps(to_send(initializer), channel.PROTOCOL)
+    except Exception as exc:
+        raise NotSendableError(
+            f"in_processpool() cannot send its initializer {name_of(initializer)} to a worker process ({exc}): "
+            f"there, functions are found by module and name; write it as `def` at the top level of a module"
+        ) from exc
+    with suppress(TypeError):
+        _initializers[initializer] = packed
+    return packed
+
+
+def _innermost(func: object) -> object:
+    while isinstance(func, partial):
+        func = func.func
+    return func
+
+
+def read_payload(data: bytes | channel.Reader, func: object) -> Any:
+    """Return what was pickled in *data*, or is to come there, or raise what says that it cannot be read."""
+    if isinstance(data, channel.Reader) and data.left <= channel.CHUNK_BYTES:
+        data = data.take()
+    try:
+        if isinstance(data, bytes):
+            return load(data) if b"__mp_main__" in data else pickle.loads(data)  # the same, and faster
+        try:
+            return Unpickler(data).load()
+        finally:
+            data.skip()
+    except (MemoryError, channel.PipeEndError):
+        raise
+    except Exception as exc:
+        if isinstance(data, bytes) and _succeeds(load, data):
+            raise  # of a signal handler, which has come in between
+        name = name_of(func)
+        raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
+
+
+def _succeeds(func: Callable[..., object], *args: object) -> bool:
+    try:
+        func(*args)
+    except Exception:
+        return False
+    return True
+
+
+def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseException:
+    """Return what to raise for the *outcome* of a call that returned no value."""
+    kind, about, text = outcome
+    name = name_of(func)
+    if kind == call.COROUTINE:
+        return async_function_error(func, helper)
+    error: BaseException
+    if kind == call.UNSENDABLE_VALUE:
+        error = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}")
+    elif kind == call.UNREADABLE_REQUEST:
+        error = NotSendableError(
+            f"{name}() or its arguments cannot be found in the worker process, {about}: what is sent must be at the "
+            f"top level of a module that can be imported, or of a script, above its `if __name__ == '__main__':`"
+        )
+    elif isinstance(about, BaseException):
+        error = about
+    else:
+        error = RemoteError(about)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # whatever its own class does there
+    return error

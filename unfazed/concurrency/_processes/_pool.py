@@ -1,0 +1,232 @@
+"""The worker processes of this process: one pool for all event loops and all sync callers.
+
+Guarantees: the worker that was busy last is taken first, so that the others have been idle for longest. No worker is
+started for a call as long as one is starting that nobody waits for any more. At exit all of them end within
+`STOP_SECONDS`, and what they have printed is passed on. A forked child starts with none.
+
+No lock. A worker goes from one owner to the next in one step, in which no signal handler can come, and no other thread
+(`_worker.py` says who the owners are). Which calls wait for which workers is known to one thread alone, which takes one
+event after the other from a queue. Assumption: what it calls raises nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, final
+
+from .._errors import LoopEndedError, WorkerProcessError
+from .._threadstart import start_thread
+from . import _starting
+from ._inbox import Inbox
+from ._worker import KEPT, WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._calls import Answer
+    from ._call import ProcessCall
+
+STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary
+LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
+STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
+TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
+_pop_idle: Final = deque[WorkerProcess].pop
+_pop_leased: Final = list[WorkerProcess].pop
+
+
+@final
+class Pool:
+    """All workers, which of them are idle, and who waits for one."""
+
+    def __init__(self) -> None:
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Begin with nothing: also in a forked child, where all that there was is the parent's."""
+        self.exiting = False
+        self.tries = TRIES
+        self.workers: set[WorkerProcess] = set()  # all that have not ended
+        self._idle: deque[WorkerProcess] = deque()  # the last one was busy last
+        self._events: Inbox[Callable[[], object]] = Inbox()
+        self._main_claim = threading.Lock()  # taken by the thread that takes the events; never released
+        self._thread: int | None = None  # its number, once it runs
+        # For that thread alone
+        self._waiting: deque[ProcessCall] = deque()
+        self._starting: dict[WorkerProcess, Answer[None] | None] = {}  # and who waits for nothing but its start
+
+    # From any thread
+
+    def take_any(self, lease: list[WorkerProcess]) -> None:
+        """Move an idle worker to *lease*, if there is one."""
+        with suppress(IndexError):
+            lease.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin that calls another
+
+    def return_from(self, lease: list[WorkerProcess]) -> None:
+        """Move the worker in *lease*, which is idle again, to the others."""
+        with suppress(IndexError):
+            self._idle.extend(map(_pop_leased, (lease,)))
+
+    def take(self, worker: WorkerProcess) -> bool:
+        """Take *worker* if it is idle. Return whether it was."""
+        try:
+            self._idle.remove(worker)
+        except (ValueError, IndexError):  # the latter where another thread takes one meanwhile
+            return False
+        return True
+
+    def give_back(self, worker: WorkerProcess) -> None:
+        """Have others take *worker*, which is idle or has just started."""
+        if self._waiting or self._starting:  # perhaps; who waits gets the one that starts for him otherwise
+            self._events.put(lambda: self._serve(worker))
+        else:
+            self._idle.append(worker)
+
+    def has_others_than(self, worker: WorkerProcess) -> bool:
+        """Return whether there are as many idle workers as are kept, without *worker*."""
+        return len(self._idle) >= KEPT
+
+    def submit(self, call: ProcessCall) -> None:
+        """Have an idle worker run *call*, or a new one."""
+        lease: list[WorkerProcess] = []
+        try:
+            self.take_any(lease)
+            if lease:
+                lease[0].hand_over(call)
+            else:
+                self._tell(call.name, lambda: self._add(call))
+        except BaseException:  # of a signal handler, for one: the thread of the worker gives it back
+            if lease:
+                lease[0].hand_over(call)
+            raise
+
+    def start_ahead(self, ready: Answer[None]) -> None:
+        """Start a worker that nobody has a call for yet; *ready* is told."""
+        self._tell("warm_up_processpool", lambda: self._start(ready))
+
+    def forget(self, worker: WorkerProcess, error: _starting.NotStartedError | None = None) -> None:
+        """Note that *worker* has ended, or could not start."""
+        self.workers.discard(worker)
+        if error is not None:
+            self._events.put(lambda: self._fail(worker, error))
+
+    def _tell(self, name: str, event: Callable[[], object]) -> None:
+        try:
+            _starting.refuse_in_preparation()
+            if self.exiting:
+                raise LoopEndedError("the interpreter is exiting")
+            if self._thread is None:
+                start_thread(self._run, "unfazed-processpool", self._events)
+        except LoopEndedError:
+            raise
+        except (_starting.NotStartedError, RuntimeError) as exc:
+            reason = str(exc) if isinstance(exc, _starting.NotStartedError) else f"could not start ({exc})"
+            raise WorkerProcessError(name, reason) from None
+        self._events.put(event)
+
+    def is_interrupted(self) -> bool:
+        """Return whether a finalizer has come in between on a thread that workers need in order to start."""
+        return threading.get_ident() == self._thread or _starting.is_interrupted()
+
+    # In its own thread
+
+    def _run(self, events: Inbox[Callable[[], object]]) -> None:
+        if not self._main_claim.acquire(blocking=False):  # two have come at once
+            return
+        self._thread = threading.get_ident()
+        while events is self._events:  # or else it has begun anew
+            try:
+                events.get()()
+            except BaseException as exc:  # of memory, for one: this thread must go on
+                sys.excepthook(type(exc), exc, exc.__traceback__)
+
+    def _add(self, call: ProcessCall) -> None:
+        lease: list[WorkerProcess] = []
+        self.take_any(lease)
+        if lease:
+            lease[0].hand_over(call)
+            return
+        self._waiting.append(call)
+        for other in tuple(self._waiting):
+            if other.is_claimed():  # nobody wants it any more
+                self._waiting.remove(other)
+        if len(self._waiting) > sum(ready is None for ready in self._starting.values()):
+            self._start(None)
+
+    def _start(self, ready: Answer[None] | None) -> None:
+        worker = WorkerProcess(self)
+        self._starting[worker] = ready
+        self.workers.add(worker)
+        try:
+            worker.start()
+        except RuntimeError as exc:  # there are too many threads
+            self.workers.discard(worker)
+            self._fail(worker, _starting.NotStartedError(f"could not start ({exc})"))
+
+    def _serve(self, worker: WorkerProcess) -> None:
+        """Give *worker*, which is idle or has just started, to who has waited longest."""
+        ready = self._starting.pop(worker, None)
+        if ready is not None:
+            ready.write(None, None)
+        while self._waiting:
+            call = self._waiting.popleft()
+            if not call.is_claimed():
+                worker.hand_over(call)
+                return
+        self._idle.append(worker)
+
+    def _fail(self, worker: WorkerProcess, error: _starting.NotStartedError) -> None:
+        """Tell who has waited for *worker*, which could not start."""
+        ready = self._starting.pop(worker, None)
+        if ready is not None:
+            ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
+            return
+        while self._waiting:
+            call = self._waiting.popleft()
+            if call.is_claimed():
+                continue
+            call.tries += 1
+            if error.again and call.tries < TRIES and not self.exiting:
+                self._waiting.appendleft(call)
+                self._start(None)
+            else:
+                call.fail(WorkerProcessError(call.name, str(error)))
+            return
+
+    # At exit, and after a fork
+
+    def stop(self, seconds: float) -> None:
+        """End all workers: what is idle by itself, and what is busy at once. No call is taken from now on."""
+        self.exiting = True
+        deadline = time.monotonic() + seconds
+        while (self.workers or _starting.children) and time.monotonic() < deadline:
+            lease: list[WorkerProcess] = []
+            self.take_any(lease)
+            for worker in lease:
+                worker.retire()
+            if not lease:
+                for worker in tuple(self.workers):
+                    if not worker.retires:
+                        worker.kill()
+                if not self.workers:  # there is nothing but output left, which a child of a worker may hold open
+                    deadline = min(deadline, time.monotonic() + LAST_OUTPUT_SECONDS)
+                time.sleep(STOP_CHECK_SECONDS)
+        for child in tuple(_starting.children):
+            child.disown()
+
+
+pool = Pool()
+
+
+def _stop_at_exit() -> None:
+    pool.stop(STOP_SECONDS)
+
+
+atexit.register(_stop_at_exit)
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=pool.start_afresh)

@@ -1,0 +1,313 @@
+"""How a worker process is started, as `multiprocessing`'s spawn starts one; how it is killed, and how it has ended.
+
+Guarantees:
+
+- a fork at any time leaves no pipe of ours in the child: `fork_lock` is held while one is made and made known, and
+  while one is closed and forgotten; and by whoever forks. Held for as long as a process takes to start, at most;
+- how a process has ended is read once, by us, or it is unknown: never a wrong one.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, final
+
+from ..._worker import channel
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+GRACE_SECONDS: Final = 1.0  # after which a process that has closed its pipes must have ended, or is killed; arbitrary
+MOST_NOISE: Final = 1 << 20  # bytes that a program may print before it says that it is a worker; arbitrary
+PIPE_BYTES: Final = 1 << 20  # what a pipe is to hold, which is the most that Linux allows everybody
+UNKNOWN: Final = "for an unknown reason"
+GUARD: Final = (
+    "a script that uses worker processes needs its own calls behind `if __name__ == '__main__':`, for each worker "
+    "imports it"
+)
+
+# The first line on its standard input says how many bytes follow; nothing else comes until it has answered.
+PROGRAM: Final = """\
+import sys
+from marshal import loads
+with open(0, "rb", closefd=False) as file:
+    preparation = loads(file.read(int(file.readline())))
+sys.path[:] = preparation["sys_path"]
+from unfazed._worker.main import main
+main(preparation)
+"""
+
+fork_lock = threading.RLock()  # see above; reentrant, for a finalizer may fork; made anew in a forked child
+
+
+def is_interrupted() -> bool:
+    """Return whether this thread is starting or closing a process: a finalizer has come in between."""
+    lock: Any = fork_lock  # no stub has what `Condition`, too, asks a lock
+    owned: bool = lock._is_owned()
+    return owned
+
+
+class NotStartedError(Exception):
+    """Raised where a worker process could not start; its text says why. *again* is whether another one may."""
+
+    def __init__(self, reason: str, again: bool = False) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+def refuse_in_preparation() -> None:
+    """Refuse to start a worker in a worker that is still being prepared: where a guard is missing, each would do so."""
+    worker: Any = sys.modules.get("unfazed._worker.main")
+    if worker is not None and worker.preparing:
+        worker.refused = True
+        raise NotStartedError(f"could not start in a worker that imports the main module: {GUARD}")
+    if getattr(sys, "frozen", False) and sys.argv[1:2] == ["--multiprocessing-fork"]:
+        raise NotStartedError(
+            "could not start in what is to be a worker: a frozen program that uses worker processes needs "
+            "`multiprocessing.freeze_support()` behind its `if __name__ == '__main__':`, as the first thing there"
+        )
+
+
+def _command() -> list[str | bytes]:
+    """Return the command line of a worker, with the executable and the interpreter's options that spawn takes."""
+    from multiprocessing import spawn
+
+    if not spawn.get_executable():
+        raise NotStartedError("could not start, as Python's executable is not known: multiprocessing.set_executable()")
+    command: list[str | bytes] = [*spawn.get_command_line(pipe_handle=0)]
+    if getattr(sys, "frozen", False):  # it runs the program itself, where `multiprocessing.freeze_support()` takes over
+        return command
+    return [*command[:-3], "-c", PROGRAM, "unfazed-worker"]  # instead of spawn's own program
+
+
+def _preparation(attention: bytes) -> bytes:
+    """Return what a worker needs to know before it can take calls.
+
+    The same as `multiprocessing.spawn.get_preparation_data`, but that this one decides for the whole program how
+    `multiprocessing` starts processes, fails on stdin, and leaves relative entries of `sys.path` as they are.
+    """
+    import multiprocessing
+    from multiprocessing import process, util
+
+    original: str | None = getattr(process, "ORIGINAL_DIR", None)  # no stub has it, nor the next one
+    found: dict[str, Any] = {
+        "attention": attention,
+        "authkey": bytes(process.current_process().authkey),
+        "log_to_stderr": bool(getattr(util, "_log_to_stderr", False)),
+        "orig_dir": original,
+        "sys_argv": [str(each) for each in sys.argv],
+        "sys_path": [os.path.abspath(each) for each in map(str, sys.path)],  # noqa: PTH100
+    }
+    method: Any = multiprocessing.get_start_method(allow_none=True)  # None, whatever the stub says: none so far
+    if method is not None:
+        found["start_method"] = method
+    with suppress(OSError):  # it has been removed
+        found["dir"] = os.getcwd()  # noqa: PTH109  pathlib is slow to import
+    main: ModuleType | None = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    path = getattr(main, "__file__", None)
+    if spec is not None:
+        found["init_main_from_name"] = spec.name
+    elif isinstance(path, str):
+        path = os.path.normpath(os.path.join(original or "", path))  # noqa: PTH118
+        if os.path.isfile(path):  # noqa: PTH113  and not "<stdin>"
+            found["init_main_from_path"] = path
+    if getattr(sys, "frozen", False):  # what `multiprocessing.freeze_support()` reads: what to prepare, what to run
+        from ..._worker.main import Frozen
+
+        return pickle.dumps({}) + pickle.dumps(Frozen(found))
+    packed = marshal.dumps(found, 2)  # as any version reads it
+    return b"%d\n%b" % (len(packed), packed)
+
+
+@final
+class Child:
+    """A worker process as its parent sees it: three pipes, and its end."""
+
+    def __init__(self) -> None:
+        import subprocess  # slow to import, as `multiprocessing` is
+
+        command = _command()
+        self._name = os.fsdecode(command[0])
+        # Guards the reading of the status: a pid that has been read may be another's. One that knows its owner, for
+        # `kill`, in which a signal handler may raise.
+        self._lock = threading.RLock()
+        self._status: str | None = None  # how it has ended
+        self._hung_up = False
+        self.attention = b"\0%b\n" % os.urandom(16).hex().encode()  # what a worker prints to be asked for its records
+        self._process: subprocess.Popen[bytes]
+        with fork_lock:
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+                )
+            except (OSError, ValueError) as exc:
+                raise NotStartedError(f"could not start with {self._name!r} ({type(exc).__qualname__}: {exc})") from exc
+            children.add(self)
+        process: Any = self._process
+        self.calls: int = process.stdin.fileno()
+        self.frames: int = process.stdout.fileno()
+        self.output: int = process.stderr.fileno()
+        for fd in (self.calls, self.frames):
+            _enlarge(fd)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def prepare(self) -> bytes:
+        """Have it prepare itself, and wait for that. Return what it has printed before, in the wrong place."""
+        noise = b""
+        reader = channel.Reader(self.frames)
+        try:
+            channel.write_all(self.calls, [_preparation(self.attention)])
+            while channel.HELLO not in noise:
+                more = os.read(self.frames, channel.CHUNK_BYTES)
+                if not more or len(noise) > MOST_NOISE:
+                    raise channel.PipeEndError
+                noise += more
+            noise, _, reader.data = noise.partition(channel.HELLO)
+            kind, _ = reader.next()
+            payload = reader.take()
+        except (channel.PipeEndError, OSError):
+            status = self.end()
+            raise NotStartedError(
+                f"could not start: {self._name!r} ended {status} before it was ready", again="killed by" in status
+            ) from None
+        if kind == channel.READY:
+            return noise
+        reason, refused = pickle.loads(payload)
+        self.end()
+        if refused:
+            raise NotStartedError(f"could not start: {GUARD}")
+        raise NotStartedError(f"could not start, as it could not import the main module ({reason})")
+
+    def kill(self) -> None:
+        """End it at once, unless it has ended. From any thread."""
+        try:  # not `with`, as `_threadstart.py` explains
+            self._lock.acquire()
+            if self._status is None:
+                # Not `Popen.kill`, which may read the status; nor is there a SIGKILL on Windows.
+                self._process.terminate() if sys.platform == "win32" else os.kill(self.pid, signal.SIGKILL)
+        finally:
+            with suppress(RuntimeError):  # it is not ours
+                self._lock.release()
+
+    def end(self) -> str:
+        """Close the pipe with calls, wait for the end, and return in words how it was.
+
+        A process whose pipes are closed has ended, as a rule, or is about to. Any other one is killed.
+        """
+        self.close(self.calls)
+        deadline = time.monotonic() + GRACE_SECONDS
+        pause = 0.0005
+        while self._poll() is None:
+            if time.monotonic() > deadline and not self._hung_up:
+                self._hung_up = True
+                self.kill()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        self.close(self.frames)
+        assert self._status is not None, "it has ended"
+        return "as it closed what connects it with this process" if self._hung_up else self._status
+
+    def has_ended(self) -> bool:
+        return self._poll() is not None
+
+    def _poll(self) -> str | None:
+        with self._lock:
+            if self._status is not None:
+                return self._status
+            if sys.platform == "win32":  # where nobody else can read the status
+                code = self._process.poll()
+            else:
+                # Not `Popen.poll`, which says 0 where somebody else has read the status, or nobody can.
+                try:
+                    pid, raw = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:
+                    self._process.returncode = 0
+                    self._status = UNKNOWN
+                    return self._status
+                code = os.waitstatus_to_exitcode(raw) if pid else None
+            if code is not None:
+                self._process.returncode = code
+                self._status = _in_words(code)
+            return self._status
+
+    def close(self, fd: int) -> None:
+        """Close one of its pipes; doing so twice is harmless."""
+        with fork_lock:
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+                if pipe is not None and not pipe.closed and pipe.fileno() == fd:
+                    pipe.close()
+            if self._process.stderr is not None and self._process.stderr.closed and self._status is not None:
+                children.discard(self)
+
+    def disown(self) -> None:
+        """Kill it, and do not wait for its end. At exit."""
+        self.kill()
+        self._process.returncode = 0  # or else `Popen` complains
+
+    def leave(self) -> None:
+        """In a forked child: the process is the parent's."""
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.calls = self.frames = self.output = -1
+        self._lock = threading.RLock()
+        self._status = UNKNOWN
+        self._process.returncode = 0
+
+
+children: set[Child] = set()  # with a pipe that is open, or a status that nobody has read; `fork_lock` guards it
+
+
+def _enlarge(fd: int) -> None:
+    """Have a pipe hold more, where the system lets us: on Linux. Elsewhere large calls take more steps."""
+    try:
+        from fcntl import F_SETPIPE_SZ, fcntl  # type: ignore[attr-defined,unused-ignore]
+
+        fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+    except (ImportError, OSError):
+        pass
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _take_fork_lock() -> None:
+    fork_lock.acquire()
+
+
+def _release_fork_lock() -> None:
+    with suppress(RuntimeError):  # a signal handler has come in between as it was to be taken
+        fork_lock.release()
+
+
+def _start_afresh() -> None:
+    global fork_lock
+    fork_lock = threading.RLock()
+    for child in children:
+        child.leave()
+    children.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(
+        before=_take_fork_lock,
+        after_in_parent=_release_fork_lock,
+        after_in_child=_start_afresh,
+    )
