@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -399,10 +401,25 @@ def test_nobody_is_let_in_while_somebody_runs() -> None:
         _slots.release(slot)
 
 
-def test_a_limiter_that_is_gone_has_no_slots() -> None:
-    limit = _slots.Limit(anyio.CapacityLimiter(1))
+def test_a_limiter_lives_as_long_as_a_slot_of_it() -> None:
+    """Its accounts can be put in order as long as anybody is in them, though nobody else knows the limiter any more."""
+    limiter = anyio.CapacityLimiter(1)
+    key, is_alive = id(limiter), weakref.ref(limiter)
+    held, queued = (_slots.acquire(limiter, lambda: True) for _ in range(2))
+    del limiter
+    gc.collect()
 
-    assert (limit.total, limit.free()) == (0, 0)
+    assert _slots._limits[key] is held.limit is queued.limit
+    assert held.limit.free() == 0
+
+    _slots.release(held)
+    assert is_alive() is not None
+    assert queued.held
+
+    _slots.release(queued)
+    gc.collect()
+    assert is_alive() is None
+    assert key not in _slots._limits
 
 
 def test_without_a_watcher_thread_calls_still_queue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ class Slot:
     heirs: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
 
     def __init__(self, limiter: CapacityLimiter) -> None:
+        self.limiter: CapacityLimiter | None = limiter  # kept alive, and its accounts with it, until we end
         self.limit = _limits.get(id(limiter)) or _open_accounts(limiter)
         self.parent = current_slot.get()  # the nearest call that this one is made on behalf of, whatever its limiter
 
@@ -101,6 +102,7 @@ class Slot:
             limit.dequeue(self)
             served = limit.serve(lender)
         self.given_up = True  # not before, so that whoever is interrupted in the midst of this does it again
+        self.limiter = None
         return served
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
@@ -133,15 +135,15 @@ class Limit:
         self.watched = False  # whether the watcher looks after it
 
     @property
-    def total(self) -> float:
+    def limiter(self) -> CapacityLimiter:
         limiter = self._limiter()
-        return 0 if limiter is None else limiter.total_tokens
+        assert limiter is not None, "every slot that is held or queued keeps it"
+        return limiter
 
     def free(self) -> float:
         """Return how many slots are free: fewer than none, where more are taken than there are."""
         limiter = self._limiter()
-        if limiter is None:
-            return 0
+        assert limiter is not None, "as in `limiter`, which would take longer"
         borrowed = limiter.borrowed_tokens  # by anyio's own means, as our calls do not; workers that we adopted have
         others = borrowed - self.adopted if borrowed > self.adopted else 0
         return limiter.total_tokens - self.occupied - others
@@ -226,7 +228,7 @@ class Limit:
         for slot in self.queue:
             if slot.living_parent() is not None:
                 return [self.grant_queued(slot)]
-        if self.extras >= self.total:
+        if self.extras >= self.limiter.total_tokens:
             return []
         slot = next(iter(self.queue))
         slot.extra = True

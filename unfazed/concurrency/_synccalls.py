@@ -225,10 +225,13 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
         entered = True
         slot = _slots.Slot(to_thread.current_default_thread_limiter())
         try:
-            _slots.adopt(slot)
-            _slots.current_slot.set(slot)
-            await call.run(_cancelled_by_others)
-        finally:
+            try:
+                _slots.adopt(slot)
+                _slots.current_slot.set(slot)
+                await call.run(_cancelled_by_others)
+            finally:
+                _slots.release(slot)
+        finally:  # once more, as a signal handler may have raised just before the first one
             _slots.release(slot)
 
     ways: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [from_thread.run]
