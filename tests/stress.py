@@ -39,6 +39,7 @@ from unfazed.concurrency import (
     contextmanager_in_eventloop_sync,
     contextmanager_in_threadpool,
     count_abandoned_threads,
+    in_processpool,
     in_threadpool,
     iterate_in_eventloop_sync,
     iterate_in_threadpool,
@@ -46,6 +47,8 @@ from unfazed.concurrency import (
     run_in_eventloop_sync,
     run_in_executor,
     run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
 )
@@ -172,6 +175,8 @@ ASYNC: list[Callable[[], Awaitable[int]]] = [
     lambda: in_threadpool(nested, limiter=a_limiter())(1),
     lambda: run_in_eventloop(slow, 1),
     lambda: run_in_executor(executor, int, "1"),
+    lambda: run_in_processpool(int, "1"),
+    lambda: in_processpool(int, limiter=a_limiter())("1"),
     drop_a_call,
     with_a_manager,
     over_an_iterator,
@@ -202,11 +207,12 @@ SYNC: list[Callable[[], int]] = [
     lambda: in_threadpool(int, limiter=a_limiter()).sync("1"),
     lambda: run_in_eventloop_sync(slow, 1),
     lambda: run_in_executor_sync(executor, int, "1"),
+    lambda: run_in_processpool_sync(int, "1"),
     lambda: nested(1),
     sync_with_a_manager,
     sync_over_an_iterator,
 ]
-ASYNC.append(lambda: run_in_threadpool(random.choice(SYNC)))
+ASYNC += [lambda: run_in_threadpool(random.choice(SYNC)), lambda: anyio.to_thread.run_sync(random.choice(SYNC))]
 RARELY = 0.02  # how often a sync call starts a loop of its own
 
 
@@ -269,7 +275,7 @@ failures: list[BaseException] = []
 
 
 def left_behind(before: set[threading.Thread]) -> list[object]:
-    # anyio and trio keep idle threads for a while, the background event loop those that stand by
+    # anyio and trio keep idle threads for a while, the background event loop those that stand by, the pool its workers
     threads = [each for each in threading.enumerate() if each not in before and not each.name.startswith(IDLE)]
     limits = [
         f"limit with {limit.occupied} slots taken, {len(limit.queue)} calls queued"
@@ -279,7 +285,8 @@ def left_behind(before: set[threading.Thread]) -> list[object]:
     return [*threads, *limits, *_contexts._claims, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
 
 
-IDLE = ("AnyIO worker", "Trio thread", "unfazed-eventloop", "ThreadPoolExecutor")
+WORKERS = ("unfazed-processpool", "unfazed-worker", "unfazed-output")
+IDLE = ("AnyIO worker", "Trio thread", "unfazed-eventloop", "ThreadPoolExecutor", *WORKERS)
 
 
 def one_round(backend: str) -> None:
