@@ -20,7 +20,9 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
-from unfazed.concurrency import _eventloop, _slots, _standby
+from unfazed.concurrency._eventloops import _background
+from unfazed.concurrency._core import _slots
+from unfazed.concurrency._threads import _standby
 from unfazed.concurrency._processes import _pool
 
 if TYPE_CHECKING:
@@ -244,12 +246,12 @@ def until_begun(has_begun: Callable[[], object]) -> Iterator[float]:
 
 def end_background_eventloop() -> None:
     """End the background event loop, so that the next call starts a new one."""
-    running = _eventloop._background_thread
+    running = _background._background_thread
     if running is not None:
         running.stop(GRACE_SECONDS)
-    _eventloop._background_thread = None
-    _eventloop._successors.clear()
-    _eventloop._settings = None
+    _background._background_thread = None
+    _background._successors.clear()
+    _background._settings = None
 
 
 def end_workers() -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 3  # how long Dask's clients look for a scheduler that is gone; theirs is 30
 
-Call = partial[Any]
+TaskCall = partial[Any]
 
 
 @contextlib.contextmanager
@@ -45,11 +45,11 @@ def dask() -> Iterator[tuple[Any, Any, Executor]]:
         yield cluster, client, client.get_executor(pure=False)
 
 
-def works(call: Call, executor: Executor) -> None:
+def works(call: TaskCall, executor: Executor) -> None:
     assert call(executor, functions.echo, 1, key=2) == ((1,), {"key": 2})
 
 
-def is_lost(call: Call, executor: Executor, end: Callable[[], object]) -> None:
+def is_lost(call: TaskCall, executor: Executor, end: Callable[[], object]) -> None:
     """Have a call fail, as *end* is called while it runs, and each call after it."""
     with TemporaryDirectory() as folder:
         started, may_end = Path(folder, "started"), Path(folder, "may end")
@@ -68,7 +68,7 @@ def is_lost(call: Call, executor: Executor, end: Callable[[], object]) -> None:
         call(executor, functions.echo)
 
 
-def loky_worker_dies(call: Call) -> None:
+def loky_worker_dies(call: TaskCall) -> None:
     executor = loky.get_reusable_executor(max_workers=2)
     works(call, executor)
     with pytest.raises(ExecutorError, match=r"the call of end_at_once\(\) was lost, as its executor broke: .*"):
@@ -78,14 +78,14 @@ def loky_worker_dies(call: Call) -> None:
     works(call, loky.get_reusable_executor(max_workers=2))
 
 
-def loky_worker_is_killed(call: Call) -> None:
+def loky_worker_is_killed(call: TaskCall) -> None:
     executor = loky.get_reusable_executor(max_workers=2)
     with pytest.raises(ExecutorError, match=r"the call of kill_own_process\(\) was lost, as its executor broke: "):
         call(executor, functions.kill_own_process)
     works(call, loky.get_reusable_executor(max_workers=2))
 
 
-def loky_is_shut_down(call: Call) -> None:
+def loky_is_shut_down(call: TaskCall) -> None:
     executor = loky.get_reusable_executor(max_workers=2)
     executor.shutdown()
     with pytest.raises(ExecutorError, match=r"the call of echo\(\) was not accepted by its "):
@@ -93,7 +93,7 @@ def loky_is_shut_down(call: Call) -> None:
     works(call, loky.get_reusable_executor(max_workers=2))
 
 
-def dask_worker_dies(call: Call) -> None:
+def dask_worker_dies(call: TaskCall) -> None:
     with dask() as (_, _, executor):
         with pytest.raises(
             ExecutorError, match=r"the call of end_at_once\(\) was lost by its ClientExecutor: "
@@ -103,34 +103,34 @@ def dask_worker_dies(call: Call) -> None:
         works(call, executor)
 
 
-def dask_worker_is_killed(call: Call) -> None:
+def dask_worker_is_killed(call: TaskCall) -> None:
     with dask() as (_, _, executor):
         with pytest.raises(ExecutorError, match=r"the call of kill_own_process\(\) was lost by its ClientExecutor: "):
             call(executor, functions.kill_own_process)
         works(call, executor)
 
 
-def dask_executor_is_shut_down(call: Call) -> None:
+def dask_executor_is_shut_down(call: TaskCall) -> None:
     with dask() as (_, client, executor):
         is_lost(call, executor, partial(executor.shutdown, wait=False))
         works(call, client.get_executor(pure=False))
 
 
-def dask_client_is_closed(call: Call) -> None:
+def dask_client_is_closed(call: TaskCall) -> None:
     with dask() as (cluster, client, executor):
         is_lost(call, executor, client.close)
         with distributed.Client(cluster) as another:
             works(call, another.get_executor(pure=False))
 
 
-def dask_cluster_is_closed(call: Call) -> None:
+def dask_cluster_is_closed(call: TaskCall) -> None:
     with dask() as (cluster, _, executor):
         is_lost(call, executor, cluster.close)
     with dask() as (_, _, healthy):
         works(call, healthy)
 
 
-def dask_scheduler_is_killed(call: Call) -> None:
+def dask_scheduler_is_killed(call: TaskCall) -> None:
     """The way of real clusters: in processes of their own, known by an address, and gone without a word."""
     with TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         address = Path(folder, "address")
@@ -172,7 +172,7 @@ async def run_cluster(address: Path) -> None:
         await scheduler.finished()
 
 
-SCENARIOS: dict[str, Callable[[Call], None]] = {
+SCENARIOS: dict[str, Callable[[TaskCall], None]] = {
     scenario.__name__: scenario
     for scenario in (
         loky_worker_dies,

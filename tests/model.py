@@ -25,30 +25,10 @@ import anyio.to_thread
 from hypothesis import strategies as st
 from process_functions import NodeError, NodeExit, leaf, raise_end
 
-from unfazed.concurrency import (
-    CallTimeoutError,
-    _contexts,
-    _eventloop,
-    _jobs,
-    _slots,
-    _standby,
-    contextmanager_in_eventloop_sync,
-    contextmanager_in_threadpool,
-    in_eventloop,
-    in_executor,
-    in_processpool,
-    in_threadpool,
-    iterate_in_eventloop_sync,
-    iterate_in_threadpool,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_executor,
-    run_in_executor_sync,
-    run_in_processpool,
-    run_in_processpool_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (CallTimeoutError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, in_eventloop, in_executor, in_processpool, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._core import _contexts, _slots
+from unfazed.concurrency._eventloops import _background
+from unfazed.concurrency._threads import _threadcall, _standby
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -632,11 +612,11 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
 
 def leftovers() -> list[str]:
     """Return what is left over, when it has had the time to end."""
-    background = _eventloop._background_thread
+    background = _background._background_thread
 
     def left() -> list[str]:
         found = [f"slots of {limit}" for limit in list(_slots._limits.values()) if limit.occupied or limit.running]
-        found += ["claims"] * bool(_contexts._claims) + ["abandoned threads"] * bool(_jobs._abandoned)
+        found += ["claims"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
         if background is not None:
             calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]
             found += ["calls"] * sum(not isinstance(owner, _standby._Thread) for owner in calls)

@@ -29,29 +29,8 @@ import anyio
 import anyio.to_thread
 
 import unfazed.concurrency
-from unfazed.concurrency import (
-    CallTimeoutError,
-    EventLoopThread,
-    LoopEndedError,
-    _calls,
-    _contexts,
-    _slots,
-    contextmanager_in_eventloop_sync,
-    contextmanager_in_threadpool,
-    count_abandoned_threads,
-    in_processpool,
-    in_threadpool,
-    iterate_in_eventloop_sync,
-    iterate_in_threadpool,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_executor,
-    run_in_executor_sync,
-    run_in_processpool,
-    run_in_processpool_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (CallTimeoutError, EventLoopThread, LoopEndedError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, count_abandoned_threads, in_processpool, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._core import _calls, _contexts, _slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -282,7 +261,7 @@ def left_behind(before: set[threading.Thread]) -> list[object]:
         for limit in list(_slots._limits.values())
         if limit.holders or limit.queue or limit.occupied or limit.running or limit.extras
     ]
-    return [*threads, *limits, *_contexts._claims, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
+    return [*threads, *limits, *_contexts._leases, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
 
 
 WORKERS = ("unfazed-processpool", "unfazed-worker", "unfazed-output")
@@ -323,7 +302,7 @@ def say_who_waits() -> None:
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_slots._limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
     for call in gc.get_objects():
-        if isinstance(call, _calls.Call) and not call.answer.stands:
+        if isinstance(call, _calls.TaskCall) and not call.future.done:
             print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
     for task in gc.get_objects():
         if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unfazed.concurrency import _checks
+from unfazed.concurrency._core import _checks
 
 
 class Example:

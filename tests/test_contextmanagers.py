@@ -30,21 +30,8 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import (
-    EventLoopThread,
-    InUseError,
-    LoopEndedError,
-    LoopThreadError,
-    WrongFunctionError,
-    WrongOptionError,
-    _contextmanagers,
-    _lanes,
-    contextmanager_in_eventloop_sync,
-    contextmanager_in_threadpool,
-    run_in_eventloop_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (EventLoopThread, InUseError, LoopEndedError, LoopThreadError, WrongFunctionError, WrongOptionError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._scoped import _contextmanagers, _runners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -214,13 +201,13 @@ async def test_what_leaving_raised_wins_over_what_the_body_raised() -> None:
 @pytest.mark.anyio
 async def test_what_leaving_raised_is_raised_however_fast_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """1: the lane is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
-    leave = _lanes.ThreadLane.leave
+    leave = _runners.ThreadRunner.leave
 
-    def leave_and_let_it_end(lane: _lanes.ThreadLane[Any]) -> None:
-        leave(lane)
-        wait_until(lambda: lane._outcome is not None, "the thread ends")
+    def leave_and_let_it_end(runner: _runners.ThreadRunner[Any]) -> None:
+        leave(runner)
+        wait_until(lambda: runner._outcome is not None, "the thread ends")
 
-    monkeypatch.setattr(_lanes.ThreadLane, "leave", leave_and_let_it_end)
+    monkeypatch.setattr(_runners.ThreadRunner, "leave", leave_and_let_it_end)
 
     with pytest.raises(ValueError, match="leaving"):
         async with contextmanager_in_threadpool(FailsToLeave()):
@@ -501,7 +488,7 @@ async def test_threads_that_cannot_be_started_give_their_error(monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", no_more_threads)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await contextmanager_in_threadpool(Manager()).__aenter__()
 
@@ -530,7 +517,7 @@ async def test_entering_and_leaving_may_call_async_code_with_a_single_slot() -> 
 def test_when_its_loop_ends_without_its_exit_it_is_left_in_its_thread_with_an_error(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lanes, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
     inner = Manager()
     manager = contextmanager_in_threadpool(inner)
     backend, options = anyio_backend

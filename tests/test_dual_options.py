@@ -19,19 +19,9 @@ import psutil
 import pytest
 from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, until_begun, wait_until
 
-from unfazed.concurrency import (
-    CallTimeoutError,
-    _jobs,
-    _slots,
-    count_abandoned_threads,
-    in_eventloop,
-    in_executor,
-    in_processpool,
-    in_threadpool,
-    run_in_eventloop_sync,
-    run_in_processpool,
-    run_in_threadpool,
-)
+from unfazed.concurrency import (CallTimeoutError, count_abandoned_threads, in_eventloop, in_executor, in_processpool, in_threadpool, run_in_eventloop_sync, run_in_processpool, run_in_threadpool)
+from unfazed.concurrency._threads import _threadcall
+from unfazed.concurrency._core import _slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,14 +144,14 @@ async def test_a_cancelled_call_abandons_its_thread_which_keeps_its_slot_until_i
 
 @pytest.mark.anyio
 async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    class EndsFirst(set[_jobs.Job[Any]]):
-        def add(self, job: _jobs.Job[Any], /) -> None:
+    class EndsFirst(set[_threadcall.ThreadCall[Any]]):
+        def add(self, thread_call: _threadcall.ThreadCall[Any], /) -> None:
             blocking.may_end.set()
-            wait_until(lambda: job._parting, "the thread ends")
-            super().add(job)
+            wait_until(lambda: thread_call._parting, "the thread ends")
+            super().add(thread_call)
 
     blocking = Blocking()
-    monkeypatch.setattr(_jobs, "_abandoned", EndsFirst())
+    monkeypatch.setattr(_threadcall, "_abandoned", EndsFirst())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(in_threadpool(blocking, abandon_on_cancel=True))
         await blocking.wait_until_started()

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from unfazed.concurrency import _errors
+from unfazed.concurrency._core import _errors
 
 CLASSES = [each for _, each in inspect.getmembers(_errors, inspect.isclass) if each.__module__ == _errors.__name__]
 

@@ -18,25 +18,9 @@ import pytest
 import starlette.concurrency
 from conftest import GRACE_SECONDS, Caller, captured, in_plain_thread, wait_until
 
-from unfazed.concurrency import (
-    CallCancelledError,
-    EventLoopThread,
-    LoopEndedError,
-    LoopStartError,
-    LoopStateError,
-    LoopThreadError,
-    WrongFunctionError,
-    _eventloop,
-    _loopthread,
-    _slots,
-    _synccalls,
-    configure_background_eventloop,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_processpool_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (CallCancelledError, EventLoopThread, LoopEndedError, LoopStartError, LoopStateError, LoopThreadError, WrongFunctionError, configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls
+from unfazed.concurrency._core import _slots
 
 trio_only = pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
 
@@ -214,7 +198,7 @@ async def test_a_call_to_the_loop_of_a_worker_that_ended_first_gets_an_error(mon
     def cancelled(*args: object) -> None:
         raise CancelledError
 
-    monkeypatch.setattr("unfazed.concurrency._synccalls.from_thread.run", cancelled)
+    monkeypatch.setattr("unfazed.concurrency._eventloops._synccalls.from_thread.run", cancelled)
     with pytest.raises(LoopEndedError):
         await anyio.to_thread.run_sync(run_in_eventloop_sync, echo)
 
@@ -348,13 +332,13 @@ def test_a_loop_that_a_stray_task_broke_is_replaced() -> None:
 
     stray: list[Any] = []
     before = run_in_eventloop_sync(loop_thread)
-    old = _eventloop._background_thread
+    old = _background._background_thread
     with pytest.raises(asyncio.CancelledError):
         run_in_eventloop_sync(start_stray)
     assert old is not None
     wait_until(lambda: not old.is_running(), "the loop has ended")
 
-    assert run_in_eventloop_sync(loop_thread) != before or _eventloop._background_thread is not old
+    assert run_in_eventloop_sync(loop_thread) != before or _background._background_thread is not old
     assert isinstance(stray.pop().exception(), SystemExit)
     with pytest.raises(LoopEndedError, match="SystemExit"):
         old.run_sync(loop_thread)
@@ -795,7 +779,7 @@ async def test_a_worker_whose_trio_program_has_ended_is_told_so(monkeypatch: pyt
     def ended(*args: object) -> None:
         raise anyio.RunFinishedError
 
-    monkeypatch.setattr("unfazed.concurrency._synccalls.from_thread.run", ended)
+    monkeypatch.setattr("unfazed.concurrency._eventloops._synccalls.from_thread.run", ended)
     with pytest.raises(LoopEndedError):
         await run_in_threadpool(run_in_eventloop_sync, echo)
 
@@ -829,10 +813,10 @@ def test_a_signal_handler_may_make_a_call_in_the_midst_of_the_first_one(
         if not first:
             first.append(None)
             assert run_in_eventloop_sync(echo, 1) == ((1,), {})
-            first[0] = _eventloop._background_thread
+            first[0] = _background._background_thread
 
     with monkeypatch.context() as patch:
         patch.setattr(EventLoopThread, "__init__", interrupted)
         assert run_in_eventloop_sync(echo, 2) == ((2,), {})
 
-    assert first == [_eventloop._background_thread]
+    assert first == [_background._background_thread]

@@ -22,32 +22,10 @@ from conftest import GRACE_SECONDS, captured, let_others_run, wait_until, wait_u
 from interrupting import EVERY_STEP, Alarm, Steps, numbers, raise_alarm
 
 import unfazed.concurrency
-from unfazed.concurrency import (
-    CallTimeoutError,
-    EventLoopThread,
-    LoopEndedError,
-    LoopStateError,
-    _calls,
-    _contexts,
-    _iteration,
-    _lanes,
-    _loops,
-    _slots,
-    _synccalls,
-    contextmanager_in_eventloop_sync,
-    contextmanager_in_threadpool,
-    count_abandoned_threads,
-    in_eventloop,
-    in_threadpool,
-    iterate_in_eventloop_sync,
-    iterate_in_threadpool,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_executor,
-    run_in_executor_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (CallTimeoutError, EventLoopThread, LoopEndedError, LoopStateError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, count_abandoned_threads, in_eventloop, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._core import _calls, _contexts, _slots
+from unfazed.concurrency._scoped import _iterators, _runners
+from unfazed.concurrency._eventloops import _loops, _synccalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -298,9 +276,9 @@ def what_is_taken() -> list[str]:
     abandoned = count_abandoned_threads()
     if abandoned:
         limits.append(f"{abandoned} abandoned threads")
-    if limits or _contexts._claims:
+    if limits or _contexts._leases:
         gc.collect()
-    return [*limits, *map(str, _contexts._claims)]
+    return [*limits, *map(str, _contexts._leases)]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -369,14 +347,14 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
         if len(told) == 1:
             raise Alarm
 
-    answer: _calls.Answer[int] = _calls.Answer(tell)
+    future: _calls.OneShotFuture[int] = _calls.OneShotFuture(tell)
 
     with pytest.raises(Alarm):
-        answer.write(1, None)
+        future.write(1, None)
 
     assert told == [True, True]
-    assert answer.read() == 1
-    assert not answer.claim()
+    assert future.read() == 1
+    assert not future.try_claim()
 
 
 # What tracing reaches only now and then, step by step
@@ -384,7 +362,7 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
 
 @pytest.mark.anyio
 async def test_what_is_raised_outside_of_the_work_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
 
     async def interrupted(_: object) -> None:
         raise Alarm
@@ -393,51 +371,51 @@ async def test_what_is_raised_outside_of_the_work_is_the_calls_answer(monkeypatc
     await call.run(int)
 
     with pytest.raises(Alarm):
-        call.answer.read()
+        call.future.read()
 
 
 @pytest.mark.anyio
 async def test_a_call_whose_caller_has_been_told_that_it_could_not_begin_does_not_begin() -> None:
-    call: _calls.Call[None] = _calls.Call(pytest.fail, _calls.Answer())
-    call.answer.write(None, Alarm())
+    call: _calls.TaskCall[None] = _calls.TaskCall(pytest.fail, _calls.OneShotFuture())
+    call.future.write(None, Alarm())
 
     await call.run(int)
 
-    assert call.answer.stands
+    assert call.future.done
 
 
 @pytest.mark.anyio
 async def test_a_cancellation_that_was_not_carried_out_is_asked_for_again() -> None:
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
     call.cancel()
     call.set_loop(_loops.current_loop())
 
     assert call.go_on()  # the loop has not begun it
     await let_others_run()
 
-    assert call.answer.stands
+    assert call.future.done
     assert not call.go_on()
 
 
 @pytest.mark.anyio
 async def test_an_alarm_as_a_lane_takes_a_call_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = _lanes.TaskLane(lambda _: one())
-    await lane.start()
+    runner = _runners.TaskRunner(lambda _: one())
+    await runner.start()
     await let_others_run()
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
 
     with monkeypatch.context() as patch:
-        patch.setattr(lane, "_wake_up", raise_alarm)
-        lane._take(call, None)
+        patch.setattr(runner, "_wake_up", raise_alarm)
+        runner._take(call, None)
 
     with pytest.raises(Alarm):
-        call.answer.read()
-    lane.leave()
+        call.future.read()
+    runner.leave()
     await let_others_run()
 
 
 def test_a_buffer_that_is_told_twice_that_it_is_full_stays_so() -> None:
-    feed: _iteration._Feed[int] = _iteration._Feed([1], 1)
+    feed: _iterators._Feed[int] = _iterators._Feed([1], 1)
 
     feed._fetched()
 
@@ -445,14 +423,14 @@ def test_a_buffer_that_is_told_twice_that_it_is_full_stays_so() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("stands", [False, True])
-async def test_an_alarm_in_a_system_task_of_trios_ends_no_loop(stands: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("done", [False, True])
+async def test_an_alarm_in_a_system_task_of_trios_ends_no_loop(done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if _loops.current_loop().cancels_once:
         pytest.skip("asyncio shows what its tasks raise")
     shown: list[type[BaseException]] = []
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
-    if stands:
-        call.answer.write(1, None)
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    if done:
+        call.future.write(1, None)
 
     async def interrupted(_: object) -> None:
         raise Alarm
@@ -462,8 +440,8 @@ async def test_an_alarm_in_a_system_task_of_trios_ends_no_loop(stands: bool, mon
     loop: Any = object()
     await _loops.TrioLoop._run(loop, call)
 
-    assert shown == [Alarm] * stands
-    assert call.answer.stands
+    assert shown == [Alarm] * done
+    assert call.future.done
 
 
 def test_a_grant_that_was_interrupted_is_completed() -> None:
@@ -605,40 +583,40 @@ def test_a_loop_that_another_one_has_started_in_the_meantime_is_used(monkeypatch
 def test_who_waits_for_a_loop_that_breaks_is_told_though_the_loop_never_knew_of_the_call() -> None:
     loop = EventLoopThread()
     loop.start()
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
     loop._calls.add(call)
 
     loop._require_running().post(sys.exit)
 
-    wait_until(lambda: call.answer.stands, "nobody is told")
+    wait_until(lambda: call.future.done, "nobody is told")
     with pytest.raises(LoopEndedError):
-        call.answer.read()
+        call.future.read()
     loop.stop()
 
 
 @pytest.mark.anyio
 async def test_what_is_raised_after_the_answer_is_the_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    call: _calls.Call[int] = _calls.Call(one, _calls.Answer())
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
 
     async def answer_and_fail(_: object) -> None:
-        call.answer.write(1, None)
+        call.future.write(1, None)
         raise Alarm
 
     monkeypatch.setattr(call, "_run", answer_and_fail)
     with pytest.raises(Alarm):
         await call.run(int)
 
-    assert call.answer.read() == 1
+    assert call.future.read() == 1
 
 
 def test_a_thread_may_be_told_twice_of_its_answer() -> None:
-    answer: _calls.SyncAnswer[int] = _calls.SyncAnswer()
-    answer.write(1, None)
+    future: _calls.BlockingFuture[int] = _calls.BlockingFuture()
+    future.write(1, None)
 
-    answer._say_so()
+    future._say_so()
 
-    assert answer.done.acquire(timeout=GRACE_SECONDS)
-    assert answer.read() == 1
+    assert future.ready.acquire(timeout=GRACE_SECONDS)
+    assert future.read() == 1
 
 
 @pytest.mark.anyio
@@ -653,15 +631,15 @@ async def test_a_lane_that_is_interrupted_between_its_calls_does_the_last_step_a
     async def interrupted(*_: object) -> None:
         raise Alarm
 
-    lane = _lanes.TaskLane(last)
-    monkeypatch.setattr(lane, "_run_calls", interrupted)
-    await lane.start()
+    runner = _runners.TaskRunner(last)
+    monkeypatch.setattr(runner, "_run_calls", interrupted)
+    await runner.start()
     await let_others_run()
 
     with pytest.raises(Alarm):
-        lane.answer.read()
+        runner.future.read()
     assert left == [None]
-    assert lane.over
+    assert runner.over
 
 
 def test_a_loop_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -730,10 +708,10 @@ def test_accounts_that_are_put_in_order_keep_who_lends_to_whom() -> None:
 
 def test_a_thread_has_the_loop_begin_a_call_that_it_was_kept_from_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """1: a signal handler raises before the call begins. 2: the thread that waits looks, and submits it again."""
-    answer: _calls.SyncAnswer[int] = _calls.SyncAnswer()
-    call: _calls.Call[int] = _calls.Call(one, answer)
+    future: _calls.BlockingFuture[int] = _calls.BlockingFuture()
+    call: _calls.TaskCall[int] = _calls.TaskCall(one, future)
     monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
 
-    _synccalls._wait(call, answer, lambda: answer.write(1, None))
+    _synccalls._wait(call, future, lambda: future.write(1, None))
 
-    assert answer.read() == 1
+    assert future.read() == 1

@@ -23,7 +23,11 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import LoopEndedError, _calls, _jobs, _lanes, _slots, _synccalls
+from unfazed.concurrency import LoopEndedError
+from unfazed.concurrency._core import _calls, _slots
+from unfazed.concurrency._threads import _threadcall
+from unfazed.concurrency._scoped import _runners
+from unfazed.concurrency._eventloops import _synccalls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,11 +56,11 @@ class Steps:
 @pytest.mark.anyio
 async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
     steps = Steps()
-    lane = _lanes.ThreadLane("helper", steps)
+    runner = _runners.ThreadRunner("helper", steps)
 
-    results = [await lane.run(steps), await lane.run(steps)]
-    lane.leave()
-    results.append(await lane.left())
+    results = [await runner.run(steps), await runner.run(steps)]
+    runner.leave()
+    results.append(await runner.left())
 
     assert results == [1, 2, 3]
     assert len(set(steps.threads)) == 1
@@ -66,21 +70,21 @@ async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
 @pytest.mark.anyio
 async def test_left_before_its_thread_has_started_it_does_the_last_step_all_the_same() -> None:
     steps = Steps()
-    lane = _lanes.ThreadLane("helper", steps)
+    runner = _runners.ThreadRunner("helper", steps)
 
-    lane.leave()
+    runner.leave()
 
-    assert await lane.left() == 1
+    assert await runner.left() == 1
 
 
 @pytest.mark.anyio
 async def test_left_twice_it_does_the_last_step_once() -> None:
     steps = Steps()
-    lane = _lanes.ThreadLane("helper", steps)
+    runner = _runners.ThreadRunner("helper", steps)
 
-    lane.leave()
-    lane.leave()
-    await lane.left()
+    runner.leave()
+    runner.leave()
+    await runner.left()
     await let_others_run()
 
     assert len(steps.threads) == 1
@@ -88,35 +92,35 @@ async def test_left_twice_it_does_the_last_step_once() -> None:
 
 @pytest.mark.anyio
 async def test_a_step_that_comes_after_it_was_left_is_refused() -> None:
-    lane = _lanes.ThreadLane("helper", int)
-    lane.leave()
+    runner = _runners.ThreadRunner("helper", int)
+    runner.leave()
 
     with pytest.raises(LoopEndedError):
-        await lane.run(pytest.fail)
-    await lane.left()
+        await runner.run(pytest.fail)
+    await runner.left()
 
 
 @pytest.mark.anyio
 async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done() -> None:
     """1: the thread is held up by a step. 2: another one is handed over, and cancelled. 3: the thread gets to it."""
     held_up, may_go_on = threading.Event(), threading.Event()
-    lane = _lanes.ThreadLane("helper", int)
+    runner = _runners.ThreadRunner("helper", int)
 
     def hold_up() -> None:
         held_up.set()
         assert may_go_on.wait(GRACE_SECONDS)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lane.run, hold_up)
+        tasks.start_soon(runner.run, hold_up)
         await seen(held_up)
         async with anyio.create_task_group() as late:
-            late.start_soon(lane.run, pytest.fail)
+            late.start_soon(runner.run, pytest.fail)
             await let_others_run()
             late.cancel_scope.cancel()
         may_go_on.set()
-    lane.leave()
+    runner.leave()
 
-    assert await lane.left() == 0
+    assert await runner.left() == 0
 
 
 @pytest.mark.anyio
@@ -129,11 +133,11 @@ async def test_a_thread_that_comes_after_it_could_not_be_started_does_nothing(mo
         late.append(work)
         raise error
 
-    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
-    lane: _lanes.ThreadLane[None] = _lanes.ThreadLane("helper", pytest.fail)
-    _, raised = await captured_async(partial(lane.run, pytest.fail))
-    lane.leave()
-    await lane.left()
+    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", fail)
+    runner: _runners.ThreadRunner[None] = _runners.ThreadRunner("helper", pytest.fail)
+    _, raised = await captured_async(partial(runner.run, pytest.fail))
+    runner.leave()
+    await runner.left()
     monkeypatch.undo()
     await run_in_anyios_thread(late.pop())
 
@@ -145,15 +149,15 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = RuntimeError("can't start new thread")
-    lanes: list[_lanes.ThreadLane[None]] = []
+    lanes: list[_runners.ThreadRunner[None]] = []
 
     async def fail(work: Callable[[], object], **options: object) -> None:
         while lanes[0]._waiting is None:
             await anyio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", fail)
-    lanes.append(_lanes.ThreadLane("helper", pytest.fail))
+    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", fail)
+    lanes.append(_runners.ThreadRunner("helper", pytest.fail))
     _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
     _, raised_again = await captured_async(partial(lanes[0].run, pytest.fail))
 
@@ -165,33 +169,33 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
 async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = 1
-    lane = _lanes.ThreadLane("helper", Steps())
-    await lane.run(int)
+    runner = _runners.ThreadRunner("helper", Steps())
+    await runner.run(int)
     other = _slots.acquire(limiter, lambda: True)
     done = threading.Event()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lane.run, done.set)
+        tasks.start_soon(runner.run, done.set)
         await let_others_run()
         assert not done.is_set()
         _slots.release(other)
         await seen(done)
     other = _slots.acquire(limiter, lambda: True)
-    lane.leave()
+    runner.leave()
 
-    assert await lane.left() == 1
+    assert await runner.left() == 1
     _slots.release(other)
 
 
 @pytest.mark.anyio
 async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
     workers: list[Any] = []
-    lane = _lanes.ThreadLane("helper", lambda: workers.append(_synccalls.thread.worker))
+    runner = _runners.ThreadRunner("helper", lambda: workers.append(_synccalls.thread.worker))
 
-    lane.leave()
-    await lane.left()
+    runner.leave()
+    await runner.left()
 
-    assert isinstance(workers[0], _jobs.Job)
+    assert isinstance(workers[0], _threadcall.ThreadCall)
     assert workers[0].slot is not None
     assert not workers[0].slot.held
 
@@ -199,22 +203,22 @@ async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
 @pytest.mark.anyio
 async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = threading.Event()
-    lane = _lanes.ThreadLane("helper", int)
-    await lane.run(int)
-    is_gone = lane.loop.is_gone
+    runner = _runners.ThreadRunner("helper", int)
+    await runner.run(int)
+    is_gone = runner.loop.is_gone
 
     def look() -> bool:
         looked.set()
         return is_gone()
 
-    monkeypatch.setattr(_lanes, "GONE_CHECK_SECONDS", 0.001)
-    monkeypatch.setattr(type(lane.loop), "is_gone", lambda self: look())
-    await lane.run(int)  # so that it waits anew
+    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(type(runner.loop), "is_gone", lambda self: look())
+    await runner.run(int)  # so that it waits anew
     await seen(looked)
 
-    assert await lane.run(int) == 0
-    lane.leave()
-    await lane.left()
+    assert await runner.run(int) == 0
+    runner.leave()
+    await runner.left()
 
 
 def test_a_loop_that_ends_before_the_thread_has_started_says_so(
@@ -222,20 +226,20 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
 ) -> None:
     """1: the thread is asked for. 2: the loop ends. 3: whoever waits is told; a thread that comes late does nothing."""
     late: list[Callable[[], object]] = []
-    lanes: list[_lanes.ThreadLane[None]] = []
+    lanes: list[_runners.ThreadRunner[None]] = []
 
     async def never(work: Callable[[], object], **options: object) -> None:
         late.append(work)
         await anyio.sleep_forever()
 
     async def begin() -> None:
-        lanes.append(_lanes.ThreadLane("helper", pytest.fail))
+        lanes.append(_runners.ThreadRunner("helper", pytest.fail))
         lanes[0]._have_a_thread()
         while not late:
             await anyio.lowlevel.checkpoint()
 
     backend, options = anyio_backend
-    monkeypatch.setattr("unfazed.concurrency._lanes.to_thread.run_sync", never)
+    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", never)
     anyio.run(begin, backend=backend, backend_options=options)
     late.pop()()
 
@@ -244,13 +248,13 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
 
 def test_who_waits_for_the_last_step_when_the_loop_is_dropped_ends_in_silence() -> None:
     async def main() -> None:
-        lane = _lanes.ThreadLane("helper", gate.wait)
-        lane.leave()
-        waiting = lane.left()
+        runner = _runners.ThreadRunner("helper", gate.wait)
+        runner.leave()
+        waiting = runner.left()
         waiting.send(None)
         waiting.close()  # as the garbage collector does
         gate.opened.set()
-        await lane.left()
+        await runner.left()
 
     gate = Gate()
     asyncio.run(main())
@@ -260,7 +264,7 @@ def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepth
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[object] = []
-    monkeypatch.setattr(_lanes, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
     error = ValueError("last")
 
@@ -268,7 +272,7 @@ def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepth
         raise error
 
     async def begin() -> None:
-        await _lanes.ThreadLane("helper", last).run(int)
+        await _runners.ThreadRunner("helper", last).run(int)
 
     backend, options = anyio_backend
     anyio.run(begin, backend=backend, backend_options=options)
@@ -284,17 +288,17 @@ async def nothing() -> None:
     pass
 
 
-def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_calls.Call[Any], threading.Event]:
+def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_calls.TaskCall[Any], threading.Event]:
     """Return a call of *work*, and an event that is set when its answer stands."""
-    stands = threading.Event()
-    return _calls.Call(work, _calls.Answer(stands.set)), stands
+    done = threading.Event()
+    return _calls.TaskCall(work, _calls.OneShotFuture(done.set)), done
 
 
-async def taken(lane: _lanes.TaskLane, work: Callable[[], Awaitable[Any]]) -> Any:
-    call, stands = call_of(work)
-    lane.take(call, contextvars.copy_context())
-    await seen(stands)
-    return call.answer.read()
+async def taken(runner: _runners.TaskRunner, work: Callable[[], Awaitable[Any]]) -> Any:
+    call, done = call_of(work)
+    runner.take(call, contextvars.copy_context())
+    await seen(done)
+    return call.future.read()
 
 
 async def task_id() -> int:
@@ -314,11 +318,11 @@ async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
         tasks.append(await task_id())
         ended.set()
 
-    lane = _lanes.TaskLane(last)
-    await lane.start()
+    runner = _runners.TaskRunner(last)
+    await runner.start()
     for _ in range(3):
-        tasks.append(await taken(lane, task_id))
-    lane.leave()
+        tasks.append(await taken(runner, task_id))
+    runner.leave()
     await seen(ended)
 
     assert len(set(tasks)) == 1
@@ -333,78 +337,78 @@ async def test_finish_does_something_else_instead_of_the_last_step() -> None:
     async def end() -> str:
         return "finished"
 
-    lane = _lanes.TaskLane(last)
-    await lane.start()
+    runner = _runners.TaskRunner(last)
+    await runner.start()
 
-    assert await taken(lane, partial(lane.finish, end)) == "finished"
+    assert await taken(runner, partial(runner.finish, end)) == "finished"
 
 
 @pytest.mark.anyio
 async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
-    lane = _lanes.TaskLane(no_last_step)
-    await lane.start()
-    lane.leave()
-    await until(lambda: lane._leaving)
+    runner = _runners.TaskRunner(no_last_step)
+    await runner.start()
+    runner.leave()
+    await until(lambda: runner._leaving)
 
     with pytest.raises(LoopEndedError):
-        await taken(lane, task_id)
+        await taken(runner, task_id)
 
 
 @pytest.mark.anyio
 async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_way_ends() -> None:
     may_end = anyio.Event()
-    lane = _lanes.TaskLane(no_last_step)
-    await lane.start()
+    runner = _runners.TaskRunner(no_last_step)
+    await runner.start()
 
     async def first() -> str:
         await may_end.wait()
         return "done"
 
     (under_way, first_stands), (queued, queued_stands) = call_of(first), call_of(task_id)
-    lane.take(under_way, contextvars.copy_context())
-    lane.take(queued, contextvars.copy_context())
-    await until(lambda: lane._calls and lane._current is under_way)
-    lane.leave()
-    await until(lambda: lane._leaving)
+    runner.take(under_way, contextvars.copy_context())
+    runner.take(queued, contextvars.copy_context())
+    await until(lambda: runner._calls and runner._current is under_way)
+    runner.leave()
+    await until(lambda: runner._leaving)
     may_end.set()
     await seen(first_stands)
     await seen(queued_stands)
 
-    assert under_way.answer.read() == "done"
+    assert under_way.future.read() == "done"
     with pytest.raises(LoopEndedError):
-        queued.answer.read()
+        queued.future.read()
 
 
 @pytest.mark.anyio
 async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> None:
-    lane = _lanes.TaskLane(no_last_step)
-    await lane.start()
-    call, stands = call_of(partial(pytest.fail, "given up"))
-    call.loop = lane.loop
+    runner = _runners.TaskRunner(no_last_step)
+    await runner.start()
+    call, done = call_of(partial(pytest.fail, "given up"))
+    call.loop = runner.loop
     call.cancel()  # posted before the lane is
-    lane.take(call, contextvars.copy_context())
-    await seen(stands)
+    runner.take(call, contextvars.copy_context())
+    await seen(done)
 
-    assert await taken(lane, task_id)
-    lane.leave()
+    assert await taken(runner, task_id)
+    runner.leave()
 
 
 @pytest.mark.anyio
 async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_runs() -> None:
     may_end = anyio.Event()
-    lane = _lanes.TaskLane(no_last_step)
-    await lane.start()
-    (first, _), (queued, stands) = call_of(may_end.wait), call_of(anyio.sleep_forever)
-    lane.take(first, contextvars.copy_context())
-    lane.take(queued, contextvars.copy_context())
-    await until(lambda: lane._calls)
+    runner = _runners.TaskRunner(no_last_step)
+    await runner.start()
+    (first, _), (queued, done) = call_of(may_end.wait), call_of(anyio.sleep_forever)
+    runner.take(first, contextvars.copy_context())
+    runner.take(queued, contextvars.copy_context())
+    await until(lambda: runner._calls)
     queued.cancel()
     may_end.set()
-    await seen(stands)
-    _, error = captured(queued.answer.read)
+    await seen(done)
+    _, error = captured(queued.future.read)
 
     assert isinstance(error, anyio.get_cancelled_exc_class())
-    lane.leave()
+    runner.leave()
 
 
 @pytest.mark.anyio
@@ -414,17 +418,17 @@ async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_
     async def last(cancellation: BaseException | None) -> None:
         ended.set()
 
-    lane = _lanes.TaskLane(last)
-    await lane.start()
-    call, stands = call_of(anyio.sleep_forever)
-    lane.take(call, contextvars.copy_context())
-    await until(lambda: lane._current is call)
-    lane.cancel(LoopEndedError("the end"))
-    await seen(stands)
+    runner = _runners.TaskRunner(last)
+    await runner.start()
+    call, done = call_of(anyio.sleep_forever)
+    runner.take(call, contextvars.copy_context())
+    await until(lambda: runner._current is call)
+    runner.cancel(LoopEndedError("the end"))
+    await seen(done)
     await seen(ended)
 
     with pytest.raises(LoopEndedError, match="the end"):
-        call.answer.read()
+        call.future.read()
 
 
 @pytest.mark.anyio
@@ -443,9 +447,9 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
         raise error
 
     monkeypatch.setattr(threading, "excepthook", excepthook)
-    lane = _lanes.TaskLane(last)
-    await lane.start()
-    lane.leave()
+    runner = _runners.TaskRunner(last)
+    await runner.start()
+    runner.leave()
     await seen(told)
 
     assert reported == [error]
@@ -453,18 +457,18 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
 
 @pytest.mark.anyio
 async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> None:
-    lane = _lanes.TaskLane(no_last_step)
-    await lane.start()
-    call, stands = call_of(anyio.sleep_forever)
-    lane.take(call, contextvars.copy_context())
-    await until(lambda: lane._current is call)
-    assert lane._abort is not None
-    lane._abort()
-    await seen(stands)
-    await until(lambda: lane.over)
+    runner = _runners.TaskRunner(no_last_step)
+    await runner.start()
+    call, done = call_of(anyio.sleep_forever)
+    runner.take(call, contextvars.copy_context())
+    await until(lambda: runner._current is call)
+    assert runner._abort is not None
+    runner._abort()
+    await seen(done)
+    await until(lambda: runner.over)
 
     with pytest.raises(anyio.get_cancelled_exc_class()):
-        call.answer.read()
+        call.future.read()
 
 
 @pytest.mark.anyio
@@ -475,39 +479,39 @@ async def test_a_last_step_that_is_cancelled_ends_the_lane() -> None:
         began.set()
         await anyio.sleep_forever()
 
-    lane = _lanes.TaskLane(last)
-    await lane.start()
+    runner = _runners.TaskRunner(last)
+    await runner.start()
     await let_others_run()
-    lane.leave()
+    runner.leave()
     await seen(began)
-    assert lane._abort is not None
-    lane._abort()
-    await until(lambda: lane.answer.stands)
+    assert runner._abort is not None
+    runner._abort()
+    await until(lambda: runner.future.done)
 
     with pytest.raises(anyio.get_cancelled_exc_class()):
-        lane.answer.read()
+        runner.future.read()
 
 
 def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> None:
     """Only asyncio does that."""
 
     async def main() -> None:
-        lane = _lanes.TaskLane(no_last_step)
+        runner = _runners.TaskRunner(no_last_step)
         others = asyncio.all_tasks()
-        await lane.start()
+        await runner.start()
         call, _ = call_of(nothing)
-        lane.take(call, contextvars.copy_context())
+        runner.take(call, contextvars.copy_context())
         while not (ours := asyncio.all_tasks() - others):
             await asyncio.sleep(0)
         ours.pop().cancel()
-        await until(lambda: call.answer.stands)
+        await until(lambda: call.future.done)
 
         with pytest.raises(LoopEndedError):
-            call.answer.read()
+            call.future.read()
 
     asyncio.run(main())
 
 
 @pytest.mark.anyio
 async def test_a_lane_that_was_never_started_can_be_left() -> None:
-    _lanes.TaskLane(no_last_step).leave()
+    _runners.TaskRunner(no_last_step).leave()

@@ -492,7 +492,7 @@ def test_ctrl_c_waits_for_the_function_in_a_thread_that_stands_by(
     if anyio_backend[0] == "trio":
         pytest.skip("no threads stand by on trio")
     code, out, err = program("""
-        from unfazed.concurrency._synccalls import thread
+        from unfazed.concurrency._eventloops._synccalls import thread
         def work():
             say("started")
             while not thread.worker.is_cancelled():
@@ -515,7 +515,7 @@ def test_a_second_ctrl_c_leaves_a_thread_behind_that_stood_by(
     if anyio_backend[0] == "trio":
         pytest.skip("no threads stand by on trio")
     code, out, err = program("""
-        from unfazed.concurrency._synccalls import thread
+        from unfazed.concurrency._eventloops._synccalls import thread
         def work():
             say("started")
             while not thread.worker.is_cancelled():

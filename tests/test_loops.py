@@ -14,15 +14,9 @@ import anyio
 import pytest
 from conftest import GRACE_SECONDS
 
-from unfazed.concurrency import (
-    EventLoopThread,
-    LoopEndedError,
-    _calls,
-    _loops,
-    _loopthread,
-    _slots,
-    _waits,
-)
+from unfazed.concurrency import EventLoopThread, LoopEndedError
+from unfazed.concurrency._core import _calls, _slots
+from unfazed.concurrency._eventloops import _loops, _loopthread, _waits
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -48,7 +42,7 @@ def test_a_call_that_is_cancelled_when_its_loop_is_gone_stays_quiet(anyio_backen
     async def never() -> None:
         pytest.fail("must not run")
 
-    call = _calls.Call(never, _calls.SyncAnswer[None]())
+    call = _calls.TaskCall(never, _calls.BlockingFuture[None]())
     call.loop = ended_loop(anyio_backend)
 
     call.cancel()
@@ -90,13 +84,13 @@ async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
     async def never() -> None:
         pytest.fail("must not run")
 
-    answer = _calls.SyncAnswer[None]()
+    future = _calls.BlockingFuture[None]()
     monkeypatch.setattr(trio.lowlevel, "spawn_system_task", refuse)
-    _loops.current_loop().submit(_calls.Call(never, answer), copy_context())
-    await anyio.to_thread.run_sync(answer.done.acquire)
+    _loops.current_loop().submit(_calls.TaskCall(never, future), copy_context())
+    await anyio.to_thread.run_sync(future.ready.acquire)
 
     with pytest.raises(LoopEndedError):
-        answer.read()
+        future.read()
     with pytest.raises(LoopEndedError):
         _loops.current_loop().spawn(never, lambda: pytest.fail("there is no end of it"))
 
@@ -147,7 +141,7 @@ async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest
 
     monkeypatch.setattr(_waits, "Event", LateEvent)
     second = _slots.acquire(limiter)
-    await _waits.until_held(second, _loops.current_loop())
+    await _waits.wait_for_slot(second, _loops.current_loop())
 
     assert second.held
     _slots.release(second)
@@ -185,14 +179,14 @@ def test_a_call_that_was_given_up_before_it_was_submitted_never_runs(
     with EventLoopThread(*anyio_backend) as loop_thread:
         loop = loop_thread._loop
         assert loop is not None
-        answer = _calls.SyncAnswer[None]()
-        call = _calls.Call(never, answer)
+        future = _calls.BlockingFuture[None]()
+        call = _calls.TaskCall(never, future)
         call.loop = loop
         call.on_end = loop_thread._forget
         loop_thread._calls.add(call)
 
         assert call.cancel()
-        assert answer.done.acquire(timeout=GRACE_SECONDS)
+        assert future.ready.acquire(timeout=GRACE_SECONDS)
         loop.submit(call, copy_context())
         loop_thread.run_sync(nothing)
 

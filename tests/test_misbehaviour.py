@@ -27,23 +27,7 @@ import psutil
 import pytest
 from conftest import GRACE_SECONDS, Gate, children, is_dead, let_others_run, wait_until
 
-from unfazed.concurrency import (
-    CallTimeoutError,
-    EventLoopThread,
-    NotSendableError,
-    RemoteError,
-    RemoteTraceback,
-    WorkerProcessError,
-    WrongFunctionError,
-    WrongOptionError,
-    configure_processpool,
-    in_processpool,
-    run_in_eventloop_sync,
-    run_in_processpool,
-    run_in_processpool_sync,
-    warm_up_processpool,
-    warm_up_processpool_sync,
-)
+from unfazed.concurrency import (CallTimeoutError, EventLoopThread, NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError, WrongFunctionError, WrongOptionError, configure_processpool, in_processpool, run_in_eventloop_sync, run_in_processpool, run_in_processpool_sync, warm_up_processpool, warm_up_processpool_sync)
 from unfazed.concurrency._processes import _pool, _worker
 
 if TYPE_CHECKING:
@@ -57,7 +41,7 @@ LOGGER = "misbehaviour"
 variable: ContextVar[str] = ContextVar("variable", default="unset")
 
 Backend = tuple[str, dict[str, Any]]
-Call = "Callable[..., Any]"
+TaskCall = "Callable[..., Any]"
 
 
 @pytest.fixture(params=["async", "sync"])

@@ -15,13 +15,8 @@ import pytest
 import starlette.concurrency
 from conftest import GRACE_SECONDS, wait_until
 
-from unfazed.concurrency import (
-    EventLoopThread,
-    _slots,
-    run_in_eventloop_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (EventLoopThread, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._core import _slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

@@ -27,20 +27,12 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import (
-    EventLoopThread,
-    LoopEndedError,
-    _eventloop,
-    _jobs,
-    _slots,
-    _standby,
-    _synccalls,
-    in_threadpool,
-    run_in_eventloop_sync,
-    run_in_threadpool_sync,
-)
-from unfazed.concurrency._calls import Answer, Call
-from unfazed.concurrency._loops import current_loop
+from unfazed.concurrency import (EventLoopThread, LoopEndedError, in_threadpool, run_in_eventloop_sync, run_in_threadpool_sync)
+from unfazed.concurrency._eventloops import _background, _synccalls
+from unfazed.concurrency._threads import _threadcall, _standby
+from unfazed.concurrency._core import _slots
+from unfazed.concurrency._core._calls import OneShotFuture, TaskCall
+from unfazed.concurrency._eventloops._loops import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +48,7 @@ def owner(background: tuple[str, Any]) -> EventLoopThread:
 
 
 def running() -> EventLoopThread:
-    owner = _eventloop.running_background()
+    owner = _background.running_background()
     assert owner is not None
     return owner
 
@@ -276,7 +268,7 @@ def test_what_is_raised_in_the_thread_from_outside_reaches_the_caller(
         raise FromOutsideError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_jobs.Job, "run_here", raise_it)
+        patch.setattr(_threadcall.ThreadCall, "run_here", raise_it)
         with pytest.raises(FromOutsideError):
             run_in_threadpool_sync(int)
 
@@ -362,15 +354,15 @@ def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
 
     with monkeypatch.context() as patch:
         if when == "before it is asked":
-            then_end(_jobs.Job, "may_go_past", first=True)
+            then_end(_threadcall.ThreadCall, "may_go_past", first=True)
         elif when == "while it is asked":
             then_end(EventLoopThread, "_let_past")
         elif when == "before it is passed on":
             have_it_gone(owner)
-            then_end(_standby._Errand, "pass_on", first=True)
+            then_end(_standby._DirectCall, "pass_on", first=True)
         else:
             have_it_gone(owner)
-            then_end(_standby._Errand, "_come_back")
+            then_end(_standby._DirectCall, "_come_back")
         value, error = captured(partial(run_in_threadpool_sync, int, "1"))
 
     assert value == 1 or isinstance(error, LoopEndedError)
@@ -398,7 +390,7 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
     """1: the loop sees the call. 2: the call ends. 3: the loop waits for what is left: nothing."""
     have_it_go(owner)
     wait_until(lambda: not owner._calls, "it does not go")
-    call: Call[None] = Call(partial(anyio.sleep, 0), Answer())
+    call: TaskCall[None] = TaskCall(partial(anyio.sleep, 0), OneShotFuture())
     owner._let_past(call, int)
     monkeypatch.setattr(call, "cancel", lambda _: owner._forget_past(call))
 
@@ -413,15 +405,15 @@ def test_a_call_that_comes_back_to_a_loop_that_has_ended_is_run_nowhere(
 ) -> None:
     """Its caller may have been told so by then."""
     have_it_gone(owner)
-    come_back = _standby._Errand._come_back
+    come_back = _standby._DirectCall._come_back
     ran: list[bool] = []
 
-    def come_back_late(self: _standby._Errand) -> None:
+    def come_back_late(self: _standby._DirectCall) -> None:
         in_plain_thread(owner.stop)
         come_back(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_standby._Errand, "pass_on", come_back_late)
+        patch.setattr(_standby._DirectCall, "pass_on", come_back_late)
         with pytest.raises(LoopEndedError, match="stopped"):
             run_in_threadpool_sync(ran.append, True)
 
@@ -605,7 +597,7 @@ def test_on_trio_ctrl_c_cancels_what_the_function_has_anyio_run(
         run_in_threadpool_sync(int)
 
     def submit_and_wait(*args: Any) -> None:
-        _eventloop.submit_to_background(*args)
+        _background.submit_to_background(*args)
         assert waiting.wait(GRACE_SECONDS)
 
     with monkeypatch.context() as patch:

@@ -21,24 +21,9 @@ import process_functions
 import pytest
 from conftest import GRACE_SECONDS, Blocking, Caller, captured, in_plain_thread, wait_until
 
-from unfazed.concurrency import (
-    LoopEndedError,
-    LoopStateError,
-    LoopThreadError,
-    WrongFunctionError,
-    _calls,
-    _eventloop,
-    _loops,
-    _slots,
-    _synccalls,
-    in_processpool,
-    in_threadpool,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_executor,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import (LoopEndedError, LoopStateError, LoopThreadError, WrongFunctionError, in_processpool, in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency._core import _calls, _slots
+from unfazed.concurrency._eventloops import _background, _loops, _synccalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -466,7 +451,7 @@ def test_threads_that_cannot_be_started_give_an_error_and_the_slot_back(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unfazed.concurrency._jobs.to_thread.run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._threads._threadcall.to_thread.run_sync", no_more_threads)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             run_in_threadpool_sync(echo)
 
@@ -495,7 +480,7 @@ async def test_a_worker_that_comes_after_the_cancellation_does_not_start(monkeyp
         late.append(work)
         await anyio.sleep_forever()
 
-    monkeypatch.setattr("unfazed.concurrency._jobs.to_thread.run_sync", cancelled_before_the_start)
+    monkeypatch.setattr("unfazed.concurrency._threads._threadcall.to_thread.run_sync", cancelled_before_the_start)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run_in_threadpool, pytest.fail)
         while not late:
@@ -509,10 +494,10 @@ def test_a_worker_that_comes_after_the_end_of_the_loop_writes_no_answer(backgrou
     answered: list[bool] = []
 
     def work() -> None:
-        loop_thread = _eventloop._background_thread
+        loop_thread = _background._background_thread
         assert loop_thread is not None
         (call,) = loop_thread._calls
-        call.answer.write(None, LoopEndedError("the loop has ended"))
+        call.future.write(None, LoopEndedError("the loop has ended"))
         answered.append(True)
 
     with pytest.raises(LoopEndedError, match="the loop has ended"):
@@ -607,7 +592,7 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
     worker = _synccalls.Worker()
     limiter = anyio.CapacityLimiter(1)
     worker.slot = _slots.acquire(limiter, lambda: True)
-    outer, inner = (_calls.Call(async_function, _calls.Answer[None]()) for _ in range(2))
+    outer, inner = (_calls.TaskCall(async_function, _calls.OneShotFuture[None]()) for _ in range(2))
 
     before_outer = worker.enter(outer)
     before_inner = worker.enter(inner)

@@ -27,9 +27,9 @@ def outcome_of(request: bytes, initializer: bytes | None = None) -> tuple[bytes,
     """Return the kind and the payload of what a request comes to."""
     reader = channel.Reader(-1, request)
     reader.left = len(request)
-    answer = channel.Reader(-1, b"".join(call.run(reader, initializer)))
-    kind, _ = answer.next()
-    return kind, pickle.loads(answer.take())
+    future = channel.Reader(-1, b"".join(call.run(reader, initializer)))
+    kind, _ = future.next()
+    return kind, pickle.loads(future.take())
 
 
 def run(func: object, *args: object, **kwargs: object) -> tuple[bytes, Any]:
@@ -113,9 +113,9 @@ def test_a_request_that_cannot_be_read_is_an_error_and_is_read_to_its_end(size: 
     reader = channel.Reader(-1, request + b"the next")
     reader.left = len(request)
 
-    answer = channel.Reader(-1, b"".join(call.run(reader)))
-    answer.next()
-    kind, reason, text = pickle.loads(answer.take())
+    future = channel.Reader(-1, b"".join(call.run(reader)))
+    future.next()
+    kind, reason, text = pickle.loads(future.take())
 
     assert kind == call.UNREADABLE_REQUEST
     assert "ecco" in reason

@@ -35,16 +35,8 @@ from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
 from test_worker import run_program, write
 
 import unfazed.concurrency
-from unfazed.concurrency import (
-    CallTimeoutError,
-    LoopStateError,
-    WorkerProcessError,
-    _slots,
-    in_processpool,
-    run_in_processpool,
-    run_in_processpool_sync,
-    warm_up_processpool_sync,
-)
+from unfazed.concurrency import (CallTimeoutError, LoopStateError, WorkerProcessError, in_processpool, run_in_processpool, run_in_processpool_sync, warm_up_processpool_sync)
+from unfazed.concurrency._core import _slots
 from unfazed.concurrency._processes import _call, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
@@ -198,10 +190,10 @@ def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(backgr
     """1: the thread gives the worker back. 2: the caller, whose time is up, kills it, in another call."""
     run_in_processpool_sync(int)
     (worker,) = _pool.pool.workers
-    call, answer = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
+    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
-    call.hand_over([], answer)
-    answer.wait(call)
+    call.hand_over([], future)
+    future.wait(call)
     assert not call.end(), "the thread has ended it before it gave the worker back"
 
     call.kill()
@@ -217,13 +209,13 @@ def test_a_call_that_comes_when_its_worker_has_been_told_to_end_is_told(backgrou
     assert _pool.pool.take(worker)
     worker.retire()
     wait_until(lambda: not _pool.pool.workers, "it does not end")
-    call, answer = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
+    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
 
-    call.hand_over([worker], answer)
+    call.hand_over([worker], future)
 
     with pytest.raises(WorkerProcessError, match="was about to end"):
-        answer.read()
+        future.read()
     _slots.release(call.slot)
 
 

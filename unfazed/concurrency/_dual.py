@@ -9,12 +9,12 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
-from ._checks import Dual, name_of
-from ._eventloop import EventloopPlace
-from ._executor import ExecutorPlace
+from ._core._checks import Dual, name_of
+from ._eventloops._background import EventloopPlace
+from ._executors import ExecutorPlace
 from ._processes import ProcessPlace
-from ._references import found_by_name, owner_of
-from ._threadpool import ThreadPlace
+from ._core._references import found_by_name, owner_of
+from ._threads._threadpool import ThreadPlace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

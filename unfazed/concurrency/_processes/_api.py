@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from anyio import Event
 
-from .._calls import Answer
-from .._checks import Dual, require_count, require_flag, require_limiter, require_sync, require_timeout
-from .._eventloop import submit_to_background
-from .._loops import current_loop
-from .._synccalls import call_from_sync
-from .._waits import set_from_anywhere, wait_for_end
+from .._core._calls import OneShotFuture
+from .._core._checks import (Dual, require_count, require_flag, require_limiter, require_sync, require_timeout)
+from .._eventloops._background import submit_to_background
+from .._eventloops._loops import current_loop
+from .._eventloops._synccalls import call_from_sync
+from .._eventloops._waits import set_from_anywhere, wait_for_end
 from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer
@@ -135,12 +135,12 @@ async def warm_up_processpool(count: int, /) -> None:
         if not waiting:
             set_from_anywhere(loop, event)
 
-    answers: list[Answer[None]] = [Answer(on_start) for _ in waiting]
-    for answer in answers:
-        pool.start_ahead(answer)
+    answers: list[OneShotFuture[None]] = [OneShotFuture(on_start) for _ in waiting]
+    for future in answers:
+        pool.start_ahead(future)
     await wait_for_end(event, bool)
-    for answer in answers:
-        answer.read()
+    for future in answers:
+        future.read()
 
 
 def warm_up_processpool_sync(count: int, /) -> None:

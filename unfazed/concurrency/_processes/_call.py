@@ -28,11 +28,11 @@ from anyio import to_process
 
 from ..._worker import call as outcomes
 from ..._worker import channel, logs
-from .. import _slots
-from .._calls import without_our_frame
-from .._checks import name_of
-from .._errors import LoopEndedError
-from .._waits import DefaultLimiter, Timeout
+from .._core import _slots
+from .._core._calls import without_our_frame
+from .._core._checks import name_of
+from .._core._errors import LoopEndedError
+from .._eventloops._waits import DefaultLimiter, Timeout
 from ._output import settings
 from ._packing import pack, pack_initializer, read_payload, to_error
 from ._pool import pool
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._calls import Answer
+    from .._core._calls import OneShotFuture
     from ._worker import WorkerProcess
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class ProcessCall:
     killed = False  # whether nobody wants its answer any more, nor its worker to live on
     sent = False  # whether it was sent before the thread got it
     tries = 0  # how many workers have ended before they began it
-    _answer: Answer[Any] | None = None  # from when it is handed over
+    _answer: OneShotFuture[Any] | None = None  # from when it is handed over
     _context: Context | None = None  # in which its log records are handled, and its answer is unpickled
     _worker: WorkerProcess | None = None  # which runs it, as far as its thread knows
     # Made when it is handed over; each is taken once, as a flag that is tested and set in one step.
@@ -286,7 +286,7 @@ class ProcessCall:
     def hand_over(
         self,
         lease: list[WorkerProcess],
-        answer: Answer[Any],
+        future: OneShotFuture[Any],
         elsewhere: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
         """Have a thread see to the call: that of the worker in *lease*, or one that the pool knows.
@@ -294,21 +294,21 @@ class ProcessCall:
         *answer* is told the end; *elsewhere*, if anything, is told what to do in the caller's own thread.
         """
         try:
-            self._hand_over(lease, answer, elsewhere)
+            self._hand_over(lease, future, elsewhere)
         except BaseException:  # of a signal handler, for one, which must not lose the worker
             if lease:
-                self._hand_over(lease, answer, elsewhere)
+                self._hand_over(lease, future, elsewhere)
             raise
 
     def _hand_over(
         self,
         lease: list[WorkerProcess],
-        answer: Answer[Any],
+        future: OneShotFuture[Any],
         elsewhere: Callable[[Callable[[], object]], object] | None,
     ) -> None:
         if self._answer is None:
             self._claimed, self._taken_over, self._ended = Lock(), Lock(), Lock()
-        self._answer = answer
+        self._answer = future
         if self._context is None:
             self._context = context = copy_context()
             context.run(_slots.current_slot.set, self.slot)

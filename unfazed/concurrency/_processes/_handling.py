@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..._worker import logs
-from .._references import load
+from .._core._references import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -72,10 +72,10 @@ class Output:
         self.taken += len(data)
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     global _writing
     _writing = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

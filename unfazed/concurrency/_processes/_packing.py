@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from ..._worker import call, channel
-from .._checks import async_function_error, name_of
-from .._errors import NotSendableError, RemoteError, RemoteTraceback
-from .._references import Unpickler, load, to_send
+from .._core._checks import async_function_error, name_of
+from .._core._errors import NotSendableError, RemoteError, RemoteTraceback
+from .._core._references import Unpickler, load, to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable

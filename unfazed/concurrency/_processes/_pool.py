@@ -20,8 +20,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
-from .._errors import LoopEndedError, WorkerProcessError
-from .._threadstart import start_thread
+from .._core._errors import LoopEndedError, WorkerProcessError
+from .._core._threadstart import start_thread
 from . import _starting
 from ._inbox import Inbox
 from ._worker import KEPT, WorkerProcess
@@ -29,7 +29,7 @@ from ._worker import KEPT, WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._calls import Answer
+    from .._core._calls import OneShotFuture
     from ._call import ProcessCall
 
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary
@@ -58,7 +58,7 @@ class Pool:
         self._thread: int | None = None  # its number, once it runs
         # For that thread alone
         self._waiting: deque[ProcessCall] = deque()
-        self._starting: dict[WorkerProcess, Answer[None] | None] = {}  # and who waits for nothing but its start
+        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # and who waits for nothing but its start
 
     # From any thread
 
@@ -105,7 +105,7 @@ class Pool:
                 lease[0].hand_over(call)
             raise
 
-    def start_ahead(self, ready: Answer[None]) -> None:
+    def start_ahead(self, ready: OneShotFuture[None]) -> None:
         """Start a worker that nobody has a call for yet; *ready* is told."""
         self._tell("warm_up_processpool", lambda: self._start(ready))
 
@@ -158,7 +158,7 @@ class Pool:
         if len(self._waiting) > sum(ready is None for ready in self._starting.values()):
             self._start(None)
 
-    def _start(self, ready: Answer[None] | None) -> None:
+    def _start(self, ready: OneShotFuture[None] | None) -> None:
         worker = WorkerProcess(self)
         self._starting[worker] = ready
         self.workers.add(worker)

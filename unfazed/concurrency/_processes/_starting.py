@@ -191,7 +191,7 @@ class Child:
 
     def kill(self) -> None:
         """End it at once, unless it has ended. From any thread."""
-        try:  # not `with`, as `_threadstart.py` explains
+        try:  # not `with`, as `_core/_threadstart.py` explains
             self._lock.acquire()
             if self._status is None:
                 # Not `Popen.kill`, which may read the status; nor is there a SIGKILL on Windows.
@@ -297,7 +297,7 @@ def _release_fork_lock() -> None:
         fork_lock.release()
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     global fork_lock
     fork_lock = threading.RLock()
     for child in children:
@@ -309,5 +309,5 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
     os.register_at_fork(
         before=_take_fork_lock,
         after_in_parent=_release_fork_lock,
-        after_in_child=_start_afresh,
+        after_in_child=_reset_after_fork,
     )

@@ -1,7 +1,7 @@
 """How async code and sync code wait for a call in a worker process.
 
 Who wakes a caller: the worker, at its pipe; its thread, at the one-shot answer; the end of either. What a second
-cancellation, or a second Ctrl-C, does is in `outlast`, and with the `except` clauses here.
+cancellation, or a second Ctrl-C, does is in `wait_shielded`, and with the `except` clauses here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import anyio
 from anyio import Event, from_thread
 from anyio.lowlevel import checkpoint
 
-from .. import _slots
-from .._calls import Answer, SyncAnswer, without_our_frame
-from .._errors import CallTimeoutError, LoopStateError
-from .._eventloop import running_background, submit_to_background
-from .._loops import current_loop, running_loop
-from .._synccalls import call_from_sync, lending, thread
-from .._threadstart import start_thread
-from .._waits import set_from_anywhere, until_held, wait_for_end, within
+from .._core import _slots
+from .._core._calls import OneShotFuture, BlockingFuture, without_our_frame
+from .._core._errors import CallTimeoutError, LoopStateError
+from .._eventloops._background import running_background, submit_to_background
+from .._eventloops._loops import current_loop, running_loop
+from .._eventloops._synccalls import call_from_sync, lending, thread
+from .._core._threadstart import start_thread
+from .._eventloops._waits import set_from_anywhere, wait_for_slot, wait_for_end, within
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
 from ._inbox import Inbox
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from anyio import CancelScope, CapacityLimiter
 
-    from .._calls import Loop
+    from .._core._calls import Loop
     from ._worker import WorkerProcess
 
 LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted on Windows; arbitrary
@@ -51,12 +51,12 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     await raise_if_cancelled(loop)
     if not call.is_packed:
         await _pack_in_thread(call, loop)
-    # Made before it is taken, and given back in two `finally`, as `Job._run` explains.
+    # Made before it is taken, and given back in two `finally`, as `ThreadCall._run` explains.
     slot = call.slot = _slots.Slot(call.options.limiter or default_limiter.of(loop))
     try:
         try:
             if not _slots.take(slot):
-                await until_held(slot, loop)
+                await wait_for_slot(slot, loop)
             return await _run_in_slot(call, loop, timer)
         finally:
             _slots.release(slot)
@@ -93,32 +93,32 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
                 raise
             cancellation = exc
         event = Event()
-        answer: Answer[Any] = Answer(lambda: set_from_anywhere(loop, event))
+        future: OneShotFuture[Any] = OneShotFuture(lambda: set_from_anywhere(loop, event))
 
         def begin() -> None:
-            call.hand_over(lease, answer)
+            call.hand_over(lease, future)
             if cancellation is not None:
                 raise cancellation
 
         def cancel() -> None:
             if lease:  # a signal handler has raised before it was handed over
-                call.hand_over(lease, answer)
+                call.hand_over(lease, future)
             call.cancel()
             if not call.is_handed_over():
                 event.set()
 
         await wait_for_end(event, cancel, timer, call.kill, begin)
-        return answer.read()
+        return future.read()
     finally:
         cancellation = None  # its traceback leads here
         if lease:  # a signal handler has raised before all that: the thread gives the worker back
-            call.hand_over(lease, Answer())
+            call.hand_over(lease, OneShotFuture())
 
 
 async def _pack_in_thread(call: ProcessCall, loop: Loop) -> None:
     """Pickle large arguments while the loop goes on. Who wakes us: the thread."""
     event = Event()
-    packed: Answer[None] = Answer(lambda: set_from_anywhere(loop, event))
+    packed: OneShotFuture[None] = OneShotFuture(lambda: set_from_anywhere(loop, event))
     begun = threading.Lock()  # taken by the thread when it begins, or by us so that it never does
 
     def pack() -> None:
@@ -174,7 +174,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
 
 def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
     """Queue for *slot*, and wait until it has been granted. Who wakes us: whoever gives one back, or the watcher."""
-    granted = SyncAnswer[None]()
+    granted = BlockingFuture[None]()
 
     def wake() -> bool:
         granted.write(None, None)
@@ -182,7 +182,7 @@ def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
 
     _slots.queue(slot, wake)
     while not slot.held:  # either it was granted before, or whoever grants it wakes us
-        granted.done.acquire(timeout=_seconds_left(call))
+        granted.ready.acquire(timeout=_seconds_left(call))
 
 
 def _seconds_left(call: ProcessCall) -> float:
@@ -197,7 +197,7 @@ def _seconds_left(call: ProcessCall) -> float:
 
 def _wait_in_slot(call: ProcessCall) -> Any:
     lease: list[WorkerProcess] = []
-    answer: _Answer | None = None
+    future: _Answer | None = None
     try:
         try:
             if call.timeout is None and call.send_directly(lease):
@@ -207,30 +207,30 @@ def _wait_in_slot(call: ProcessCall) -> Any:
                         return call.read(*received)
         except OutOfTheOrdinaryError:
             pass
-        answer = _Answer()
-        call.hand_over(lease, answer, answer.do if is_handling() else None)
-        answer.wait(call)
+        future = _Answer()
+        call.hand_over(lease, future, future.do if is_handling() else None)
+        future.wait(call)
     except BaseException as exc:  # Ctrl-C, or what another signal handler raised; a second one goes through
         if lease:
-            answer = answer or _Answer()
-            call.hand_over(lease, answer, answer.do)
-        if answer is not None and call.is_handed_over() and not answer.stands:
-            _see_to_its_end_in_sync(call, answer, late=isinstance(exc, CallTimeoutError))
+            future = future or _Answer()
+            call.hand_over(lease, future, future.do)
+        if future is not None and call.is_handed_over() and not future.done:
+            _see_to_its_end_in_sync(call, future, late=isinstance(exc, CallTimeoutError))
         raise
-    return answer.read()
+    return future.read()
 
 
-def _see_to_its_end_in_sync(call: ProcessCall, answer: _Answer, late: bool) -> None:
+def _see_to_its_end_in_sync(call: ProcessCall, future: _Answer, late: bool) -> None:
     """Wait for what has begun, or kill it; keep from beginning what has not."""
     if not late:
         call.cancel()
         with suppress(CallTimeoutError):
-            answer.wait(call)
+            future.wait(call)
             return
     call.kill()
 
 
-class _Answer(Answer[Any]):
+class _Answer(OneShotFuture[Any]):
     """An answer that a thread waits for, and does meanwhile what it is told.
 
     That is to handle log records where the thread is handling one itself: it has the lock of the handler.
@@ -252,11 +252,11 @@ class _Answer(Answer[Any]):
                 done.release()
 
         self._told.put(call_and_tell)
-        while not done.acquire(timeout=LOOK_UP_SECONDS) and not self.stands:
+        while not done.acquire(timeout=LOOK_UP_SECONDS) and not self.done:
             pass
 
     def wait(self, call: ProcessCall) -> None:
-        while not self.stands:
+        while not self.done:
             try:
                 told = self._told.get(timeout=_seconds_left(call))
             except Empty:

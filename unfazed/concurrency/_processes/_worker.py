@@ -25,8 +25,8 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from ..._worker import channel
-from .._errors import WorkerProcessError
-from .._threadstart import start_thread
+from .._core._errors import WorkerProcessError
+from .._core._threadstart import start_thread
 from ._handling import handle
 from ._inbox import Inbox
 from ._output import Output

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from anyio import Event, get_cancelled_exc_class, to_thread
 
-from . import _slots
-from ._calls import Answer, Call, without_our_frame
-from ._errors import LoopEndedError
-from ._jobs import Job, JobOptions
-from ._loops import current_loop
-from ._loopthread import submit_here
-from ._synccalls import GONE_CHECK_SECONDS
-from ._waits import NO_LIMIT, cancelled_classes, outlast, set_from_anywhere
+from .._core import _slots
+from .._core._calls import OneShotFuture, TaskCall, without_our_frame
+from .._core._errors import LoopEndedError
+from .._threads._threadcall import ThreadCall, ThreadOptions
+from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import submit_here
+from .._eventloops._synccalls import GONE_CHECK_SECONDS
+from .._eventloops._waits import NO_LIMIT, cancelled_classes, wait_shielded, set_from_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._calls import Loop
+    from .._core._calls import Loop
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -47,21 +47,21 @@ T = TypeVar("T")
 _ENDED = "the event loop of this iterator or context manager has ended, or cancelled it"
 
 
-class _Step(Job[T]):
+class _Step(ThreadCall[T]):
     """One call in the thread of a lane."""
 
-    in_a_lane = True
+    in_a_runner = True
 
-    def __init__(self, lane: ThreadLane[Any], helper: str, func: Callable[[], T]) -> None:
-        super().__init__(helper, func, (), {}, JobOptions(lane.limiter))
-        self._lane = lane
+    def __init__(self, runner: ThreadRunner[Any], helper: str, func: Callable[[], T]) -> None:
+        super().__init__(helper, func, (), {}, ThreadOptions(runner.limiter))
+        self._runner = runner
 
     async def hand_over(self) -> None:
-        await self._lane.hand_over(self.work)
+        await self._runner.hand_over(self.work)
 
 
 @final
-class ThreadLane(Generic[T]):
+class ThreadRunner(Generic[T]):
     """A worker thread of the current loop, which does one step after another, and *last* when it is left."""
 
     def __init__(self, helper: str, last: Callable[[], T], limiter: CapacityLimiter | None = None) -> None:
@@ -78,9 +78,9 @@ class ThreadLane(Generic[T]):
         # second sets the event. Not before that: asyncio may drop what is left when its last task has ended.
         self._ends: list[str] = []
         self._ended = Event()
-        self._outcome: Answer[T] | None = None  # of the last step
+        self._outcome: OneShotFuture[T] | None = None  # of the last step
         self.heard = False  # whether somebody waits for that; said before the lane is left, to be seen by its thread
-        self._hold: Call[None] = Call(self._stay, Answer(self._stayed))
+        self._hold: TaskCall[None] = TaskCall(self._stay, OneShotFuture(self._stayed))
 
     async def run(self, func: Callable[[], S]) -> S:
         """Run *func* in the thread, when a slot is free, and await its result. Cancelled, it waits as a job does."""
@@ -107,7 +107,7 @@ class ThreadLane(Generic[T]):
             if cancellation is not None:
                 self._have_a_thread()  # if a signal handler has kept us from that, or ended what was to hold it
                 self._hold.fail_if_lost()
-                cancellation = await outlast(self._ended, cancellation)
+                cancellation = await wait_shielded(self._ended, cancellation)
                 if not self._ended.is_set():  # nobody is there to wait any more
                     raise cancellation
             assert self._outcome is not None, "there is one when it has ended"
@@ -153,12 +153,12 @@ class ThreadLane(Generic[T]):
                 self._ended.set()
             return
         try:
-            self._hold.answer.read()
+            self._hold.future.read()
         except cancelled_classes():
             self._error = LoopEndedError(_ENDED)
         except BaseException as exc:
             self._error = exc
-        self._outcome = Answer()
+        self._outcome = OneShotFuture()
         self._outcome.write(None, None)
         self._ended.set()
         if self._waiting is not None:
@@ -179,22 +179,22 @@ class ThreadLane(Generic[T]):
             if step is None:
                 break
             step()
-        job = Job(self._helper, self._last, (), {})
-        job.loop = self.loop
-        job.slot = _slots.acquire_now(self.limiter)
-        job.work()
-        _slots.release(job.slot)
-        self._outcome = job.outcome
+        thread_call = ThreadCall(self._helper, self._last, (), {})
+        thread_call.loop = self.loop
+        thread_call.slot = _slots.acquire_now(self.limiter)
+        thread_call.work()
+        _slots.release(thread_call.slot)
+        self._outcome = thread_call.outcome
         heard = self.heard and not self.loop.is_gone()
         self._ends.append("over")
         if self._ends[0] == "released":
             heard = set_from_anywhere(self.loop, self._ended) and heard
         if not heard:
-            report(job.outcome)
+            report(thread_call.outcome)
 
 
 @final
-class TaskLane(Call[None]):
+class TaskRunner(TaskCall[None]):
     """A task that runs one call after another, and *last* when it is left, or cancelled.
 
     That is told what has cancelled it: the end of the loop, or a scope that one call has entered and another is to
@@ -203,23 +203,23 @@ class TaskLane(Call[None]):
     """
 
     def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
-        super().__init__(self._serve, Answer())
+        super().__init__(self._serve, OneShotFuture())
         self._last = last
         self._process = os.getpid()  # a forked child has a copy of the loop, which takes calls and never runs
         # All of these are for the loop's thread only.
-        self._calls: deque[tuple[Call[Any], _slots.Slot | None]] = deque()
-        self._current: Call[Any] | None = None
+        self._calls: deque[tuple[TaskCall[Any], _slots.Slot | None]] = deque()
+        self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
         self._left = False  # whether the last step has begun
         self.over = False  # whether it has ended; set in the loop's thread, read in any
-        self.outcome: Answer[None] | None = None
+        self.outcome: OneShotFuture[None] | None = None
 
     async def start(self) -> None:
         """Start the task, in the loop that runs here."""
         submit_here(self, copy_context())
 
-    def take(self, call: Call[Any], context: Context) -> None:
+    def take(self, call: TaskCall[Any], context: Context) -> None:
         """Have the task run *call*, on behalf of whom *context* says. From any thread; returns at once."""
         if self._process != os.getpid() or self.loop is None:  # or its start was interrupted
             raise LoopEndedError(_ENDED)
@@ -236,7 +236,7 @@ class TaskLane(Call[None]):
         self._leaving = self._left = True
         return await last()
 
-    def _take(self, call: Call[Any], slot: _slots.Slot | None) -> None:
+    def _take(self, call: TaskCall[Any], slot: _slots.Slot | None) -> None:
         if call.accepted:
             return
         try:
@@ -332,7 +332,7 @@ class TaskLane(Call[None]):
             raise
         except BaseException as exc:
             error = without_our_frame(exc)
-        outcome: Answer[None] = Answer()
+        outcome: OneShotFuture[None] = OneShotFuture()
         outcome.write(None, error)
         if cancellation is None:  # he does not
             report(outcome)
@@ -345,7 +345,7 @@ def _do_nothing() -> None:
     """Stand in for the way to cancel a task that is cancelled already."""
 
 
-def report(outcome: Answer[Any]) -> None:
+def report(outcome: OneShotFuture[Any]) -> None:
     """Show the error, if it is one, that nobody is there to be told; not where it is the end of the loop."""
     try:
         outcome.read()

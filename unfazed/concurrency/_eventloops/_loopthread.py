@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
 import anyio
 from anyio import Event
 
-from ._checks import is_async, name_of, require_async
-from ._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
+from .._core._checks import is_async, name_of, require_async
+from .._core._errors import (LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError)
 from ._loops import current_loop
 from ._synccalls import call_from_sync, thread
-from ._threadstart import start_thread
+from .._core._threadstart import start_thread
 from ._waits import call_in
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from types import TracebackType
 
-    from ._calls import Call, Loop
+    from .._core._calls import TaskCall, Loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class EventLoopThread:
         self._drained: Event | None = None  # while the loop is ending
         self._started = threading.Event()  # or could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
-        self._calls: set[Call[Any]] = set()  # those that have not ended
+        self._calls: set[TaskCall[Any]] = set()  # those that have not ended
         self._closed: str | None = None  # why no calls are taken any more
         self._steps: list[str] = []  # on which the loop's start, and who closes it, take one before they look
 
@@ -195,7 +195,7 @@ class EventLoopThread:
             raise LoopEndedError(self._closed)
         return self._loop
 
-    def _submit(self, call: Call[Any], context: Context) -> None:
+    def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
         # The call knows its loop first, so that it can be given up where Ctrl-C comes in between.
@@ -210,20 +210,20 @@ class EventLoopThread:
         if self._closed is not None:  # else the end of the loop, which says so before it looks, has seen this call
             call.cancel(LoopEndedError(self._closed))
 
-    def _let_past(self, call: Call[Any], abort: Callable[[], object]) -> None:
+    def _let_past(self, call: TaskCall[Any], abort: Callable[[], object]) -> None:
         """Account for *call*, which one of the loop's threads is to run, or to hand back to the loop."""
         assert self._loop is not None, "it has been running"
         call.go_past(self._loop, abort, self._forget_past)
         self._calls.add(call)
 
-    def _forget_past(self, call: Call[Any]) -> None:
+    def _forget_past(self, call: TaskCall[Any]) -> None:
         """Note that *call*, which went past the loop, has ended, or is to come back to it. From any thread."""
         self._calls.discard(call)
         if self._drained is not None and self._loop is not None:  # else `_serve`, which makes it first, sees no call
             with suppress(LoopEndedError):
                 self._loop.post(self._forget, call)
 
-    def _forget(self, call: Call[Any]) -> None:
+    def _forget(self, call: TaskCall[Any]) -> None:
         """Note that *call* has ended, in the loop's thread."""
         self._calls.discard(call)
         if self._drained is not None and not self._calls:
@@ -246,7 +246,7 @@ class EventLoopThread:
             _running.discard(self)
             self._started.set()
             for call in self._calls.copy():  # at once: other threads add to it
-                call.answer.write(None, LoopEndedError(self._closed))
+                call.future.write(None, LoopEndedError(self._closed))
 
     async def _serve(self) -> None:
         self._stop_event = Event()
@@ -275,7 +275,7 @@ _running: set[EventLoopThread] = set()
 _exiting = False
 
 
-def submit_here(call: Call[Any], context: Context) -> None:
+def submit_here(call: TaskCall[Any], context: Context) -> None:
     """Have the loop that runs in this thread run *call*, and end it with the other calls if it is one of ours."""
     for loop_thread in _running.copy():
         if loop_thread._thread is threading.current_thread() and loop_thread._closed is None:
@@ -332,7 +332,7 @@ def _end_all_loops() -> None:
         loop_thread.stop(max(0.0, deadline - time.monotonic()))
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """After a fork: the loops' threads have not come along."""
     for loop_thread in _running.copy():
         loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"
@@ -341,4 +341,4 @@ def _start_afresh() -> None:
 
 atexit.register(_end_all_loops)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

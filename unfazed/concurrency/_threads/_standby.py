@@ -22,42 +22,42 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event, to_thread
 
-from ._calls import Answer, Call
-from ._errors import LoopEndedError
-from ._eventloop import running_background, submit_to_background
-from ._waits import NO_LIMIT, outlast, set_from_anywhere
+from .._core._calls import OneShotFuture, TaskCall
+from .._core._errors import LoopEndedError
+from .._eventloops._background import running_background, submit_to_background
+from .._eventloops._waits import NO_LIMIT, wait_shielded, set_from_anywhere
 
 if TYPE_CHECKING:
-    from ._calls import Loop
-    from ._jobs import Job
-    from ._loopthread import EventLoopThread
+    from .._core._calls import Loop
+    from ._threadcall import ThreadCall
+    from .._eventloops._loopthread import EventLoopThread
 
 IDLE_SECONDS: Final = 10.0  # how long a thread waits for the next caller, as long as anyio's own wait
 
 
-def submit(job: Job[Any], call: Call[Any], context: Context) -> None:
+def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) -> None:
     """Have a thread that stands by run *job*, for the sync caller of *call*; or else the loop run *call*."""
     owner = running_background()
     loop = owner and owner._loop
-    if owner is not None and loop is not None and job.may_go_past(loop):
-        thread = _thread_of(owner, loop, job)
+    if owner is not None and loop is not None and thread_call.may_go_past(loop):
+        thread = _thread_of(owner, loop, thread_call)
         if thread is not None:
-            errand = _Errand(job, call, context, owner, loop)
-            owner._let_past(call, errand.abort)
+            direct_call = _DirectCall(thread_call, call, context, owner, loop)
+            owner._let_past(call, direct_call.abort)
             if owner.is_running():  # else its end may not have seen the call, which we added before we looked
-                thread.take(errand)
+                thread.take(direct_call)
             else:
-                errand.pass_on()
+                direct_call.pass_on()
             return
     submit_to_background(call, context)
 
 
-def _thread_of(owner: EventLoopThread, loop: Loop, job: Job[Any]) -> _Thread | None:
+def _thread_of(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any]) -> _Thread | None:
     """Return a thread of *owner* that does nothing else, unless there are too many."""
     with suppress(IndexError):
         thread = _idle.pop()
         return thread if thread.loop is loop else None  # that of a loop which has just ended goes with it
-    if job.limiter is None or len(_threads) >= job.limiter.total_tokens:  # a crowd has come in at once
+    if thread_call.limiter is None or len(_threads) >= thread_call.limiter.total_tokens:  # a crowd has come in at once
         return None
     thread = _Thread(loop)
     try:
@@ -68,13 +68,13 @@ def _thread_of(owner: EventLoopThread, loop: Loop, job: Job[Any]) -> _Thread | N
 
 
 @final
-class _Errand:
+class _DirectCall:
     """One call, which a thread is to run past the loop."""
 
-    __slots__ = ("_call", "_context", "_job", "_loop", "_owner")
+    __slots__ = ("_call", "_context", "_thread_call", "_loop", "_owner")
 
-    def __init__(self, job: Job[Any], call: Call[Any], context: Context, owner: EventLoopThread, loop: Loop) -> None:
-        self._job = job
+    def __init__(self, thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context, owner: EventLoopThread, loop: Loop) -> None:
+        self._thread_call = thread_call
         self._call = call
         self._context = context
         self._owner = owner
@@ -83,9 +83,9 @@ class _Errand:
     def run(self) -> bool:
         """Run the call in this thread, if a slot is free. Return whether one was; if not, the loop waits for it."""
         try:
-            done = self._context.run(self._job.run_here, self._loop)
+            done = self._context.run(self._thread_call.run_here, self._loop)
             if done:
-                self._call.end_past(self._job.outcome)
+                self._call.end_past(self._thread_call.outcome)
             else:
                 self.pass_on()
             return done
@@ -97,10 +97,10 @@ class _Errand:
 
     def abort(self) -> None:
         """Cancel what the thread waits for; or if it has not begun, have it never do so. In the loop's thread."""
-        if self._job.never_begin():
+        if self._thread_call.never_begin():
             self._call.give_up()
-        elif not self._job.is_cancelled():
-            self._job.cancel()
+        elif not self._thread_call.is_cancelled():
+            self._thread_call.cancel()
 
     def pass_on(self) -> None:
         """Have the loop run the call after all. From any thread."""
@@ -110,7 +110,7 @@ class _Errand:
             self._come_back()
 
     def _come_back(self) -> None:
-        if self._call.answer.stands:  # it has been cancelled
+        if self._call.future.done:  # it has been cancelled
             return
         self._call.come_back()
         self._owner._forget_past(self._call)
@@ -126,14 +126,14 @@ class _Thread:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self._errands: SimpleQueue[_Errand | None] = SimpleQueue()
-        self._current: _Errand | None = None  # the one that the thread runs
+        self._errands: SimpleQueue[_DirectCall | None] = SimpleQueue()
+        self._current: _DirectCall | None = None  # the one that the thread runs
         self._free: Event | None = None  # set by the thread at the end of that, where the loop waits for it
         self._gone = False  # whether the thread is to take no more
         _threads.add(self)
 
     def start(self, owner: EventLoopThread) -> None:
-        hold = Call(self._stay, Answer(self._retire), made_elsewhere=True)
+        hold = TaskCall(self._stay, OneShotFuture(self._retire), made_elsewhere=True)
         try:
             owner._submit(hold, Context())
         except BaseException:  # Ctrl-C, for one
@@ -141,9 +141,9 @@ class _Thread:
             self.leave()
             raise
 
-    def take(self, errand: _Errand) -> None:
+    def take(self, direct_call: _DirectCall) -> None:
         """Have the thread run *errand*. From any thread; returns at once."""
-        self._errands.put(errand)
+        self._errands.put(direct_call)
         if self._gone:
             self._pass_on()
 
@@ -159,14 +159,14 @@ class _Thread:
             cancellation = exc
         self._retire()
         self._free = Event()
-        errand = self._current
+        direct_call = self._current
         try:
-            if errand is not None:  # or else the thread sees the event
-                errand.abort()
-                cancellation = await outlast(self._free, cancellation)
+            if direct_call is not None:  # or else the thread sees the event
+                direct_call.abort()
+                cancellation = await wait_shielded(self._free, cancellation)
             raise cancellation
         finally:
-            del cancellation, errand
+            del cancellation, direct_call
 
     def _serve(self) -> None:
         """Run one errand after another, in the thread, until none has come for a while."""
@@ -174,16 +174,16 @@ class _Thread:
             while self._run(self._errands.get(timeout=IDLE_SECONDS)):
                 _idle.append(self)
 
-    def _run(self, errand: _Errand | None) -> bool:
+    def _run(self, direct_call: _DirectCall | None) -> bool:
         """Run *errand*, and return whether to stay."""
-        self._current = errand
+        self._current = direct_call
         try:
-            return errand is not None and errand.run() and not self._gone
+            return direct_call is not None and direct_call.run() and not self._gone
         finally:
             self._current = None
             if self._free is not None:
                 set_from_anywhere(self.loop, self._free)
-            del errand  # as in `_Errand.run`
+            del direct_call  # as in `_DirectCall.run`
 
     def _retire(self) -> None:
         """Have the thread take no more: it was idle for long, has never started, or nothing holds it any more."""
@@ -201,9 +201,9 @@ class _Thread:
         """Have the loop run what the thread has not begun, and the thread end."""
         with suppress(Empty):
             while True:
-                errand = self._errands.get_nowait()
-                if errand is not None:
-                    errand.pass_on()
+                direct_call = self._errands.get_nowait()
+                if direct_call is not None:
+                    direct_call.pass_on()
         self._errands.put(None)
 
 
@@ -211,7 +211,7 @@ _threads: set[_Thread] = set()  # all of them, until they go
 _idle: deque[_Thread] = deque()  # the last one was busy last
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """After a fork: no thread has come along, but perhaps the one that has forked."""
     for thread in _threads.copy():
         thread.leave()
@@ -219,4 +219,4 @@ def _start_afresh() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._calls import Answer
-from ._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
-from ._errors import ExecutorError, WrongFunctionError
-from ._eventloop import submit_to_background
-from ._loops import current_loop, forget_library
-from ._references import to_send
-from ._synccalls import call_from_sync, lending
-from ._waits import Timeout, set_from_anywhere, wait_for_end, within
+from ._core._calls import OneShotFuture
+from ._core._checks import (async_function_error, close_coroutine, name_of, require_sync, require_timeout)
+from ._core._errors import ExecutorError, WrongFunctionError
+from ._eventloops._background import submit_to_background
+from ._eventloops._loops import current_loop, forget_library
+from ._core._references import to_send
+from ._eventloops._synccalls import call_from_sync, lending
+from ._eventloops._waits import Timeout, set_from_anywhere, wait_for_end, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,7 +53,7 @@ def _runs_in_our_threads(executor: Executor) -> bool:
     )
 
 
-class _Call(Generic[T]):
+class _ExecutorCall(Generic[T]):
     """One call in an executor."""
 
     def __init__(
@@ -70,7 +70,7 @@ class _Call(Generic[T]):
         self._kwargs = kwargs
         self._timeout = None if seconds is None else Timeout(seconds, name_of(func))
 
-    def run(self) -> Awaitable[Answer[T]]:
+    def run(self) -> Awaitable[OneShotFuture[T]]:
         """Submit the call and wait for its outcome, which only its reader raises.
 
         Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has
@@ -78,7 +78,7 @@ class _Call(Generic[T]):
         """
         return lending(within(self._timeout, self._run))
 
-    async def _run(self, timer: CancelScope | None) -> Answer[T]:
+    async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         executor, loop, event = self._executor, current_loop(), Event()
         await checkpoint_if_cancelled()
         try:
@@ -144,9 +144,9 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
     )
 
 
-def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> Answer[T]:
+def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> OneShotFuture[T]:
     """Return what came of a future that is done."""
-    outcome: Answer[T] = Answer()  # nobody listens any more
+    outcome: OneShotFuture[T] = OneShotFuture()  # nobody listens any more
     name = name_of(func)
     try:
         error = future.exception()
@@ -163,7 +163,7 @@ def _outcome(future: Future[T], executor: Executor, func: Callable[..., object])
     return outcome
 
 
-def _read(outcome: Answer[T], func: object, helper: str) -> T:
+def _read(outcome: OneShotFuture[T], func: object, helper: str) -> T:
     value = outcome.read()
     if close_coroutine(value):
         raise async_function_error(func, helper)
@@ -200,7 +200,7 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     """
     _require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    return _read(await _Call(executor, func, args, kwargs).run(), func, "run_in_executor")
+    return _read(await _ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -232,11 +232,11 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     helper = "run_in_executor_sync"
     _require_executor(executor, helper)
     require_sync(func, helper)
-    call = _Call(executor, func, args, kwargs)
+    call = _ExecutorCall(executor, func, args, kwargs)
     return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
 
 
-def _wait_for(call: _Call[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
+def _wait_for(call: _ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
     return _read(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
 
 
@@ -257,9 +257,9 @@ class ExecutorPlace(NamedTuple):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        return _read(await _Call(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
+        return _read(await _ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        call = _Call(self.executor, func, args, kwargs, self.timeout)
+        call = _ExecutorCall(self.executor, func, args, kwargs, self.timeout)
         return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from ._checks import require_limiter, wrong_source
-from ._errors import InUseError, LoopEndedError
-from ._eventloop import submit_to_background
-from ._lanes import TaskLane, ThreadLane
-from ._synccalls import call_from_sync
+from .._core._checks import require_limiter, wrong_source
+from .._core._errors import InUseError, LoopEndedError
+from .._eventloops._background import submit_to_background
+from ._runners import TaskRunner, ThreadRunner
+from .._eventloops._synccalls import call_from_sync
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,8 +35,8 @@ def _abandoned() -> _ExcInfo:
     return _info_of(LoopEndedError("the event loop of this context manager has ended"))
 
 
-def _require_new(lane: object, helper: str) -> None:
-    if lane is not None:
+def _require_new(runner: object, helper: str) -> None:
+    if runner is not None:
         raise InUseError(f"this context manager has been entered already: make another one, with {helper}()")
 
 
@@ -47,34 +47,34 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
     def __init__(self, manager: AbstractContextManager[T, bool | None], limiter: CapacityLimiter | None) -> None:
         self._manager = manager
         self._limiter = limiter
-        self._lane: ThreadLane[bool | None] | None = None
+        self._runner: ThreadRunner[bool | None] | None = None
         self._entered = False
         self._exc_info: _ExcInfo | None = None  # what to leave it with
 
     async def __aenter__(self) -> T:
-        _require_new(self._lane, "contextmanager_in_threadpool")
-        lane = ThreadLane("contextmanager_in_threadpool", self._exit, self._limiter)
+        _require_new(self._runner, "contextmanager_in_threadpool")
+        runner = ThreadRunner("contextmanager_in_threadpool", self._exit, self._limiter)
         try:
-            self._lane = lane
-            return await lane.run(self._enter)
+            self._runner = runner
+            return await runner.run(self._enter)
         except BaseException as exc:
-            await self._leave(lane, _info_of(exc))  # it may have been entered all the same
+            await self._leave(runner, _info_of(exc))  # it may have been entered all the same
             raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        assert self._lane is not None, "it has been entered"
-        return await self._leave(self._lane, (exc_type, exc, traceback))
+        assert self._runner is not None, "it has been entered"
+        return await self._leave(self._runner, (exc_type, exc, traceback))
 
-    async def _leave(self, lane: ThreadLane[bool | None], exc_info: _ExcInfo) -> bool | None:
+    async def _leave(self, runner: ThreadRunner[bool | None], exc_info: _ExcInfo) -> bool | None:
         self._exc_info = exc_info
-        lane.heard = True
-        lane.leave()
+        runner.heard = True
+        runner.leave()
         try:
-            return await lane.left()
+            return await runner.left()
         finally:
-            self._lane = self._exc_info = None
+            self._runner = self._exc_info = None
             del exc_info
 
     def _enter(self) -> T:
@@ -133,42 +133,42 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
 
     def __init__(self, manager: AbstractAsyncContextManager[T, bool | None]) -> None:
         self._manager = manager
-        self._lane: TaskLane | None = None
+        self._runner: TaskRunner | None = None
         self._entered = False
 
     def __enter__(self) -> T:
-        _require_new(self._lane, "contextmanager_in_eventloop_sync")
-        lane = TaskLane(self._exit_by_itself)
+        _require_new(self._runner, "contextmanager_in_eventloop_sync")
+        runner = TaskRunner(self._exit_by_itself)
         try:
-            self._call(lane.start, submit_to_background)
-            value: T = self._call(self._enter, lane.take)
-            self._lane = lane
+            self._call(runner.start, submit_to_background)
+            value: T = self._call(self._enter, runner.take)
+            self._runner = runner
             return value
         except BaseException as exc:
-            self._lane = None
+            self._runner = None
             with suppress(LoopEndedError):  # it has been left then, or it was never started
-                self._leave(lane, _info_of(exc))  # it may have been entered all the same
+                self._leave(runner, _info_of(exc))  # it may have been entered all the same
             raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         try:
-            assert self._lane is not None, "it has been entered"
-            return self._leave(self._lane, (exc_type, exc, traceback))
+            assert self._runner is not None, "it has been entered"
+            return self._leave(self._runner, (exc_type, exc, traceback))
         finally:
-            lane, self._lane = self._lane, None
-            if lane is not None and not lane.over:  # a signal handler has kept us from it
+            runner, self._runner = self._runner, None
+            if runner is not None and not runner.over:  # a signal handler has kept us from it
                 with suppress(LoopEndedError):
-                    lane.leave()
+                    runner.leave()
 
-    def _leave(self, lane: TaskLane, exc_info: _ExcInfo) -> bool | None:
+    def _leave(self, runner: TaskRunner, exc_info: _ExcInfo) -> bool | None:
         try:
-            suppressed: bool | None = self._call(partial(lane.finish, partial(self._exit, exc_info)), lane.take)
+            suppressed: bool | None = self._call(partial(runner.finish, partial(self._exit, exc_info)), runner.take)
         except LoopEndedError:
-            if lane.outcome is None:
+            if runner.outcome is None:
                 raise
-            return lane.outcome.read()  # a scope that the manager holds was cancelled: it has been left with that
+            return runner.outcome.read()  # a scope that the manager holds was cancelled: it has been left with that
         return suppressed
 
     def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from ._checks import name_of, require_async, require_context, require_timeout
-from ._contexts import Claim
-from ._errors import LoopStateError
+from .._core._checks import name_of, require_async, require_context, require_timeout
+from .._core._contexts import ContextLease
+from .._core._errors import LoopStateError
 from ._loops import current_loop
 from ._loopthread import EventLoopThread, async_work, require_backend
 from ._synccalls import call_from_sync, lending
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from ._calls import Call
+    from .._core._calls import TaskCall
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def running_background() -> EventLoopThread | None:
     return current if current is not None and current.is_running() else None
 
 
-def submit_to_background(call: Call[Any], context: Context) -> None:
+def submit_to_background(call: TaskCall[Any], context: Context) -> None:
     """Have the background event loop run *call*."""
     _background()._submit(call, context)
 
@@ -192,7 +192,7 @@ class EventloopPlace(NamedTuple):
 
 
 async def _run_in_context(context: Context, name: str, work: Callable[[], Awaitable[T]]) -> T:
-    claim = Claim(context, name)
+    claim = ContextLease(context, name)
     try:
         claim.take()
         return await claim.run_async(work, current_loop().mark_context)
@@ -207,7 +207,7 @@ async def _run_in_time(timeout: Timeout, work: Callable[[], Awaitable[T]]) -> T:
     return await current_loop().run_within(left, work, timeout.error)
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """After a fork: the loop's thread has not come along."""
     global _background_thread
     _background_thread = None
@@ -215,4 +215,4 @@ def _start_afresh() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from anyio import CancelScope, Event, to_thread
 
-from . import _slots
-from ._calls import Answer, without_our_frame
-from ._checks import async_function_error, close_coroutine, name_of
-from ._contexts import Claim
-from ._loops import forget_library, running_loop
-from ._synccalls import Worker, lending, thread
-from ._waits import NO_LIMIT, DefaultLimiter, Timeout, outlast, set_from_anywhere, until_held
+from .._core import _slots
+from .._core._calls import OneShotFuture, without_our_frame
+from .._core._checks import async_function_error, close_coroutine, name_of
+from .._core._contexts import ContextLease
+from .._eventloops._loops import forget_library, running_loop
+from .._eventloops._synccalls import Worker, lending, thread
+from .._eventloops._waits import (NO_LIMIT, DefaultLimiter, Timeout, wait_shielded, set_from_anywhere, wait_for_slot)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._calls import Loop
+    from .._core._calls import Loop
 
 T = TypeVar("T")
 
 
-class JobOptions(NamedTuple):
+class ThreadOptions(NamedTuple):
     """What `in_threadpool` takes; it says what each one means."""
 
     limiter: CapacityLimiter | None = None
@@ -42,19 +42,19 @@ class JobOptions(NamedTuple):
     context: Context | None = None
 
 
-NO_OPTIONS: Final = JobOptions()
+NO_OPTIONS: Final = ThreadOptions()
 
 
-class Job(Worker, Generic[T]):
+class ThreadCall(Worker, Generic[T]):
     """One call in a worker thread. *helper* is the name to use in error messages."""
 
-    in_a_lane = False  # whether it goes to a thread of its own choice
+    in_a_runner = False  # whether it goes to a thread of its own choice
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # where that is looked up before the slot is taken
-    _claim: Claim | None = None  # of a context that was given
+    _lease: ContextLease | None = None  # of a context that was given
     _abandoned = False  # whether the loop has stopped waiting for the worker
     _ended: Event | None = None  # set where the loop waits for the worker after all
-    _waiting: Answer[Answer[T]] | None = None  # of a sync caller, to be told by the worker
+    _waiting: OneShotFuture[OneShotFuture[T]] | None = None  # of a sync caller, to be told by the worker
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Job(Worker, Generic[T]):
         func: Callable[..., T],
         args: tuple[object, ...],
         kwargs: dict[str, Any],
-        options: JobOptions = NO_OPTIONS,
+        options: ThreadOptions = NO_OPTIONS,
     ) -> None:
         self._helper = helper
         self._func = func
@@ -74,9 +74,9 @@ class Job(Worker, Generic[T]):
         self._parting: list[str] = []  # "ended" by the worker, "abandoned" by the loop: which came first
         self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
         # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
-        self.outcome: Answer[T] = Answer()
+        self.outcome: OneShotFuture[T] = OneShotFuture()
 
-    def answer_directly(self, waiting: Answer[Answer[T]]) -> None:
+    def answer_directly(self, waiting: OneShotFuture[OneShotFuture[T]]) -> None:
         """Have the worker hand the outcome to a sync caller, ahead of the loop."""
         self._waiting = waiting
 
@@ -112,7 +112,7 @@ class Job(Worker, Generic[T]):
         """Keep the worker from running the function, unless it has begun."""
         return self._started.acquire(blocking=False)
 
-    def run(self) -> Awaitable[Answer[T]]:
+    def run(self) -> Awaitable[OneShotFuture[T]]:
         """Run the call, from the loop whose worker thread is to do it, and return its outcome.
 
         Only its reader may raise what the function raised: Python lets no `StopIteration` out of async code.
@@ -125,21 +125,21 @@ class Job(Worker, Generic[T]):
         running = self._run(None) if self._timeout is None else self._timeout.bound(self._run)
         return running if thread.worker is None else lending(running)
 
-    async def _run(self, timer: CancelScope | None) -> Answer[T]:
+    async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         loop = self.loop = running_loop()
         assert loop is not None, "async code runs in a loop"
         limiter, abandon_on_cancel, _, context = self._options
         # Made before anything is taken, and given back in two `finally`: a signal handler may raise between any two
         # bytecodes, those of the first one included.
         slot = self.slot = _slots.Slot(limiter or _default_limiter.of(loop))
-        self._claim = None if context is None else Claim(context, name_of(self._func))
-        in_the_task = loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_lane
+        self._lease = None if context is None else ContextLease(context, name_of(self._func))
+        in_the_task = loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_runner
         try:
             try:
-                if self._claim is not None:
-                    self._claim.take()
+                if self._lease is not None:
+                    self._lease.take()
                 if not _slots.take(slot):
-                    await until_held(slot, loop)
+                    await wait_for_slot(slot, loop)
                 cancellation: BaseException | None = None
                 try:
                     if in_the_task:
@@ -176,11 +176,11 @@ class Job(Worker, Generic[T]):
         """
         self._ended = Event()  # before the claim: a worker that comes second sets it
         try:
-            if self.outcome.claim():
+            if self.outcome.try_claim():
                 try:
                     self.cancel()
                     if not self._options.abandon_on_cancel:
-                        cancellation = await outlast(self._ended, cancellation, timer)
+                        cancellation = await wait_shielded(self._ended, cancellation, timer)
                 finally:  # though a signal handler raised
                     if not self._ended.is_set():
                         self._abandon()
@@ -206,10 +206,10 @@ class Job(Worker, Generic[T]):
         value: T | None = None
         error: BaseException | None = None
         try:
-            if self._claim is None:
+            if self._lease is None:
                 value = self._func(*self._args, **self._kwargs)
             else:
-                value = self._claim.run(partial(self._func, *self._args, **self._kwargs), forget_library)
+                value = self._lease.run(partial(self._func, *self._args, **self._kwargs), forget_library)
             if close_coroutine(value):
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:
@@ -232,12 +232,12 @@ class Job(Worker, Generic[T]):
         """Give back what the call has taken. Doing so twice is harmless."""
         if self.slot is not None:  # pragma: no branch  without one, asking for it has failed
             _slots.release(self.slot)
-        if self._claim is not None:
-            self._claim.release()
+        if self._lease is not None:
+            self._lease.release()
 
 
 _default_limiter = DefaultLimiter(to_thread.current_default_thread_limiter)
-_abandoned: set[Job[Any]] = set()
+_abandoned: set[ThreadCall[Any]] = set()
 
 
 def count_abandoned_threads() -> int:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
-from ._calls import Answer, Call
-from ._checks import require_count, wrong_source
-from ._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
-from ._eventloop import submit_to_background
-from ._lanes import TaskLane, ThreadLane
-from ._loops import current_loop
-from ._loopthread import submit_here
-from ._synccalls import call_from_sync, thread
-from ._waits import cancelled_classes, outlast, set_from_anywhere
+from .._core._calls import OneShotFuture, TaskCall
+from .._core._checks import require_count, wrong_source
+from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
+from .._eventloops._background import submit_to_background
+from ._runners import TaskRunner, ThreadRunner
+from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import submit_here
+from .._eventloops._synccalls import call_from_sync, thread
+from .._eventloops._waits import cancelled_classes, wait_shielded, set_from_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
@@ -50,8 +50,8 @@ class _Feed(Generic[T]):
         self._closed = False
         self._busy = False
         self._at_hand = 0  # how many items in a row were there already
-        self._lane: ThreadLane[None] | None = None
-        self._fetching: Call[None] | None = None  # what fills the buffer behind the back of the consumer
+        self._runner: ThreadRunner[None] | None = None
+        self._fetching: TaskCall[None] | None = None  # what fills the buffer behind the back of the consumer
         self._news: Event | None = None  # set when an item or the end has come
         self._idle: Event | None = None  # set when nothing is being fetched any more
 
@@ -61,7 +61,7 @@ class _Feed(Generic[T]):
             raise InUseError(
                 "another task is waiting for the next item of this iterator: give each task one of its own"
             )
-        if self._lane is not None and self._lane.loop.native is not current_loop().native:
+        if self._runner is not None and self._runner.loop.native is not current_loop().native:
             raise LoopStateError("this iterator belongs to another event loop: use it in the one where it was begun")
         self._busy = True
         try:
@@ -88,12 +88,12 @@ class _Feed(Generic[T]):
 
     async def close(self) -> None:
         """Close the iterator and wait for that, whatever cancels us."""
-        lane = self._lane
-        if lane is not None:
-            lane.heard = True
+        runner = self._runner
+        if runner is not None:
+            runner.heard = True
         self.drop()
-        if lane is not None:
-            await lane.left()
+        if runner is not None:
+            await runner.left()
 
     def drop(self) -> None:
         """Close the iterator, in its thread, after the item that is being fetched. From any thread."""
@@ -103,8 +103,8 @@ class _Feed(Generic[T]):
         fetching = self._fetching
         if fetching is not None:
             fetching.cancel()
-        if self._lane is not None:
-            self._lane.leave()
+        if self._runner is not None:
+            self._runner.leave()
         self._closed = True  # not before: whoever is interrupted by a signal handler does it again
 
     def _raise_end(self) -> None:
@@ -122,11 +122,11 @@ class _Feed(Generic[T]):
         """Wait until there is an item, or the end."""
         if self._over:
             return
-        if self._lane is None:
-            self._lane = ThreadLane("iterate_in_threadpool", self._close)
+        if self._runner is None:
+            self._runner = ThreadRunner("iterate_in_threadpool", self._close)
         if not self._prefetch:
             try:
-                await self._lane.run(self._fetch)
+                await self._runner.run(self._fetch)
             except LoopEndedError:
                 if not self._over:  # else another task closed it while we waited for a slot: that is the end
                     raise
@@ -154,17 +154,17 @@ class _Feed(Generic[T]):
             self._paused = True
             self._idle = idle = Event()
             fetching.cancel()
-            cancellation = await outlast(idle, cancellation)
+            cancellation = await wait_shielded(idle, cancellation)
         return cancellation
 
     def _fetch_ahead(self) -> None:
         """Have the buffer filled, unless it is being filled already."""
         if self._over:
             return
-        assert self._lane is not None, "the first item has been asked for"
+        assert self._runner is not None, "the first item has been asked for"
         if self._fetching is None:
             self._paused = False
-            self._fetching = Call(partial(self._lane.run, self._fetch), Answer(self._fetched))
+            self._fetching = TaskCall(partial(self._runner.run, self._fetch), OneShotFuture(self._fetched))
         if not self._fetching.accepted:
             submit_here(self._fetching, copy_context())
 
@@ -172,7 +172,7 @@ class _Feed(Generic[T]):
         """Note that nothing is being fetched any more."""
         try:
             if self._fetching is not None:
-                self._fetching.answer.read()
+                self._fetching.future.read()
         except BaseException as exc:  # it could not even be tried
             if not self._paused:
                 self._over = True
@@ -215,8 +215,8 @@ class _Feed(Generic[T]):
     def _tell(self) -> None:
         """Wake the consumer, from the thread."""
         news, self._news = self._news, None
-        if news is not None and self._lane is not None:
-            set_from_anywhere(self._lane.loop, news)
+        if news is not None and self._runner is not None:
+            set_from_anywhere(self._runner.loop, news)
 
     def _close(self) -> None:
         """Close the iterator if it was left early, in the thread."""
@@ -367,30 +367,30 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
 
 
 def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
-    lane = TaskLane(steps.close)
+    runner = TaskRunner(steps.close)
     helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
     try:
         try:
-            call_from_sync(lane.start, source, helper, instead, submit_to_background)
+            call_from_sync(runner.start, source, helper, instead, submit_to_background)
             while True:
                 try:
-                    item = call_from_sync(steps.next, source, helper, instead, lane.take, always=True)
+                    item = call_from_sync(steps.next, source, helper, instead, runner.take, always=True)
                 except LoopEndedError:
-                    if lane.outcome is not None:  # a scope that it holds open was cancelled
-                        lane.outcome.read()
+                    if runner.outcome is not None:  # a scope that it holds open was cancelled
+                        runner.outcome.read()
                     raise
                 if steps.over:
                     return
                 yield item
         finally:
-            if not lane.over:  # as it is at the end of the interpreter, where nothing is there that a module imported
+            if not runner.over:  # as it is at the end of the interpreter, where nothing is there that a module imported
                 with suppress(LoopEndedError):  # it has been closed then, or its start was interrupted
                     try:
-                        finish = partial(lane.finish, steps.close)
-                        call_from_sync(finish, source, helper, instead, lane.take, always=True)
+                        finish = partial(runner.finish, steps.close)
+                        call_from_sync(finish, source, helper, instead, runner.take, always=True)
                     except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
-                        lane.leave()
+                        runner.leave()
     finally:
-        if not lane.over:  # a signal handler has raised in the `finally` above
+        if not runner.over:  # a signal handler has raised in the `finally` above
             with suppress(LoopEndedError):
-                lane.leave()
+                runner.leave()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio import move_on_after
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._errors import LoopEndedError
+from .._core._errors import LoopEndedError
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from ._calls import Call, Loop
+    from .._core._calls import TaskCall, Loop
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class AsyncioLoop:
                 raise LoopEndedError("the event loop of this call has ended") from None
             raise
 
-    def submit(self, call: Call[Any], context: Context) -> None:
+    def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
             # At once, as it is faster; and what a loop that is ending does not know of, it does not cancel, but drops.
@@ -57,7 +57,7 @@ class AsyncioLoop:
         else:
             self.post(call.begin, self._start, call, context=context)
 
-    def _start(self, call: Call[Any]) -> None:
+    def _start(self, call: TaskCall[Any]) -> None:
         _mark_context("asyncio")
         # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
         running = self._run(call)
@@ -69,11 +69,11 @@ class AsyncioLoop:
         task.add_done_callback(partial(self._ended, call))
 
     @staticmethod
-    def _ended(call: Call[Any], task: asyncio.Task[None]) -> None:
-        if not call.answer.stands:  # else whatever it raised is asyncio's to show
+    def _ended(call: TaskCall[Any], task: asyncio.Task[None]) -> None:
+        if not call.future.done:  # else whatever it raised is asyncio's to show
             call.fail_unless_run(None if task.cancelled() else task.exception())
 
-    async def _run(self, call: Call[Any]) -> None:
+    async def _run(self, call: TaskCall[Any]) -> None:
         await call.run(_current_task().cancel)
 
     def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
@@ -152,14 +152,14 @@ class TrioLoop:
                 raise
             raise LoopEndedError("the event loop of this call has ended") from None
 
-    def submit(self, call: Call[Any], context: Context) -> None:
+    def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
             call.begin(self._start, call, context)
         else:
             self.post(call.begin, self._start, call, context)
 
-    def _start(self, call: Call[Any], context: Context) -> None:
+    def _start(self, call: TaskCall[Any], context: Context) -> None:
         import trio
 
         try:
@@ -169,12 +169,12 @@ class TrioLoop:
         # A signal handler that raises before the first step of a task ends the task, and with it trio's run.
         call.task_has_ended = lambda: task.coro.cr_frame is None
 
-    async def _run(self, call: Call[Any]) -> None:
+    async def _run(self, call: TaskCall[Any]) -> None:
         try:
             with sys.modules["trio"].CancelScope() as scope:
                 await call.run(scope.cancel)
         except Exception as exc:  # of a signal handler, outside of `call.run`: from here it would end the loop
-            if call.answer.stands:
+            if call.future.done:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             call.fail_unless_run(exc)
 

@@ -76,7 +76,7 @@ class Slot:
     lender: Slot | None = None  # whose slot this is; None: its own
     borrower: Slot | None = None  # the descendant that runs on this slot while its owner waits
     ancestors: tuple[Slot, ...] = ()  # while queued: those with a slot of the same limiter, nearest first
-    heirs: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
+    queued_descendants: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self.limiter: CapacityLimiter | None = limiter  # kept alive, and its accounts with it, until we end
@@ -152,14 +152,14 @@ class Limit:
         self.queue[slot] = None
         slot.ancestors = tuple(slot.same_limit_ancestors())
         for ancestor in slot.ancestors:
-            if ancestor.heirs is None:
-                ancestor.heirs = OrderedDict()
-            ancestor.heirs[slot] = None
+            if ancestor.queued_descendants is None:
+                ancestor.queued_descendants = OrderedDict()
+            ancestor.queued_descendants[slot] = None
 
     def dequeue(self, slot: Slot) -> None:
         for ancestor in slot.ancestors:
-            if ancestor.heirs is not None:  # pragma: no branch  unless a signal handler raised just before
-                ancestor.heirs.pop(slot, None)
+            if ancestor.queued_descendants is not None:  # pragma: no branch  unless a signal handler raised just before
+                ancestor.queued_descendants.pop(slot, None)
         slot.ancestors = ()
         self.queue.pop(slot, None)
 
@@ -208,8 +208,8 @@ class Limit:
         Return those whose callers are to be woken.
         """
         served: list[Slot] = []
-        if lender is not None and lender.heirs and lender.waits and lender.borrower is None:
-            served.append(self.grant_queued(next(iter(lender.heirs)), lender))
+        if lender is not None and lender.queued_descendants and lender.waits and lender.borrower is None:
+            served.append(self.grant_queued(next(iter(lender.queued_descendants)), lender))
         if self.queue:
             free = self.free()
             while self.queue and free > 0:
@@ -533,7 +533,7 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
     return served
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """After a fork: no thread that held a slot has come along, and the lock may have been taken by one of them."""
     global _lock, _inside, _sound, _watcher
     _lock = threading.RLock()
@@ -547,4 +547,4 @@ def _start_afresh() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import RunFinishedError, from_thread, to_thread
 
-from . import _slots
-from ._calls import Answer, Call, SyncAnswer
-from ._checks import name_of
-from ._errors import LoopEndedError, LoopStateError, LoopThreadError
+from .._core import _slots
+from .._core._calls import OneShotFuture, TaskCall, BlockingFuture
+from .._core._checks import name_of
+from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
 from ._loops import current_loop, running_loop
 from ._waits import call_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from ._calls import Loop
+    from .._core._calls import Loop
 
-    Submit = Callable[[Call[Any], Context], None]
+    Submit = Callable[[TaskCall[Any], Context], None]
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Worker:
     loop: Loop | None = None
     slot: _slots.Slot | None = None
     called_back_in_the_task = False  # whether its calls are run by the task that waits for it (trio)
-    call: Call[Any] | None = None  # the one that the thread waits for
+    call: TaskCall[Any] | None = None  # the one that the thread waits for
     _cancelled = False
     _told = False  # whether the thread has seen the cancellation, in a call that it waited for
 
@@ -68,11 +68,11 @@ class Worker:
         assert self.loop is not None, "set before the worker starts"
         return self.loop
 
-    def submit(self, call: Call[Any], context: Context) -> None:
+    def submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the worker's own loop run *call*."""
         self.way_back().submit(call, context)
 
-    def enter(self, call: Call[Any]) -> Call[Any] | None:
+    def enter(self, call: TaskCall[Any]) -> TaskCall[Any] | None:
         """Lend the slot, for the thread is going to wait for *call*. Return the one that it waits for already.
 
         There is one where the garbage collector, or a signal handler, makes a call in the midst of another.
@@ -84,7 +84,7 @@ class Worker:
             call.cancel()
         return outer
 
-    def leave(self, call: Call[Any], outer: Call[Any] | None) -> None:
+    def leave(self, call: TaskCall[Any], outer: TaskCall[Any] | None) -> None:
         assert self.slot is not None, "set before the worker starts"
         _slots.take_back(self.slot, call)
         self.call = outer
@@ -124,7 +124,7 @@ def call_from_sync(
     submit: Submit,
     *,
     always: bool = False,
-    offer: Callable[[Answer[T]], None] | None = None,
+    offer: Callable[[OneShotFuture[T]], None] | None = None,
 ) -> T:
     """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
@@ -142,52 +142,52 @@ def call_from_sync(
             f"{helper.format(name_of(func))}() was called by a finalizer in the midst of another call of this thread, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    answer: SyncAnswer[T] = SyncAnswer()
-    call = Call(work, answer, made_elsewhere=True)
+    future: BlockingFuture[T] = BlockingFuture()
+    call = TaskCall(work, future, made_elsewhere=True)
     worker = thread.worker
     if worker is not None:
         outer = worker.enter(call)
         try:
             if worker.called_back_in_the_task:
                 # Only to wait: what ran there would pile up on the one task, level by level.
-                _call_in_waiting_task(Call(_elsewhere(submit if always else worker.submit, work, func), answer))
+                _call_in_waiting_task(TaskCall(_elsewhere(submit if always else worker.submit, work, func), future))
             else:
                 if offer is not None:
-                    offer(answer)
-                _call_and_wait(call, answer, submit if always else worker.submit, its_loop_may_be_interrupted=True)
+                    offer(future)
+                _call_and_wait(call, future, submit if always else worker.submit, its_loop_may_be_interrupted=True)
         finally:
             worker.leave(call, outer)
-    elif not _call_from_others_worker(Call(_elsewhere(submit, work, func), answer) if always else call):
+    elif not _call_from_others_worker(TaskCall(_elsewhere(submit, work, func), future) if always else call):
         if offer is not None:
-            offer(answer)
-        _call_and_wait(call, answer, submit)
-    return answer.read()
+            offer(future)
+        _call_and_wait(call, future, submit)
+    return future.read()
 
 
 def _call_and_wait(
-    call: Call[T], answer: SyncAnswer[T], submit: Submit, *, its_loop_may_be_interrupted: bool = False
+    call: TaskCall[T], future: BlockingFuture[T], submit: Submit, *, its_loop_may_be_interrupted: bool = False
 ) -> None:
     """Submit *call* and wait for its *answer*. The loop may be in the main thread, where signal handlers raise."""
     submit_it = partial(submit, call, copy_context())
     again = submit_it if its_loop_may_be_interrupted else None
     try:
         submit_it()
-        _wait(call, answer, again)
+        _wait(call, future, again)
     except LoopEndedError:
         raise
     except BaseException:  # Ctrl-C, or what another signal handler raised; a second one goes through
         # It may have come before the call was submitted, and after the answer was given: wait for nothing then.
-        if call.cancel() and not answer.stands:
-            _wait(call, answer, again)
+        if call.cancel() and not future.done:
+            _wait(call, future, again)
         raise
 
 
-def _wait(call: Call[T], answer: SyncAnswer[T], again: Callable[[], object] | None) -> None:
+def _wait(call: TaskCall[T], future: BlockingFuture[T], again: Callable[[], object] | None) -> None:
     """Wait for *answer*. Now and then look whether it will come: the loop may have ended, or been interrupted."""
     looks, next_try = 0, 1
-    while not answer.done.acquire(timeout=GONE_CHECK_SECONDS) and not answer.stands:
+    while not future.ready.acquire(timeout=GONE_CHECK_SECONDS) and not future.done:
         if call.loop is not None and call.loop.is_gone():
-            answer.write(None, LoopEndedError("the event loop of this call has ended"))
+            future.write(None, LoopEndedError("the event loop of this call has ended"))
             continue
         looks += 1
         if looks == next_try:  # ever less often: a loop that is merely busy would remember each of them
@@ -206,7 +206,7 @@ def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -
     return run_elsewhere
 
 
-def _call_in_waiting_task(call: Call[Any]) -> None:
+def _call_in_waiting_task(call: TaskCall[Any]) -> None:
     """Have the task that waits for this worker run *call*."""
     try:
         from_thread.run(call.run, _cancelled_by_others)
@@ -214,7 +214,7 @@ def _call_in_waiting_task(call: Call[Any]) -> None:
         raise LoopEndedError("the event loop of this worker thread has ended") from None
 
 
-def _call_from_others_worker(call: Call[Any]) -> bool:
+def _call_from_others_worker(call: TaskCall[Any]) -> bool:
     """Run *call* in the loop whose worker this is, though we did not start it. Return whether there is one."""
     if thread.forked or threading.current_thread() is threading.main_thread():
         return False
@@ -245,7 +245,7 @@ def _call_from_others_worker(call: Call[Any]) -> bool:
         except RuntimeError:  # not a worker of this library, or its loop has ended
             assert not entered, "what the call raises is in its answer"
         except CancelledError:  # the loop ended before the call could start
-            call.answer.write(None, LoopEndedError("the event loop of this worker thread has ended"))
+            call.future.write(None, LoopEndedError("the event loop of this worker thread has ended"))
             return True
         else:
             return True
@@ -256,7 +256,7 @@ def _cancelled_by_others() -> None:
     """Stand in for the way to cancel a task, where anyio or trio does it with the task that waits for the thread."""
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """After a fork: the loops' threads have not come along."""
     thread.worker = None
     thread.forked = True
@@ -265,4 +265,4 @@ def _start_afresh() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -2,7 +2,7 @@
 
 Guarantees:
 
-- An `Answer` is written in one step, by the first who does so: nobody is ever between the claim and the writing.
+- An `OneShotFuture` is written in one step, by the first who does so: nobody is ever between the claim and the writing.
   Whoever waits for it is told at least once, though a signal handler raises in the midst of that.
 - What a signal handler raises in the loop's thread while it begins a call, or runs it, becomes the call's answer.
 - A call that is cancelled while another thread submits it learns of it: each of the two takes a step on one list before
@@ -56,7 +56,7 @@ class Loop(Protocol):
     def post(self, func: Callable[..., object], *args: object) -> None:
         """Have the loop call *func* soon. Returns at once."""
 
-    def submit(self, call: Call[Any], context: Context) -> None:
+    def submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call* in a task of its own, in a copy of *context* or in itself. Returns at once."""
 
     def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
@@ -88,23 +88,23 @@ class Loop(Protocol):
         """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
 
 
-class Answer(Generic[T]):
+class OneShotFuture(Generic[T]):
     """What a call came to: the value and the error, one of them `None`. The first to write it counts.
 
     Args:
         announce: Is called when the answer stands, sometimes twice; `None` where nobody waits for it.
     """
 
-    def __init__(self, announce: Callable[[], object] | None = None) -> None:
+    def __init__(self, on_done: Callable[[], object] | None = None) -> None:
         self._outcomes: list[list[Any]] = []  # the first one counts: value and error
-        self.announce = announce
+        self.on_done = on_done
 
     @property
-    def stands(self) -> bool:
+    def done(self) -> bool:
         """Whether it has been written."""
         return bool(self._outcomes)
 
-    def claim(self) -> bool:
+    def try_claim(self) -> bool:
         """Keep others from writing the answer, unless somebody was first."""
         return self._write([None, None])
 
@@ -113,12 +113,12 @@ class Answer(Generic[T]):
         outcome = [value, error]  # a list, for constant tuples are one and the same
         try:
             first = self._write(outcome)
-            if first and self.announce is not None:
-                self.announce()
+            if first and self.on_done is not None:
+                self.on_done()
         except BaseException:  # of a signal handler: the one who waits must hear of it all the same
             ours = bool(self._outcomes) and self._outcomes[0] is outcome
-            if ours and self.announce is not None:  # pragma: no branch  else there is nothing to tell
-                self.announce()
+            if ours and self.on_done is not None:  # pragma: no branch  else there is nothing to tell
+                self.on_done()
             raise
         return first
 
@@ -148,7 +148,7 @@ def without_our_frame(exc: BaseException) -> BaseException:
     return exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
 
 
-class Call(Generic[T]):
+class TaskCall(Generic[T]):
     """An async function that one thread has another thread's loop run, in a task of its own."""
 
     _abort: Callable[[], object] | None = None  # while the task runs: cancels it; for the loop's thread only
@@ -160,12 +160,12 @@ class Call(Generic[T]):
     task_has_ended: Callable[[], bool] | None = None  # where nobody tells us of that; for the loop's thread only
     accepted = False  # whether the loop has taken it in, or given it up; for the loop's thread only
     past = False  # whether a thread is to run it past the loop
-    on_end: Callable[[Call[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
+    on_end: Callable[[TaskCall[Any]], None] | None = None  # is told when the call has ended, in the loop's thread
     loop: Loop | None = None  # where it is submitted, or about to be: `set_loop` says it
 
-    def __init__(self, work: Callable[[], Awaitable[T]], answer: Answer[T], made_elsewhere: bool = False) -> None:
+    def __init__(self, work: Callable[[], Awaitable[T]], future: OneShotFuture[T], made_elsewhere: bool = False) -> None:
         self._work = work
-        self.answer = answer
+        self.future = future
         self.made_elsewhere = made_elsewhere  # for certain, and not in the loop that is to run it
         self._steps: list[str] = []  # on which `set_loop` and `cancel` take one before either looks at the other
 
@@ -174,7 +174,7 @@ class Call(Generic[T]):
         self.loop = loop
         self._steps.append("set_loop")
 
-    def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[Call[Any]], None]) -> None:
+    def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[TaskCall[Any]], None]) -> None:
         """Say that a thread of *loop* is to run the call, past the loop; *abort* cancels it, in the loop's thread."""
         self.past = True
         self.on_end = on_end
@@ -189,7 +189,7 @@ class Call(Generic[T]):
     def end_past(self, value: T) -> None:
         """End the call, which a thread has run past the loop; where the end of the loop has cancelled it, with that."""
         if self._reason is None:
-            self.answer.write(value, None)
+            self.future.write(value, None)
         self.fail(self._reason)
 
     def give_up(self) -> None:
@@ -212,7 +212,7 @@ class Call(Generic[T]):
         try:
             await self._run(abort)
         except BaseException as exc:  # of a signal handler, outside of the work
-            if not self.answer.write(None, without_our_frame(exc)):
+            if not self.future.write(None, without_our_frame(exc)):
                 raise
         finally:
             self._abort = None
@@ -220,7 +220,7 @@ class Call(Generic[T]):
                 self.on_end(self)
 
     async def _run(self, abort: Callable[[], object]) -> None:
-        if self.answer.stands:  # its caller has been told that it could not begin
+        if self.future.done:  # its caller has been told that it could not begin
             return
         self._abort = abort
         if self._cancelled:
@@ -237,12 +237,12 @@ class Call(Generic[T]):
                 if self._reason is not None:
                     self._reason.__cause__ = error
                     error = self._reason
-            self.answer.write(None, error)
+            self.future.write(None, error)
             del error
         else:
             if self.aborted:
                 await self._take_in()
-            self.answer.write(value, None)
+            self.future.write(value, None)
 
     async def _take_in(self) -> None:
         """Take a cancellation that the work did not wait for off the task: it is not for what comes next there."""
@@ -300,26 +300,26 @@ class Call(Generic[T]):
 
         That is what asyncio does at the end of a loop.
         """
-        if not self.answer.stands:
+        if not self.future.done:
             ended = LoopEndedError("the event loop of this call has ended, or cancelled it before it began")
             self.fail(error or ended)
 
     def fail(self, error: BaseException | None) -> None:
         """End the call, with *error* if it has no answer yet; in the loop's thread, if it was to run there."""
         self._abort = None
-        self.answer.write(None, error)
+        self.future.write(None, error)
         if self.on_end is not None:
             self.on_end(self)
 
 
-class SyncAnswer(Answer[T]):
-    """An answer that a thread waits for, by taking *done*."""
+class BlockingFuture(OneShotFuture[T]):
+    """An answer that a thread waits for, by taking *ready*."""
 
     def __init__(self) -> None:
-        self.done = Lock()
-        self.done.acquire()
+        self.ready = Lock()
+        self.ready.acquire()
         super().__init__(self._say_so)
 
     def _say_so(self) -> None:
-        if self.done.locked():  # else it has been said
-            self.done.release()
+        if self.ready.locked():  # else it has been said
+            self.ready.release()

@@ -6,9 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _standby
-from ._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
-from ._jobs import Job, JobOptions
-from ._synccalls import call_from_sync
+from .._core._checks import (require_context, require_flag, require_limiter, require_sync, require_timeout)
+from ._threadcall import ThreadCall, ThreadOptions
+from .._eventloops._synccalls import call_from_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         `text = await run_in_threadpool(path.read_text, encoding="utf-8")`
     """
     require_sync(func, "run_in_threadpool")
-    outcome = await Job("run_in_threadpool", func, args, kwargs).run()
+    outcome = await ThreadCall("run_in_threadpool", func, args, kwargs).run()
     return outcome.read()
 
 
@@ -75,16 +75,16 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
         `text = run_in_threadpool_sync(path.read_text, encoding="utf-8")`
     """
     require_sync(func, "run_in_threadpool_sync")
-    job = Job("run_in_threadpool_sync", func, args, kwargs)
-    return _wait_for(job, func, "run_in_threadpool_sync", "await run_in_threadpool({}, ...)")
+    thread_call = ThreadCall("run_in_threadpool_sync", func, args, kwargs)
+    return _wait_for(thread_call, func, "run_in_threadpool_sync", "await run_in_threadpool({}, ...)")
 
 
-def _wait_for(job: Job[T], func: Callable[..., T], helper: str, instead: str) -> T:
-    submit = partial(_standby.submit, job)
-    return call_from_sync(job.run, func, helper, instead, submit, offer=job.answer_directly).read()
+def _wait_for(thread_call: ThreadCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
+    submit = partial(_standby.submit, thread_call)
+    return call_from_sync(thread_call.run, func, helper, instead, submit, offer=thread_call.answer_directly).read()
 
 
-class ThreadPlace(JobOptions):
+class ThreadPlace(ThreadOptions):
     """Where `in_threadpool` runs a function, and how."""
 
     __slots__ = ()
@@ -102,9 +102,9 @@ class ThreadPlace(JobOptions):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        outcome = await Job("in_threadpool", func, args, kwargs, self).run()
+        outcome = await ThreadCall("in_threadpool", func, args, kwargs, self).run()
         return outcome.read()
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        return _wait_for(Job("in_threadpool", func, args, kwargs, self), func, "{}.sync", "await {}(...)")
+        return _wait_for(ThreadCall("in_threadpool", func, args, kwargs, self), func, "{}.sync", "await {}(...)")

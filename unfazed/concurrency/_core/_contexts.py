@@ -3,7 +3,7 @@
 A `contextvars.Context` can be entered by one thread at a time. Two calls at once in one would get Python's "cannot
 enter context", sometimes, and by whoever comes second; so a call claims its context from its beginning to its end.
 
-`_claims` needs no lock: `dict.setdefault`, `get` and `pop` are atomic, and a call removes its own claim alone. A forked
+`_leases` needs no lock: `dict.setdefault`, `get` and `pop` are atomic, and a call removes its own claim alone. A forked
 child starts without claims.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Claim:
+class ContextLease:
     """A call's right to a context, from `take` until it is released. Made first, to be given back whatever happens.
 
     Args:
@@ -43,7 +43,7 @@ class Claim:
         Raises:
             InUseError: If another call has it, or some thread is in it: this one, for instance.
         """
-        holder = _claims.setdefault(id(self.context), self)  # keeps the context, so the number is not used again
+        holder = _leases.setdefault(id(self.context), self)  # keeps the context, so the number is not used again
         if holder is not self:
             raise self._in_use(f"{holder.name}() has not ended in it yet")
         try:
@@ -60,8 +60,8 @@ class Claim:
 
     def release(self) -> None:
         """End the claim. Doing so twice is harmless."""
-        if _claims.get(id(self.context)) is self:
-            _claims.pop(id(self.context), None)
+        if _leases.get(id(self.context)) is self:
+            _leases.pop(id(self.context), None)
 
     def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
         """Run *func* in the context, on behalf of the same call as the current code."""
@@ -125,7 +125,7 @@ async def _on_behalf_of_async(slot: Any, func: Callable[[], Awaitable[T]], mark_
         current_slot.reset(token)
 
 
-_claims: dict[int, Claim] = {}
+_leases: dict[int, ContextLease] = {}
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_claims.clear)
+    os.register_at_fork(after_in_child=_leases.clear)

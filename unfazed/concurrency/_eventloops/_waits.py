@@ -12,17 +12,17 @@ from weakref import ref
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, get_cancelled_exc_class, move_on_after
 
-from . import _slots
-from ._calls import Answer, Call
-from ._checks import name_of
-from ._errors import CallCancelledError, CallTimeoutError, LoopEndedError
+from .._core import _slots
+from .._core._calls import OneShotFuture, TaskCall
+from .._core._checks import name_of
+from .._core._errors import CallCancelledError, CallTimeoutError, LoopEndedError
 from ._loops import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ._calls import Loop
-    from ._slots import Slot
+    from .._core._calls import Loop
+    from .._core._slots import Slot
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class DefaultLimiter:
         return limiter
 
 
-async def until_held(slot: Slot, loop: Loop) -> None:
+async def wait_for_slot(slot: Slot, loop: Loop) -> None:
     """Queue for *slot*, and wait in the current *loop* until it has been granted; whoever made it releases it.
 
     Who wakes us: whoever gives one back, on any thread, or the watcher.
@@ -93,7 +93,7 @@ async def until_held(slot: Slot, loop: Loop) -> None:
         await event.wait()
 
 
-async def outlast(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
+async def wait_shielded(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
     """Wait for *event*, whatever else cancels us: asyncio's own cancellation goes straight through a shield.
 
     Not past the end of *timer*, a scope that we are in. Return what to raise then, outside of any `except`: of several
@@ -139,17 +139,17 @@ async def wait_for_end(
         cancellation = exc
     on_cancel()
     try:
-        cancellation = await outlast(event, cancellation, timer)
+        cancellation = await wait_shielded(event, cancellation, timer)
         if on_timeout is not None and not event.is_set() and not isinstance(cancellation, GeneratorExit):
             on_timeout()
-            cancellation = await outlast(event, cancellation)
+            cancellation = await wait_shielded(event, cancellation)
         raise cancellation
     finally:
         del cancellation
 
 
 async def call_in(
-    submit: Callable[[Call[T], Context], None],
+    submit: Callable[[TaskCall[T], Context], None],
     work: Callable[[], Awaitable[T]],
     func: object,
     here: Loop,
@@ -163,8 +163,8 @@ async def call_in(
     task or the end of its loop.
     """
     event = Event()
-    answer: Answer[T] = Answer(lambda: set_from_anywhere(here, event))
-    call = Call(work, answer)
+    future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
+    call = TaskCall(work, future)
     begin = partial(submit, call, copy_context() if context is None else context)
 
     def cancel() -> None:
@@ -173,7 +173,7 @@ async def call_in(
 
     await wait_for_end(event, cancel, begin=begin)
     try:
-        return answer.read()
+        return future.read()
     except cancelled_classes() as exc:
         raise CallCancelledError(name_of(func)) from exc
 

@@ -1,0 +1,10 @@
+"""Event loops: the background loop, loops in threads of their own, how sync code finds one, how async code waits.
+
+    _background.py    a call in an event loop; the background event loop
+    _loopthread.py    `EventLoopThread`: an event loop in a thread of its own
+    _synccalls.py     how sync code finds a loop, and waits for it
+    _waits.py         how async code waits, whatever cancels it; timeouts; default limiters
+    _loops.py         running loops as other threads see them: all that differs between asyncio and trio
+
+Nothing here runs functions of the caller's in threads, processes or executors. A file imports from those below it.
+"""
