@@ -26,7 +26,17 @@ import loky
 import starlette.concurrency
 import unfazed_compat.asgiref as adapter
 
-from unfazed.concurrency import (in_threadpool, iterate_in_threadpool, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency import (
+    in_threadpool,
+    iterate_in_threadpool,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 
 from ._measure import OURS
 

@@ -17,7 +17,7 @@ import anyio
 import psutil
 from anyio.to_thread import current_default_thread_limiter
 
-from unfazed.concurrency import (EventLoopThread, iterate_in_threadpool, run_in_threadpool, warm_up_processpool)
+from unfazed.concurrency import EventLoopThread, iterate_in_threadpool, run_in_threadpool, warm_up_processpool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

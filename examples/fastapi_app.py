@@ -29,7 +29,7 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 from unfazed_compat.starlette import contextmanager_in_threadpool, iterate_in_threadpool, run_in_threadpool
 
-from unfazed.concurrency import (count_abandoned_threads, run_in_eventloop_sync, run_in_processpool)
+from unfazed.concurrency import count_abandoned_threads, run_in_eventloop_sync, run_in_processpool
 
 CONNECTIONS = 4  # fewer than there are threads: requests wait for each other here
 

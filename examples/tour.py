@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_process
 
-from unfazed.concurrency import (EventLoopThread, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync, warm_up_processpool)
+from unfazed.concurrency import (
+    EventLoopThread,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+    warm_up_processpool,
+)
 
 try:
     import trio as trio

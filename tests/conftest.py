@@ -20,10 +20,10 @@ import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
 
 import unfazed.concurrency
+from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._eventloops import _background
-from unfazed.concurrency._core import _slots
-from unfazed.concurrency._threads import _standby
 from unfazed.concurrency._processes import _pool
+from unfazed.concurrency._threads import _standby
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -297,7 +297,7 @@ def leave_nothing_behind() -> Iterator[None]:
     )
     wait_until_none(lambda: set(psutil.Process().children(recursive=True)) - _earlier)
     # a thread of trio's that was abandoned gives its slot back just after its function has ended
-    wait_until_none(lambda: [limit for limit in list(_slots._limits.values()) if limit.occupied or limit.running])
+    wait_until_none(lambda: [limit for limit in list(_limits.limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
     gc.collect()  # whatever is to complain when it is collected does it here
     freeze()  # what is still there need not be looked at after each test to come

@@ -25,10 +25,28 @@ import anyio.to_thread
 from hypothesis import strategies as st
 from process_functions import NodeError, NodeExit, leaf, raise_end
 
-from unfazed.concurrency import (CallTimeoutError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, in_eventloop, in_executor, in_processpool, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _contexts, _slots
+from unfazed.concurrency import (
+    CallTimeoutError,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _contexts, _limits
 from unfazed.concurrency._eventloops import _background
-from unfazed.concurrency._threads import _threadcall, _standby
+from unfazed.concurrency._threads import _standby, _threadcall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -579,9 +597,9 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
             errors.append(exc)
 
     tree = fitted(tree, parent_is_sync=root == "sync")
-    relieve = _slots.Limit.relieve
+    relieve = _limits.Limit.relieve
 
-    def count_those_let_in(self: _slots.Limit, now: float) -> list[_slots.Slot]:
+    def count_those_let_in(self: _limits.Limit, now: float) -> list[_limits.Slot]:
         let_in = relieve(self, now)
         with run.lock:
             run.excused += len(let_in)
@@ -589,7 +607,7 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
 
     with ThreadPoolExecutor(64) as executor:
         run = Run(executor, asyncio_only)
-        _slots.Limit.relieve = count_those_let_in  # type: ignore[method-assign]
+        _limits.Limit.relieve = count_those_let_in  # type: ignore[method-assign]
         try:
             run_in_eventloop_sync(set_limit)
             thread = threading.Thread(target=guarded, daemon=True, name="root of the tree")
@@ -599,7 +617,7 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
                 executor.shutdown(wait=False)
                 raise RuntimeError(f"hangs: {tree}")
         finally:
-            _slots.Limit.relieve = relieve  # type: ignore[method-assign]
+            _limits.Limit.relieve = relieve  # type: ignore[method-assign]
             for gate in run.open_gates:
                 gate.opened.set()
     if errors:
@@ -615,7 +633,7 @@ def leftovers() -> list[str]:
     background = _background._background_thread
 
     def left() -> list[str]:
-        found = [f"slots of {limit}" for limit in list(_slots._limits.values()) if limit.occupied or limit.running]
+        found = [f"slots of {limit}" for limit in list(_limits.limits.values()) if limit.occupied or limit.running]
         found += ["claims"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
         if background is not None:
             calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]

@@ -29,8 +29,27 @@ import anyio
 import anyio.to_thread
 
 import unfazed.concurrency
-from unfazed.concurrency import (CallTimeoutError, EventLoopThread, LoopEndedError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, count_abandoned_threads, in_processpool, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _calls, _contexts, _slots
+from unfazed.concurrency import (
+    CallTimeoutError,
+    EventLoopThread,
+    LoopEndedError,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    count_abandoned_threads,
+    in_processpool,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _contexts, _limits, _taskcall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -258,7 +277,7 @@ def left_behind(before: set[threading.Thread]) -> list[object]:
     threads = [each for each in threading.enumerate() if each not in before and not each.name.startswith(IDLE)]
     limits = [
         f"limit with {limit.occupied} slots taken, {len(limit.queue)} calls queued"
-        for limit in list(_slots._limits.values())
+        for limit in list(_limits.limits.values())
         if limit.holders or limit.queue or limit.occupied or limit.running or limit.extras
     ]
     return [*threads, *limits, *_contexts._leases, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
@@ -299,10 +318,10 @@ def one_round(backend: str) -> None:
 
 def say_who_waits() -> None:
     """Write where each task and each thread stands: to be called from a thread, while a program stands still."""
-    slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_slots._limits.values())]
+    slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
     for call in gc.get_objects():
-        if isinstance(call, _calls.TaskCall) and not call.future.done:
+        if isinstance(call, _taskcall.TaskCall) and not call.future.done:
             print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
     for task in gc.get_objects():
         if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):

@@ -21,7 +21,7 @@ import pytest
 import unfazed_compat.asyncer as ours
 from conftest import Blocking, captured, in_plain_thread, let_others_run, limit_threads
 
-from unfazed.concurrency import (LoopThreadError, WrongFunctionError, count_abandoned_threads, run_in_threadpool)
+from unfazed.concurrency import LoopThreadError, WrongFunctionError, count_abandoned_threads, run_in_threadpool
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

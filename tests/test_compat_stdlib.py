@@ -17,7 +17,7 @@ import pytest
 from conftest import GRACE_SECONDS, Gate
 from unfazed_compat import stdlib
 
-from unfazed.concurrency import (EventLoopThread, LoopEndedError, LoopStateError, WrongFunctionError, WrongOptionError)
+from unfazed.concurrency import EventLoopThread, LoopEndedError, LoopStateError, WrongFunctionError, WrongOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

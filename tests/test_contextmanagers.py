@@ -30,7 +30,19 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import (EventLoopThread, InUseError, LoopEndedError, LoopThreadError, WrongFunctionError, WrongOptionError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency import (
+    EventLoopThread,
+    InUseError,
+    LoopEndedError,
+    LoopThreadError,
+    WrongFunctionError,
+    WrongOptionError,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    run_in_eventloop_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 from unfazed.concurrency._scoped import _contextmanagers, _runners
 
 if TYPE_CHECKING:

@@ -11,8 +11,15 @@ import anyio.lowlevel
 import pytest
 from conftest import Blocking, until_begun, wait_until
 
-from unfazed.concurrency import (CallTimeoutError, InUseError, count_abandoned_threads, in_eventloop, in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _contexts, _slots
+from unfazed.concurrency import (
+    CallTimeoutError,
+    InUseError,
+    count_abandoned_threads,
+    in_eventloop,
+    in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _contexts, _limits, _slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +38,7 @@ def context() -> Iterator[contextvars.Context]:
     yield context
 
     tokens.clear()
-    assert context.get(_slots.current_slot) is None
+    assert context.get(_limits.current_slot) is None
     assert not _contexts._leases
 
 
@@ -167,7 +174,7 @@ def test_a_context_that_is_entered_by_other_means_before_the_call_starts_is_refu
 
     calling, staying = threading.Thread(target=call), threading.Thread(target=context.run, args=(stay,))
     calling.start()
-    wait_until(lambda: _contexts._leases and _slots._limits[id(limiter)].queue, "the call queues")
+    wait_until(lambda: _contexts._leases and _limits.limits[id(limiter)].queue, "the call queues")
     staying.start()
     assert entered.wait(10)
     _slots.release(slot)

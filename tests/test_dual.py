@@ -22,7 +22,20 @@ import anyio.lowlevel
 import process_functions as functions
 import pytest
 
-from unfazed.concurrency import (DualCallable, LoopThreadError, NotSendableError, WrongFunctionError, WrongOptionError, in_eventloop, in_executor, in_processpool, in_threadpool, run_in_eventloop_sync, run_in_processpool, run_in_threadpool)
+from unfazed.concurrency import (
+    DualCallable,
+    LoopThreadError,
+    NotSendableError,
+    WrongFunctionError,
+    WrongOptionError,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+    run_in_eventloop_sync,
+    run_in_processpool,
+    run_in_threadpool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

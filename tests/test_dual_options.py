@@ -19,9 +19,19 @@ import psutil
 import pytest
 from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, until_begun, wait_until
 
-from unfazed.concurrency import (CallTimeoutError, count_abandoned_threads, in_eventloop, in_executor, in_processpool, in_threadpool, run_in_eventloop_sync, run_in_processpool, run_in_threadpool)
+from unfazed.concurrency import (
+    CallTimeoutError,
+    count_abandoned_threads,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+    run_in_eventloop_sync,
+    run_in_processpool,
+    run_in_threadpool,
+)
+from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._threads import _threadcall
-from unfazed.concurrency._core import _slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +58,11 @@ async def wait_for(path: Path) -> None:
 
 
 def occupied(limiter: anyio.CapacityLimiter) -> int:
-    return _slots._limits[id(limiter)].occupied
+    return _limits.limits[id(limiter)].occupied
 
 
 def queued(limiter: anyio.CapacityLimiter) -> int:
-    return len(_slots._limits[id(limiter)].queue)
+    return len(_limits.limits[id(limiter)].queue)
 
 
 # The limiter
@@ -84,7 +94,7 @@ def test_a_limiter_bounds_all_wrappers_that_share_it_from_two_loops_and_plain_th
     threads = [threading.Thread(target=target) for target in (in_a_loop, in_a_loop, first.sync, second.sync)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: id(limiter) in _slots._limits and queued(limiter) == 4, "four of six calls queue")
+    wait_until(lambda: id(limiter) in _limits.limits and queued(limiter) == 4, "four of six calls queue")
     wait_until(lambda: running == 2, "two calls run")
     may_end.set()
     for thread in threads:

@@ -18,9 +18,23 @@ import pytest
 import starlette.concurrency
 from conftest import GRACE_SECONDS, Caller, captured, in_plain_thread, wait_until
 
-from unfazed.concurrency import (CallCancelledError, EventLoopThread, LoopEndedError, LoopStartError, LoopStateError, LoopThreadError, WrongFunctionError, configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls
+from unfazed.concurrency import (
+    CallCancelledError,
+    EventLoopThread,
+    LoopEndedError,
+    LoopStartError,
+    LoopStateError,
+    LoopThreadError,
+    WrongFunctionError,
+    configure_background_eventloop,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 from unfazed.concurrency._core import _slots
+from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls
 
 trio_only = pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
 

@@ -20,7 +20,14 @@ import pytest
 from conftest import GRACE_SECONDS, Caller, captured
 
 import unfazed.concurrency
-from unfazed.concurrency import (ExecutorError, LoopThreadError, WrongFunctionError, run_in_executor, run_in_executor_sync, run_in_threadpool)
+from unfazed.concurrency import (
+    ExecutorError,
+    LoopThreadError,
+    WrongFunctionError,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_threadpool,
+)
 from unfazed.concurrency._core._references import to_send
 
 if TYPE_CHECKING:

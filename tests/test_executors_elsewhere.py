@@ -18,7 +18,7 @@ import process_functions as functions
 import pytest
 from conftest import BACKENDS, GRACE_SECONDS, Caller, _backends, wait_until
 
-from unfazed.concurrency import (CallTimeoutError, ExecutorError, in_executor, run_in_executor)
+from unfazed.concurrency import CallTimeoutError, ExecutorError, in_executor, run_in_executor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

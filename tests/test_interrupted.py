@@ -22,10 +22,28 @@ from conftest import GRACE_SECONDS, captured, let_others_run, wait_until, wait_u
 from interrupting import EVERY_STEP, Alarm, Steps, numbers, raise_alarm
 
 import unfazed.concurrency
-from unfazed.concurrency import (CallTimeoutError, EventLoopThread, LoopEndedError, LoopStateError, contextmanager_in_eventloop_sync, contextmanager_in_threadpool, count_abandoned_threads, in_eventloop, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _calls, _contexts, _slots
-from unfazed.concurrency._scoped import _iterators, _runners
+from unfazed.concurrency import (
+    CallTimeoutError,
+    EventLoopThread,
+    LoopEndedError,
+    LoopStateError,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    count_abandoned_threads,
+    in_eventloop,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _contexts, _futures, _limits, _slots, _taskcall
 from unfazed.concurrency._eventloops import _loops, _synccalls
+from unfazed.concurrency._scoped import _iterators, _runners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -270,7 +288,7 @@ def executor() -> Iterator[None]:
 def what_is_taken() -> list[str]:
     limits = [
         f"a limit with {limit.occupied} slots taken and {len(limit.queue)} calls queued"
-        for limit in list(_slots._limits.values())
+        for limit in list(_limits.limits.values())
         if limit.holders or limit.queue or limit.occupied or limit.running
     ]
     abandoned = count_abandoned_threads()
@@ -305,7 +323,7 @@ def test_a_signal_handler_that_raises_leaves_nothing_taken_and_nobody_waiting(
 class Dropped:
     """What gives back a slot and begins calls when it is collected, as forgotten iterators and coroutines do."""
 
-    def __init__(self, seen: list[BaseException | None], slot: _slots.Slot) -> None:
+    def __init__(self, seen: list[BaseException | None], slot: _limits.Slot) -> None:
         self._seen = seen
         self._slot = slot
         self._items = iterate_in_threadpool([1])
@@ -347,7 +365,7 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
         if len(told) == 1:
             raise Alarm
 
-    future: _calls.OneShotFuture[int] = _calls.OneShotFuture(tell)
+    future: _futures.OneShotFuture[int] = _futures.OneShotFuture(tell)
 
     with pytest.raises(Alarm):
         future.write(1, None)
@@ -362,7 +380,7 @@ def test_an_answer_whose_writing_is_interrupted_stands_all_the_same() -> None:
 
 @pytest.mark.anyio
 async def test_what_is_raised_outside_of_the_work_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
 
     async def interrupted(_: object) -> None:
         raise Alarm
@@ -376,7 +394,7 @@ async def test_what_is_raised_outside_of_the_work_is_the_calls_answer(monkeypatc
 
 @pytest.mark.anyio
 async def test_a_call_whose_caller_has_been_told_that_it_could_not_begin_does_not_begin() -> None:
-    call: _calls.TaskCall[None] = _calls.TaskCall(pytest.fail, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[None] = _taskcall.TaskCall(pytest.fail, _futures.OneShotFuture())
     call.future.write(None, Alarm())
 
     await call.run(int)
@@ -386,7 +404,7 @@ async def test_a_call_whose_caller_has_been_told_that_it_could_not_begin_does_no
 
 @pytest.mark.anyio
 async def test_a_cancellation_that_was_not_carried_out_is_asked_for_again() -> None:
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
     call.cancel()
     call.set_loop(_loops.current_loop())
 
@@ -402,7 +420,7 @@ async def test_an_alarm_as_a_lane_takes_a_call_is_the_calls_answer(monkeypatch: 
     runner = _runners.TaskRunner(lambda _: one())
     await runner.start()
     await let_others_run()
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_wake_up", raise_alarm)
@@ -428,7 +446,7 @@ async def test_an_alarm_in_a_system_task_of_trios_ends_no_loop(done: bool, monke
     if _loops.current_loop().cancels_once:
         pytest.skip("asyncio shows what its tasks raise")
     shown: list[type[BaseException]] = []
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
     if done:
         call.future.write(1, None)
 
@@ -456,7 +474,7 @@ def test_a_grant_that_was_interrupted_is_completed() -> None:
 
     queued = _slots.acquire(limiter, wake)
 
-    def interrupted() -> list[_slots.Slot]:
+    def interrupted() -> list[_limits.Slot]:
         holder.limit.take_away(holder)
         holder.limit.holders.add(queued)
         raise Alarm
@@ -510,7 +528,7 @@ def test_an_alarm_just_after_the_lock_was_taken_or_given_back_leaves_it_free(mon
     monkeypatch.setattr(_slots, "_lock", Interrupted())
     for at in ("acquire", "release"):
         monkeypatch.setattr(Interrupted, "at", at)
-        slot = _slots.Slot(limiter)
+        slot = _limits.Slot(limiter)
         with pytest.raises(Alarm):
             _slots.take(slot)
         monkeypatch.setattr(Interrupted, "at", "")
@@ -524,7 +542,7 @@ def test_an_alarm_just_after_the_lock_was_taken_or_given_back_leaves_it_free(mon
 def test_a_finalizer_that_asks_for_a_slot_amid_the_accounts_is_refused() -> None:
     limiter = anyio.CapacityLimiter(1)
 
-    def finalize() -> list[_slots.Slot]:
+    def finalize() -> list[_limits.Slot]:
         _slots.acquire(limiter)
         return []
 
@@ -541,16 +559,16 @@ def test_the_watcher_goes_on_whatever_it_meets(monkeypatch: pytest.MonkeyPatch) 
     shown: list[str] = []
     failed = threading.Event()
 
-    def fail(_: object, now: float) -> list[_slots.Slot]:
-        patch.setattr(_slots.Limit, "relieve", relieve)
+    def fail(_: object, now: float) -> list[_limits.Slot]:
+        patch.setattr(_limits.Limit, "relieve", relieve)
         failed.set()
         raise ZeroDivisionError
 
-    relieve = _slots.Limit.relieve
+    relieve = _limits.Limit.relieve
     limiter = anyio.CapacityLimiter(1)
     with monkeypatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda caught: shown.append(caught.exc_type.__name__))
-        patch.setattr(_slots.Limit, "relieve", fail)
+        patch.setattr(_limits.Limit, "relieve", fail)
         holder, queued = _slots.acquire(limiter), _slots.acquire(limiter, lambda: True)
         assert failed.wait(GRACE_SECONDS)
         wait_until(lambda: shown, "nobody is told")
@@ -583,7 +601,7 @@ def test_a_loop_that_another_one_has_started_in_the_meantime_is_used(monkeypatch
 def test_who_waits_for_a_loop_that_breaks_is_told_though_the_loop_never_knew_of_the_call() -> None:
     loop = EventLoopThread()
     loop.start()
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
     loop._calls.add(call)
 
     loop._require_running().post(sys.exit)
@@ -596,7 +614,7 @@ def test_who_waits_for_a_loop_that_breaks_is_told_though_the_loop_never_knew_of_
 
 @pytest.mark.anyio
 async def test_what_is_raised_after_the_answer_is_the_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, _calls.OneShotFuture())
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
 
     async def answer_and_fail(_: object) -> None:
         call.future.write(1, None)
@@ -610,10 +628,10 @@ async def test_what_is_raised_after_the_answer_is_the_tasks_own(monkeypatch: pyt
 
 
 def test_a_thread_may_be_told_twice_of_its_answer() -> None:
-    future: _calls.BlockingFuture[int] = _calls.BlockingFuture()
+    future: _futures.BlockingFuture[int] = _futures.BlockingFuture()
     future.write(1, None)
 
-    future._say_so()
+    future._wake()
 
     assert future.ready.acquire(timeout=GRACE_SECONDS)
     assert future.read() == 1
@@ -658,13 +676,13 @@ def test_a_loop_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch)
     loop.stop()
 
 
-def a_slot_that_is_lent(limiter: anyio.CapacityLimiter) -> tuple[_slots.Slot, _slots.Slot]:
+def a_slot_that_is_lent(limiter: anyio.CapacityLimiter) -> tuple[_limits.Slot, _limits.Slot]:
     """Return the slot of a worker that waits in a call of ours, and that of the call, which runs on it."""
     holder = _slots.acquire(limiter)
     _slots.lend(holder, "a call")
-    token = _slots.current_slot.set(holder)
+    token = _limits.current_slot.set(holder)
     below = _slots.acquire(limiter)
-    _slots.current_slot.reset(token)
+    _limits.current_slot.reset(token)
     return holder, below
 
 
@@ -673,7 +691,7 @@ def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None
     holder, below = a_slot_that_is_lent(limiter)
     assert below.lender is holder
 
-    def interrupted() -> list[_slots.Slot]:
+    def interrupted() -> list[_limits.Slot]:
         holder.limit.holders.discard(holder)
         raise Alarm
 
@@ -687,7 +705,7 @@ def test_who_runs_on_a_slot_whose_giving_back_was_interrupted_keeps_it() -> None
     assert below.limit.occupied == 0
 
 
-def interrupted_at_once() -> list[_slots.Slot]:
+def interrupted_at_once() -> list[_limits.Slot]:
     raise Alarm
 
 
@@ -708,8 +726,8 @@ def test_accounts_that_are_put_in_order_keep_who_lends_to_whom() -> None:
 
 def test_a_thread_has_the_loop_begin_a_call_that_it_was_kept_from_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """1: a signal handler raises before the call begins. 2: the thread that waits looks, and submits it again."""
-    future: _calls.BlockingFuture[int] = _calls.BlockingFuture()
-    call: _calls.TaskCall[int] = _calls.TaskCall(one, future)
+    future: _futures.BlockingFuture[int] = _futures.BlockingFuture()
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, future)
     monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
 
     _synccalls._wait(call, future, lambda: future.write(1, None))

@@ -29,7 +29,20 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import (EventLoopThread, InUseError, LoopEndedError, LoopStateError, LoopThreadError, WrongFunctionError, WrongOptionError, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency import (
+    EventLoopThread,
+    InUseError,
+    LoopEndedError,
+    LoopStateError,
+    LoopThreadError,
+    WrongFunctionError,
+    WrongOptionError,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 from unfazed.concurrency._scoped import _iterators, _runners
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from conftest import (
 )
 
 from unfazed.concurrency import LoopEndedError
-from unfazed.concurrency._core import _calls, _slots
-from unfazed.concurrency._threads import _threadcall
+from unfazed.concurrency._core import _futures, _slots, _taskcall
+from unfazed.concurrency._eventloops import _workers
 from unfazed.concurrency._scoped import _runners
-from unfazed.concurrency._eventloops import _synccalls
+from unfazed.concurrency._threads import _threadcall
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -190,7 +190,7 @@ async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
 @pytest.mark.anyio
 async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
     workers: list[Any] = []
-    runner = _runners.ThreadRunner("helper", lambda: workers.append(_synccalls.thread.worker))
+    runner = _runners.ThreadRunner("helper", lambda: workers.append(_workers.thread.worker))
 
     runner.leave()
     await runner.left()
@@ -288,10 +288,10 @@ async def nothing() -> None:
     pass
 
 
-def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_calls.TaskCall[Any], threading.Event]:
+def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_taskcall.TaskCall[Any], threading.Event]:
     """Return a call of *work*, and an event that is set when its answer stands."""
     done = threading.Event()
-    return _calls.TaskCall(work, _calls.OneShotFuture(done.set)), done
+    return _taskcall.TaskCall(work, _futures.OneShotFuture(done.set)), done
 
 
 async def taken(runner: _runners.TaskRunner, work: Callable[[], Awaitable[Any]]) -> Any:

@@ -15,15 +15,15 @@ import pytest
 from conftest import GRACE_SECONDS
 
 from unfazed.concurrency import EventLoopThread, LoopEndedError
-from unfazed.concurrency._core import _calls, _slots
-from unfazed.concurrency._eventloops import _loops, _loopthread, _waits
+from unfazed.concurrency._core import _futures, _loop, _slots, _taskcall
+from unfazed.concurrency._eventloops import _loops, _loopthread, _waiting
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 
-def ended_loop(backend: tuple[str, dict[str, Any]]) -> _calls.Loop:
-    async def main() -> _calls.Loop:
+def ended_loop(backend: tuple[str, dict[str, Any]]) -> _loop.Loop:
+    async def main() -> _loop.Loop:
         return _loops.current_loop()
 
     return anyio.run(main, backend=backend[0], backend_options=backend[1])
@@ -34,7 +34,7 @@ def test_a_loop_that_is_gone_says_so(anyio_backend: tuple[str, dict[str, Any]]) 
 
     with pytest.raises(LoopEndedError):
         loop.post(int)
-    assert not _waits.set_from_anywhere(loop, anyio.Event())
+    assert not _waiting.set_from_anywhere(loop, anyio.Event())
     assert loop.is_gone()
 
 
@@ -42,7 +42,7 @@ def test_a_call_that_is_cancelled_when_its_loop_is_gone_stays_quiet(anyio_backen
     async def never() -> None:
         pytest.fail("must not run")
 
-    call = _calls.TaskCall(never, _calls.BlockingFuture[None]())
+    call = _taskcall.TaskCall(never, _futures.BlockingFuture[None]())
     call.loop = ended_loop(anyio_backend)
 
     call.cancel()
@@ -84,9 +84,9 @@ async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
     async def never() -> None:
         pytest.fail("must not run")
 
-    future = _calls.BlockingFuture[None]()
+    future = _futures.BlockingFuture[None]()
     monkeypatch.setattr(trio.lowlevel, "spawn_system_task", refuse)
-    _loops.current_loop().submit(_calls.TaskCall(never, future), copy_context())
+    _loops.current_loop().submit(_taskcall.TaskCall(never, future), copy_context())
     await anyio.to_thread.run_sync(future.ready.acquire)
 
     with pytest.raises(LoopEndedError):
@@ -139,9 +139,9 @@ async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest
         def set(self) -> None:
             pytest.fail("nobody waits")
 
-    monkeypatch.setattr(_waits, "Event", LateEvent)
+    monkeypatch.setattr(_waiting, "Event", LateEvent)
     second = _slots.acquire(limiter)
-    await _waits.wait_for_slot(second, _loops.current_loop())
+    await _waiting.wait_for_slot(second, _loops.current_loop())
 
     assert second.held
     _slots.release(second)
@@ -160,9 +160,9 @@ def test_a_library_that_another_thread_is_importing_runs_no_loop_here(
 def test_a_library_that_is_not_there_yet_cancels_nothing(
     loaded: dict[str, types.ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_waits, "sys", types.SimpleNamespace(modules={"asyncio": asyncio, **loaded}))
+    monkeypatch.setattr(_waiting, "sys", types.SimpleNamespace(modules={"asyncio": asyncio, **loaded}))
 
-    assert _waits.cancelled_classes() == (asyncio.CancelledError,)
+    assert _waiting.cancelled_classes() == (asyncio.CancelledError,)
 
 
 def test_a_call_that_was_given_up_before_it_was_submitted_never_runs(
@@ -179,8 +179,8 @@ def test_a_call_that_was_given_up_before_it_was_submitted_never_runs(
     with EventLoopThread(*anyio_backend) as loop_thread:
         loop = loop_thread._loop
         assert loop is not None
-        future = _calls.BlockingFuture[None]()
-        call = _calls.TaskCall(never, future)
+        future = _futures.BlockingFuture[None]()
+        call = _taskcall.TaskCall(never, future)
         call.loop = loop
         call.on_end = loop_thread._forget
         loop_thread._calls.add(call)

@@ -27,7 +27,23 @@ import psutil
 import pytest
 from conftest import GRACE_SECONDS, Gate, children, is_dead, let_others_run, wait_until
 
-from unfazed.concurrency import (CallTimeoutError, EventLoopThread, NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError, WrongFunctionError, WrongOptionError, configure_processpool, in_processpool, run_in_eventloop_sync, run_in_processpool, run_in_processpool_sync, warm_up_processpool, warm_up_processpool_sync)
+from unfazed.concurrency import (
+    CallTimeoutError,
+    EventLoopThread,
+    NotSendableError,
+    RemoteError,
+    RemoteTraceback,
+    WorkerProcessError,
+    WrongFunctionError,
+    WrongOptionError,
+    configure_processpool,
+    in_processpool,
+    run_in_eventloop_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    warm_up_processpool,
+    warm_up_processpool_sync,
+)
 from unfazed.concurrency._processes import _pool, _worker
 
 if TYPE_CHECKING:

@@ -16,7 +16,15 @@ import process_functions as functions
 import pytest
 
 from unfazed._worker import channel
-from unfazed.concurrency import (NotSendableError, RemoteError, RemoteTraceback, WorkerProcessError, WrongFunctionError, run_in_processpool, run_in_processpool_sync)
+from unfazed.concurrency import (
+    NotSendableError,
+    RemoteError,
+    RemoteTraceback,
+    WorkerProcessError,
+    WrongFunctionError,
+    run_in_processpool,
+    run_in_processpool_sync,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import process_functions as functions
 import pytest
 
-from unfazed.concurrency._core import _references
 from unfazed.concurrency import in_executor, in_threadpool, run_in_executor
+from unfazed.concurrency._core import _references
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

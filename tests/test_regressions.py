@@ -22,7 +22,17 @@ import anyio
 import pytest
 from conftest import GRACE_SECONDS, let_others_run
 
-from unfazed.concurrency import (contextmanager_in_threadpool, in_eventloop, in_executor, in_threadpool, iterate_in_eventloop_sync, iterate_in_threadpool, run_in_eventloop_sync, run_in_executor, run_in_threadpool)
+from unfazed.concurrency import (
+    contextmanager_in_threadpool,
+    in_eventloop,
+    in_executor,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_threadpool,
+)
 from unfazed.concurrency._core._errors import CallTimeoutError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import pytest
 import starlette.concurrency
 from conftest import GRACE_SECONDS, wait_until
 
-from unfazed.concurrency import (EventLoopThread, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _slots
+from unfazed.concurrency import EventLoopThread, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync
+from unfazed.concurrency._core import _limits, _slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -225,14 +225,14 @@ def test_two_limits_taken_in_opposite_orders_complete(anyio_backend: tuple[str, 
 @pytest.mark.anyio
 async def test_a_lent_slot_goes_to_nobody_else_before_the_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for a lock that the lender holds must not get its slot."""
-    monkeypatch.setattr(_slots.Limit, "relieve", lambda *_: [])  # on a busy machine the stall may come in between
+    monkeypatch.setattr(_limits.Limit, "relieve", lambda *_: [])  # on a busy machine the stall may come in between
     limiter = anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)
     stranger_woken: list[bool] = []
     _slots.lend(holder)
     stranger = _slots.acquire(limiter, wakes(stranger_woken, True))
 
-    _slots.current_slot.set(holder)
+    _limits.current_slot.set(holder)
     descendant = _slots.acquire(limiter, lambda: True)
 
     assert descendant.held
@@ -248,11 +248,11 @@ def test_siblings_hand_a_lent_slot_on() -> None:
     limiter = anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)
     _slots.lend(holder)
-    token = _slots.current_slot.set(holder)
+    token = _limits.current_slot.set(holder)
     try:
         siblings = [_slots.acquire(limiter, lambda: True) for _ in range(3)]
     finally:
-        _slots.current_slot.reset(token)
+        _limits.current_slot.reset(token)
 
     held = []
     for sibling in siblings:
@@ -267,11 +267,11 @@ def test_a_lent_slot_is_taken_back_at_once_and_its_borrower_counts_for_itself() 
     limiter = anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)
     _slots.lend(holder)
-    token = _slots.current_slot.set(holder)
+    token = _limits.current_slot.set(holder)
     try:
         background_task = _slots.acquire(limiter, lambda: True)
     finally:
-        _slots.current_slot.reset(token)
+        _limits.current_slot.reset(token)
     _slots.take_back(holder)
     _slots.release(holder)
     stranger = _slots.acquire(limiter, lambda: True)
@@ -289,9 +289,9 @@ def test_whoever_runs_on_the_slot_of_a_call_that_has_ended_inherits_it() -> None
     _slots.lend(grandparent)
     slots = [grandparent]
     for _ in range(2):
-        token = _slots.current_slot.set(slots[-1])
+        token = _limits.current_slot.set(slots[-1])
         slots.append(_slots.acquire(limiter, lambda: True))
-        _slots.current_slot.reset(token)
+        _limits.current_slot.reset(token)
         _slots.lend(slots[-1])
     _, parent, child = slots
     _slots.release(parent)
@@ -305,21 +305,21 @@ def test_whoever_runs_on_the_slot_of_a_call_that_has_ended_inherits_it() -> None
 def test_the_chain_of_ended_callers_is_forgotten() -> None:
     """A task that starts its own successor, for ever, must not remember all of its ancestors."""
     limiter = anyio.CapacityLimiter(2)
-    token = _slots.current_slot.set(None)
+    token = _limits.current_slot.set(None)
     previous = None
     try:
         for _ in range(10):
             slot = _slots.acquire(limiter, lambda: True)
             if previous is not None:
                 _slots.release(previous)
-            _slots.current_slot.set(slot)
+            _limits.current_slot.set(slot)
             previous = slot
         last = _slots.acquire(limiter, lambda: True)
         depth, ancestor = 0, last.parent
         while ancestor is not None:
             depth, ancestor = depth + 1, ancestor.parent
     finally:
-        _slots.current_slot.reset(token)
+        _limits.current_slot.reset(token)
 
     assert depth <= 2
     _slots.release(last)
@@ -360,13 +360,13 @@ def test_after_a_stall_nested_calls_come_first_and_others_up_to_the_limit() -> N
     nested_by = _slots.acquire(elsewhere, lambda: True)
     order: list[str] = []
 
-    def acquire(name: str) -> _slots.Slot:
+    def acquire(name: str) -> _limits.Slot:
         return _slots.acquire(limiter, wakes(order, name))
 
     strangers = [acquire(f"stranger {number}") for number in range(3)]
-    token = _slots.current_slot.set(nested_by)
+    token = _limits.current_slot.set(nested_by)
     nested = acquire("nested")
-    _slots.current_slot.reset(token)
+    _limits.current_slot.reset(token)
     for slot in holders:
         _slots.lend(slot)
 
@@ -378,7 +378,7 @@ def test_after_a_stall_nested_calls_come_first_and_others_up_to_the_limit() -> N
     _slots.lend(strangers[1])
     stalled_since = strangers[2].limit.stalled_since
     assert stalled_since is not None
-    assert strangers[2].limit.relieve(stalled_since + 10 * _slots.STALL_SECONDS) == []
+    assert strangers[2].limit.relieve(stalled_since + 10 * _limits.STALL_SECONDS) == []
 
     for slot in (*holders, nested_by, nested, *strangers):
         _slots.release(slot)
@@ -404,7 +404,7 @@ def test_a_limiter_lives_as_long_as_a_slot_of_it() -> None:
     del limiter
     gc.collect()
 
-    assert _slots._limits[key] is held.limit is queued.limit
+    assert _limits.limits[key] is held.limit is queued.limit
     assert held.limit.free() == 0
 
     _slots.release(held)
@@ -414,7 +414,7 @@ def test_a_limiter_lives_as_long_as_a_slot_of_it() -> None:
     _slots.release(queued)
     gc.collect()
     assert is_alive() is None
-    assert key not in _slots._limits
+    assert key not in _limits.limits
 
 
 def test_without_a_watcher_thread_calls_still_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,9 +445,9 @@ def test_a_thread_that_waits_in_two_calls_lends_until_both_are_done() -> None:
     queued = []
     for wait in range(2):
         _slots.lend(holder, wait)
-        token = _slots.current_slot.set(holder)
+        token = _limits.current_slot.set(holder)
         queued.append(_slots.acquire(limiter, lambda: True))
-        _slots.current_slot.reset(token)
+        _limits.current_slot.reset(token)
 
     _slots.take_back(holder, 0)
     _slots.release(queued[0])
@@ -462,12 +462,12 @@ def test_ancestors_under_other_limits_are_passed_over() -> None:
     limiter, other = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)
     _slots.lend(holder)
-    token = _slots.current_slot.set(holder)
+    token = _limits.current_slot.set(holder)
     between = _slots.acquire(other, lambda: True)
     _slots.lend(between)
-    _slots.current_slot.set(between)
+    _limits.current_slot.set(between)
     below = _slots.acquire(limiter, lambda: True)
-    _slots.current_slot.reset(token)
+    _limits.current_slot.reset(token)
 
     assert below.lender is holder
     for slot in (below, between, holder):
@@ -501,7 +501,7 @@ async def test_an_actor_that_begins_its_next_step_for_ever_does_not_remember_all
         if step < 100:
             run_in_eventloop_sync(begin, step)
         else:
-            slot, length = _slots.current_slot.get(), 0
+            slot, length = _limits.current_slot.get(), 0
             while slot is not None:
                 slot, length = slot.parent, length + 1
             depth.append(length)
@@ -523,10 +523,10 @@ def test_what_the_garbage_collector_gives_back_in_the_midst_of_a_grant_is_not_lo
     collected = _slots.acquire(limiter, lambda: False)
     limit = first.limit
 
-    class Grant(_slots.Limit):
+    class Grant(_limits.Limit):
         __slots__ = ()
 
-        def grant(self, slot: _slots.Slot, lender: _slots.Slot | None = None) -> None:
+        def grant(self, slot: _limits.Slot, lender: _limits.Slot | None = None) -> None:
             _slots.release(collected)  # as if it were collected just here
             super().grant(slot, lender)
 
@@ -541,10 +541,10 @@ def test_a_worker_of_others_that_was_started_on_behalf_of_a_call_has_it_for_a_pa
     ended, holder = (_slots.acquire(each, lambda: True) for each in (other, limiter))
     holder.parent = ended
     _slots.release(ended)
-    token = _slots.current_slot.set(holder)
-    adopted = _slots.Slot(limiter)
+    token = _limits.current_slot.set(holder)
+    adopted = _limits.Slot(limiter)
     _slots.adopt(adopted)
-    _slots.current_slot.reset(token)
+    _limits.current_slot.reset(token)
 
     assert adopted.parent is holder
     assert holder.parent is None

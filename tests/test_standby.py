@@ -27,12 +27,19 @@ from conftest import (
     wait_until,
 )
 
-from unfazed.concurrency import (EventLoopThread, LoopEndedError, in_threadpool, run_in_eventloop_sync, run_in_threadpool_sync)
-from unfazed.concurrency._eventloops import _background, _synccalls
-from unfazed.concurrency._threads import _threadcall, _standby
-from unfazed.concurrency._core import _slots
-from unfazed.concurrency._core._calls import OneShotFuture, TaskCall
+from unfazed.concurrency import (
+    EventLoopThread,
+    LoopEndedError,
+    in_threadpool,
+    run_in_eventloop_sync,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _limits, _slots
+from unfazed.concurrency._core._futures import OneShotFuture
+from unfazed.concurrency._core._taskcall import TaskCall
+from unfazed.concurrency._eventloops import _background, _synccalls, _workers
 from unfazed.concurrency._eventloops._loops import current_loop
+from unfazed.concurrency._threads import _standby, _threadcall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +99,7 @@ class Calling:
 
 
 def queue_length(limiter: anyio.CapacityLimiter) -> int:
-    limits = [limit for known, limit in list(_slots._limits.items()) if known == id(limiter)]
+    limits = [limit for known, limit in list(_limits.limits.items()) if known == id(limiter)]
     return sum(len(limit.queue) for limit in limits)
 
 
@@ -301,7 +308,7 @@ def test_threads_go_with_their_loop_and_the_next_call_starts_another(owner: Even
 
 def test_the_end_of_the_loop_waits_for_what_runs_in_its_threads(owner: EventLoopThread) -> None:
     def work() -> None:
-        worker = _synccalls.thread.worker
+        worker = _workers.thread.worker
         assert worker is not None
         begun.set()
         wait_until(worker.is_cancelled, "it is not cancelled")
@@ -430,7 +437,7 @@ def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopT
         await anyio.sleep_forever()
 
     def work() -> str:
-        worker = _synccalls.thread.worker
+        worker = _workers.thread.worker
         assert worker is not None
         if waits:
             with suppress(asyncio.CancelledError):
@@ -509,7 +516,7 @@ def test_ctrl_c_while_the_loop_takes_a_call_back_leaves_nothing_behind(
     thread._pass_on()
 
     assert run_in_threadpool_sync(int, "1") == 1
-    wait_until(lambda: all(limit.occupied == 0 for limit in list(_slots._limits.values())), "a slot is not given back")
+    wait_until(lambda: all(limit.occupied == 0 for limit in list(_limits.limits.values())), "a slot is not given back")
     owner.stop(GRACE_SECONDS)
     assert owner._thread is not None and not owner._thread.is_alive()
     assert not ran

@@ -21,9 +21,21 @@ import process_functions
 import pytest
 from conftest import GRACE_SECONDS, Blocking, Caller, captured, in_plain_thread, wait_until
 
-from unfazed.concurrency import (LoopEndedError, LoopStateError, LoopThreadError, WrongFunctionError, in_processpool, in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_threadpool, run_in_threadpool_sync)
-from unfazed.concurrency._core import _calls, _slots
-from unfazed.concurrency._eventloops import _background, _loops, _synccalls
+from unfazed.concurrency import (
+    LoopEndedError,
+    LoopStateError,
+    LoopThreadError,
+    WrongFunctionError,
+    in_processpool,
+    in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _futures, _limits, _slots, _taskcall
+from unfazed.concurrency._eventloops import _background, _loops, _synccalls, _workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -589,10 +601,10 @@ async def test_calls_cancelled_before_their_thread_begins_leave_no_threads_behin
 
 
 def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_one() -> None:
-    worker = _synccalls.Worker()
+    worker = _workers.Worker()
     limiter = anyio.CapacityLimiter(1)
     worker.slot = _slots.acquire(limiter, lambda: True)
-    outer, inner = (_calls.TaskCall(async_function, _calls.OneShotFuture[None]()) for _ in range(2))
+    outer, inner = (_taskcall.TaskCall(async_function, _futures.OneShotFuture[None]()) for _ in range(2))
 
     before_outer = worker.enter(outer)
     before_inner = worker.enter(inner)
@@ -609,7 +621,7 @@ def test_a_finalizer_in_the_midst_of_a_call_is_refused_rather_than_left_waiting(
     moment: str, background: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the thread has the slots to itself, which whoever is to answer it needs."""
-    original = getattr(_slots.Limit, moment)
+    original = getattr(_limits.Limit, moment)
     outcomes: list[Any] = []
 
     def with_garbage(self: Any, *args: Any) -> Any:
@@ -619,7 +631,7 @@ def test_a_finalizer_in_the_midst_of_a_call_is_refused_rather_than_left_waiting(
 
     run_in_threadpool_sync(int)
     with monkeypatch.context() as patch:
-        patch.setattr(_slots.Limit, moment, with_garbage)
+        patch.setattr(_limits.Limit, moment, with_garbage)
         assert in_plain_thread(partial(run_in_threadpool_sync, int, "1")) == 1
         wait_until(lambda: outcomes, "nothing was collected")
 

@@ -35,8 +35,16 @@ from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
 from test_worker import run_program, write
 
 import unfazed.concurrency
-from unfazed.concurrency import (CallTimeoutError, LoopStateError, WorkerProcessError, in_processpool, run_in_processpool, run_in_processpool_sync, warm_up_processpool_sync)
-from unfazed.concurrency._core import _slots
+from unfazed.concurrency import (
+    CallTimeoutError,
+    LoopStateError,
+    WorkerProcessError,
+    in_processpool,
+    run_in_processpool,
+    run_in_processpool_sync,
+    warm_up_processpool_sync,
+)
+from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._processes import _call, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
@@ -630,7 +638,7 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
             deadline = time.monotonic() + 10
             while len(_pool.pool._idle) < len(_pool.pool.workers) and time.monotonic() < deadline:
                 time.sleep(0.001)
-            taken = [limit for limit in _slots._limits.values() if limit.holders or limit.queue]
+            taken = [limit for limit in _limits.limits.values() if limit.holders or limit.queue]
             print(interrupts, len(_pool.pool._idle) == len(_pool.pool.workers), taken)
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
@@ -685,7 +693,7 @@ def test_a_signal_handler_that_raises_at_a_bytecode_loses_no_worker(
             captured(lambda: operation(background))
         where = f"{steps.where}, number {number}"
         wait_until(lambda: len(_pool.pool._idle) == len(_pool.pool.workers), f"{where}: a worker is lost")
-        wait_until_none(lambda: [limit for limit in list(_slots._limits.values()) if limit.holders or limit.queue])
+        wait_until_none(lambda: [limit for limit in list(_limits.limits.values()) if limit.holders or limit.queue])
         assert run_in_processpool_sync(functions.echo, 1) == ((1,), {}), where
         assert len(_pool.pool.workers) == 1, where
 

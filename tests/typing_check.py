@@ -15,7 +15,21 @@ from typing_extensions import assert_type
 from unfazed_compat import asyncer, starlette, stdlib
 
 from unfazed import concurrecy
-from unfazed.concurrency import (EventLoopThread, in_eventloop, in_executor, in_processpool, in_threadpool, run_in_eventloop, run_in_eventloop_sync, run_in_executor, run_in_executor_sync, run_in_processpool, run_in_processpool_sync, run_in_threadpool, run_in_threadpool_sync)
+from unfazed.concurrency import (
+    EventLoopThread,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 
 if TYPE_CHECKING:
     import asyncio

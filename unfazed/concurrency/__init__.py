@@ -26,15 +26,37 @@
 A file imports from lower floors only. What runs inside a worker process is in `unfazed._worker`, below all floors.
 """
 
-from ._scoped._contextmanagers import (contextmanager_in_eventloop_sync, contextmanager_in_threadpool)
-from ._dual import (DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool)
-from ._core._errors import (CallCancelledError, CallTimeoutError, ExecutorError, InUseError, LoopEndedError, LoopStartError, LoopStateError, LoopThreadError, NotSendableError, RemoteError, RemoteTraceback, UnfazedError, WorkerProcessError, WrongFunctionError, WrongOptionError)
-from ._eventloops._background import (configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync)
-from ._executors import run_in_executor, run_in_executor_sync
-from ._scoped._iterators import (ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool)
-from ._threads._threadcall import count_abandoned_threads
+from ._core._errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    ExecutorError,
+    InUseError,
+    LoopEndedError,
+    LoopStartError,
+    LoopStateError,
+    LoopThreadError,
+    NotSendableError,
+    RemoteError,
+    RemoteTraceback,
+    UnfazedError,
+    WorkerProcessError,
+    WrongFunctionError,
+    WrongOptionError,
+)
+from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool
+from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
 from ._eventloops._loopthread import EventLoopThread
-from ._processes import (configure_processpool, run_in_processpool, run_in_processpool_sync, warm_up_processpool, warm_up_processpool_sync)
+from ._executors import run_in_executor, run_in_executor_sync
+from ._processes import (
+    configure_processpool,
+    run_in_processpool,
+    run_in_processpool_sync,
+    warm_up_processpool,
+    warm_up_processpool_sync,
+)
+from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
+from ._scoped._iterators import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
+from ._threads._threadcall import count_abandoned_threads
 from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
 
 __all__ = (

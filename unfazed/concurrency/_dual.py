@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
 from ._core._checks import Dual, name_of
+from ._core._references import found_by_name, owner_of
 from ._eventloops._background import EventloopPlace
 from ._executors import ExecutorPlace
 from ._processes import ProcessPlace
-from ._core._references import found_by_name, owner_of
 from ._threads._threadpool import ThreadPlace
 
 if TYPE_CHECKING:

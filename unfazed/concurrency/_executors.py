@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._core._calls import OneShotFuture
-from ._core._checks import (async_function_error, close_coroutine, name_of, require_sync, require_timeout)
+from ._core._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
 from ._core._errors import ExecutorError, WrongFunctionError
+from ._core._futures import OneShotFuture
+from ._core._references import to_send
 from ._eventloops._background import submit_to_background
 from ._eventloops._loops import current_loop, forget_library
-from ._core._references import to_send
-from ._eventloops._synccalls import call_from_sync, lending
-from ._eventloops._waits import Timeout, set_from_anywhere, wait_for_end, within
+from ._eventloops._synccalls import call_from_sync
+from ._eventloops._timeouts import Timeout, within
+from ._eventloops._waiting import set_from_anywhere, wait_for_end
+from ._eventloops._workers import lending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,8 +1,11 @@
 """What every call needs and no event loop: slots, one-shot futures, contexts, checks, errors.
 
-    _calls.py         a one-shot future; one call that runs as a task; what is asked of an event loop
-    _contexts.py      who is in which of the contexts that users share
-    _slots.py         who may run, who lends while it waits
+    _taskcall.py      one async function that another thread has an event loop run
+    _futures.py       one-shot futures: a result or an error, written once
+    _loop.py          what we ask of an event loop
+    _contexts.py      who runs in which of the contexts that users share
+    _slots.py         take, queue, release and lend slots; the lock
+    _limits.py        who holds a slot, who queues, who gets the next: the rules
     _checks.py        what may be called where, with which options
     _references.py    how decorated functions are sent to other processes
     _threadstart.py   how threads start, and what Python keeps us from making safe

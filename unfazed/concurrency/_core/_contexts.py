@@ -14,7 +14,7 @@ from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._errors import InUseError
-from ._slots import current_slot
+from ._limits import current_slot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator

@@ -3,7 +3,10 @@
     _background.py    a call in an event loop; the background event loop
     _loopthread.py    `EventLoopThread`: an event loop in a thread of its own
     _synccalls.py     how sync code finds a loop, and waits for it
-    _waits.py         how async code waits, whatever cancels it; timeouts; default limiters
+    _workers.py       what a worker thread of ours knows: its loop, its slot, the call that it waits for
+    _waiting.py       how async code waits, despite cancellation
+    _timeouts.py      how long one call may take
+    _limiters.py      the limiters that we give to anyio, and those that anyio has
     _loops.py         running loops as other threads see them: all that differs between asyncio and trio
 
 Nothing here runs functions of the caller's in threads, processes or executors. A file imports from those below it.

@@ -15,16 +15,18 @@ from anyio import to_thread
 from .._core._checks import name_of, require_async, require_context, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
+from ._limiters import NO_LIMIT
 from ._loops import current_loop
 from ._loopthread import EventLoopThread, async_work, require_backend
-from ._synccalls import call_from_sync, lending
-from ._waits import NO_LIMIT, Timeout
+from ._synccalls import call_from_sync
+from ._timeouts import Timeout
+from ._workers import lending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from .._core._calls import TaskCall
+    from .._core._taskcall import TaskCall
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     import trio
 
-    from .._core._calls import TaskCall, Loop
+    from .._core._loop import Loop
+    from .._core._taskcall import TaskCall
 
 T = TypeVar("T")
 

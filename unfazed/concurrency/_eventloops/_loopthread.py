@@ -24,18 +24,20 @@ import anyio
 from anyio import Event
 
 from .._core._checks import is_async, name_of, require_async
-from .._core._errors import (LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError)
-from ._loops import current_loop
-from ._synccalls import call_from_sync, thread
+from .._core._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
 from .._core._threadstart import start_thread
-from ._waits import call_in
+from ._loops import current_loop
+from ._synccalls import call_from_sync
+from ._waiting import call_in
+from ._workers import thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
     from types import TracebackType
 
-    from .._core._calls import TaskCall, Loop
+    from .._core._loop import Loop
+    from .._core._taskcall import TaskCall
 
 P = ParamSpec("P")
 T = TypeVar("T")

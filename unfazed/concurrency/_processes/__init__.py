@@ -15,7 +15,14 @@ What runs inside a worker is in `unfazed._worker`. No event loop runs here, and 
 that run functions, executors, or the background event loop, but for who limits the calls of sync code.
 """
 
-from ._api import (ProcessPlace, configure_processpool, run_in_processpool, run_in_processpool_sync, warm_up_processpool, warm_up_processpool_sync)
+from ._api import (
+    ProcessPlace,
+    configure_processpool,
+    run_in_processpool,
+    run_in_processpool_sync,
+    warm_up_processpool,
+    warm_up_processpool_sync,
+)
 
 __all__ = (
     "ProcessPlace",

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from anyio import Event
 
-from .._core._calls import OneShotFuture
-from .._core._checks import (Dual, require_count, require_flag, require_limiter, require_sync, require_timeout)
+from .._core._checks import Dual, require_count, require_flag, require_limiter, require_sync, require_timeout
+from .._core._futures import OneShotFuture
 from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
-from .._eventloops._waits import set_from_anywhere, wait_for_end
+from .._eventloops._waiting import set_from_anywhere, wait_for_end
 from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer

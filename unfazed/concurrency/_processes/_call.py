@@ -28,11 +28,12 @@ from anyio import to_process
 
 from ..._worker import call as outcomes
 from ..._worker import channel, logs
-from .._core import _slots
-from .._core._calls import without_our_frame
+from .._core import _limits, _slots
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError
-from .._eventloops._waits import DefaultLimiter, Timeout
+from .._core._futures import without_our_frame
+from .._eventloops._limiters import DefaultLimiter
+from .._eventloops._timeouts import Timeout
 from ._output import settings
 from ._packing import pack, pack_initializer, read_payload, to_error
 from ._pool import pool
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._core._calls import OneShotFuture
+    from .._core._futures import OneShotFuture
     from ._worker import WorkerProcess
 
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class ProcessCall:
 
     initializer: bytes | None = None
     timeout: Timeout | None = None
-    slot: _slots.Slot | None = None
+    slot: _limits.Slot | None = None
     killed = False  # whether nobody wants its answer any more, nor its worker to live on
     sent = False  # whether it was sent before the thread got it
     tries = 0  # how many workers have ended before they began it
@@ -311,7 +312,7 @@ class ProcessCall:
         self._answer = future
         if self._context is None:
             self._context = context = copy_context()
-            context.run(_slots.current_slot.set, self.slot)
+            context.run(_limits.current_slot.set, self.slot)
         if elsewhere is not None:
             self._elsewhere = lambda handle: elsewhere(lambda: self._in_context(handle))
         self.sent = bool(self._sent)

@@ -29,7 +29,7 @@ from ._worker import KEPT, WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._core._calls import OneShotFuture
+    from .._core._futures import OneShotFuture
     from ._call import ProcessCall
 
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary

@@ -17,14 +17,16 @@ import anyio
 from anyio import Event, from_thread
 from anyio.lowlevel import checkpoint
 
-from .._core import _slots
-from .._core._calls import OneShotFuture, BlockingFuture, without_our_frame
+from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
+from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
+from .._core._threadstart import start_thread
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync, lending, thread
-from .._core._threadstart import start_thread
-from .._eventloops._waits import set_from_anywhere, wait_for_slot, wait_for_end, within
+from .._eventloops._synccalls import call_from_sync
+from .._eventloops._timeouts import within
+from .._eventloops._waiting import set_from_anywhere, wait_for_end, wait_for_slot
+from .._eventloops._workers import lending, thread
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
 from ._inbox import Inbox
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from anyio import CancelScope, CapacityLimiter
 
-    from .._core._calls import Loop
+    from .._core._loop import Loop
     from ._worker import WorkerProcess
 
 LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted on Windows; arbitrary
@@ -52,7 +54,7 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     if not call.is_packed:
         await _pack_in_thread(call, loop)
     # Made before it is taken, and given back in two `finally`, as `ThreadCall._run` explains.
-    slot = call.slot = _slots.Slot(call.options.limiter or default_limiter.of(loop))
+    slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
     try:
         try:
             if not _slots.take(slot):
@@ -160,7 +162,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
-    slot = call.slot = _slots.Slot(limiter)  # as in `_run`
+    slot = call.slot = _limits.Slot(limiter)  # as in `_run`
     try:
         try:
             if not _slots.take(slot):
@@ -172,7 +174,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
         _slots.release(slot)
 
 
-def _wait_for_slot(call: ProcessCall, slot: _slots.Slot) -> None:
+def _wait_for_slot(call: ProcessCall, slot: _limits.Slot) -> None:
     """Queue for *slot*, and wait until it has been granted. Who wakes us: whoever gives one back, or the watcher."""
     granted = BlockingFuture[None]()
 

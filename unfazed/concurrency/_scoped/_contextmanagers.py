@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from .._core._checks import require_limiter, wrong_source
 from .._core._errors import InUseError, LoopEndedError
 from .._eventloops._background import submit_to_background
-from ._runners import TaskRunner, ThreadRunner
 from .._eventloops._synccalls import call_from_sync
+from ._runners import TaskRunner, ThreadRunner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

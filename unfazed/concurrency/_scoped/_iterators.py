@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
-from .._core._calls import OneShotFuture, TaskCall
 from .._core._checks import require_count, wrong_source
 from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
+from .._core._futures import OneShotFuture
+from .._core._taskcall import TaskCall
 from .._eventloops._background import submit_to_background
-from ._runners import TaskRunner, ThreadRunner
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._synccalls import call_from_sync, thread
-from .._eventloops._waits import cancelled_classes, wait_shielded, set_from_anywhere
+from .._eventloops._synccalls import call_from_sync
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
+from .._eventloops._workers import thread
+from ._runners import TaskRunner, ThreadRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator

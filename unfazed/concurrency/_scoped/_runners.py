@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from anyio import Event, get_cancelled_exc_class, to_thread
 
-from .._core import _slots
-from .._core._calls import OneShotFuture, TaskCall, without_our_frame
+from .._core import _limits, _slots
 from .._core._errors import LoopEndedError
-from .._threads._threadcall import ThreadCall, ThreadOptions
+from .._core._futures import OneShotFuture, without_our_frame
+from .._core._taskcall import TaskCall
+from .._eventloops._limiters import NO_LIMIT
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._synccalls import GONE_CHECK_SECONDS
-from .._eventloops._waits import NO_LIMIT, cancelled_classes, wait_shielded, set_from_anywhere
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
+from .._threads._threadcall import ThreadCall, ThreadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._core._calls import Loop
+    from .._core._loop import Loop
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -207,7 +209,7 @@ class TaskRunner(TaskCall[None]):
         self._last = last
         self._process = os.getpid()  # a forked child has a copy of the loop, which takes calls and never runs
         # All of these are for the loop's thread only.
-        self._calls: deque[tuple[TaskCall[Any], _slots.Slot | None]] = deque()
+        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None]] = deque()
         self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
@@ -224,7 +226,7 @@ class TaskRunner(TaskCall[None]):
         if self._process != os.getpid() or self.loop is None:  # or its start was interrupted
             raise LoopEndedError(_ENDED)
         call.set_loop(self.loop)
-        self.loop.post(self._take, call, context.run(_slots.current_slot.get))
+        self.loop.post(self._take, call, context.run(_limits.current_slot.get))
 
     def leave(self) -> None:
         """Have the task do its last step after the call that is under way. From any thread; returns at once."""
@@ -236,19 +238,19 @@ class TaskRunner(TaskCall[None]):
         self._leaving = self._left = True
         return await last()
 
-    def _take(self, call: TaskCall[Any], slot: _slots.Slot | None) -> None:
+    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None) -> None:
         if call.accepted:
             return
         try:
             died = self.task_has_ended is not None and self.task_has_ended()
             if self.over or died or not self.accepted:  # its start was interrupted
-                call.fail(LoopEndedError(_ENDED))
+                call.end(LoopEndedError(_ENDED))
             else:
                 self._calls.append((call, slot))
                 self._wake_up()
             call.accepted = True
         except BaseException as exc:  # of a signal handler
-            call.fail(without_our_frame(exc))
+            call.end(without_our_frame(exc))
 
     def _leave(self) -> None:
         self._leaving = True
@@ -291,15 +293,15 @@ class TaskRunner(TaskCall[None]):
         finally:  # though a signal handler raised before the first step, or in the end of the last one
             self._end()
 
-    def fail(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         self._end()
-        super().fail(error)
+        super().end(error)
 
     def _end(self) -> None:
         """Refuse all calls from now on, and those that queue."""
         self.over = True
         for call, _ in self._calls:
-            call.fail(LoopEndedError(_ENDED))
+            call.end(LoopEndedError(_ENDED))
 
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
         try:
@@ -310,7 +312,7 @@ class TaskRunner(TaskCall[None]):
                     continue
                 call, slot = self._calls[0]
                 self._current = call
-                _slots.current_slot.set(slot)
+                _limits.current_slot.set(slot)
                 await call.run(abort)
                 self._current = None
                 self._calls.popleft()  # not before: if a signal handler has raised, `_end` is to see it

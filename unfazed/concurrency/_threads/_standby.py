@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event, to_thread
 
-from .._core._calls import OneShotFuture, TaskCall
 from .._core._errors import LoopEndedError
+from .._core._futures import OneShotFuture
+from .._core._taskcall import TaskCall
 from .._eventloops._background import running_background, submit_to_background
-from .._eventloops._waits import NO_LIMIT, wait_shielded, set_from_anywhere
+from .._eventloops._limiters import NO_LIMIT
+from .._eventloops._waiting import set_from_anywhere, wait_shielded
 
 if TYPE_CHECKING:
-    from .._core._calls import Loop
-    from ._threadcall import ThreadCall
+    from .._core._loop import Loop
     from .._eventloops._loopthread import EventLoopThread
+    from ._threadcall import ThreadCall
 
 IDLE_SECONDS: Final = 10.0  # how long a thread waits for the next caller, as long as anyio's own wait
 
@@ -71,9 +73,11 @@ def _thread_of(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any])
 class _DirectCall:
     """One call, which a thread is to run past the loop."""
 
-    __slots__ = ("_call", "_context", "_thread_call", "_loop", "_owner")
+    __slots__ = ("_call", "_context", "_loop", "_owner", "_thread_call")
 
-    def __init__(self, thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context, owner: EventLoopThread, loop: Loop) -> None:
+    def __init__(
+        self, thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context, owner: EventLoopThread, loop: Loop
+    ) -> None:
         self._thread_call = thread_call
         self._call = call
         self._context = context
@@ -90,7 +94,7 @@ class _DirectCall:
                 self.pass_on()
             return done
         except BaseException as exc:  # which somebody raised in this thread from another one, and not in the function
-            self._call.fail(exc)
+            self._call.end(exc)
             raise
         finally:
             del self  # the traceback of an error, which the user may keep, leads here
@@ -117,7 +121,7 @@ class _DirectCall:
         try:
             self._owner._submit(self._call, self._context)
         except Exception as exc:  # it has ended, for one
-            self._call.fail(exc)
+            self._call.end(exc)
 
 
 @final

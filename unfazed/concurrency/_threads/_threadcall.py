@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from anyio import CancelScope, Event, to_thread
 
-from .._core import _slots
-from .._core._calls import OneShotFuture, without_our_frame
+from .._core import _limits, _slots
 from .._core._checks import async_function_error, close_coroutine, name_of
 from .._core._contexts import ContextLease
+from .._core._futures import OneShotFuture, without_our_frame
+from .._eventloops._limiters import NO_LIMIT, DefaultLimiter
 from .._eventloops._loops import forget_library, running_loop
-from .._eventloops._synccalls import Worker, lending, thread
-from .._eventloops._waits import (NO_LIMIT, DefaultLimiter, Timeout, wait_shielded, set_from_anywhere, wait_for_slot)
+from .._eventloops._timeouts import Timeout
+from .._eventloops._waiting import set_from_anywhere, wait_for_slot, wait_shielded
+from .._eventloops._workers import Worker, lending, thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._core._calls import Loop
+    from .._core._loop import Loop
 
 T = TypeVar("T")
 
@@ -131,7 +133,7 @@ class ThreadCall(Worker, Generic[T]):
         limiter, abandon_on_cancel, _, context = self._options
         # Made before anything is taken, and given back in two `finally`: a signal handler may raise between any two
         # bytecodes, those of the first one included.
-        slot = self.slot = _slots.Slot(limiter or _default_limiter.of(loop))
+        slot = self.slot = _limits.Slot(limiter or _default_limiter.of(loop))
         self._lease = None if context is None else ContextLease(context, name_of(self._func))
         in_the_task = loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_runner
         try:
@@ -201,7 +203,7 @@ class ThreadCall(Worker, Generic[T]):
         if not self._started.acquire(blocking=False):
             return
         assert self.slot is not None, "taken before the worker starts"
-        _slots.current_slot.set(self.slot)
+        _limits.current_slot.set(self.slot)
         thread.worker = self
         value: T | None = None
         error: BaseException | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import _standby
-from .._core._checks import (require_context, require_flag, require_limiter, require_sync, require_timeout)
-from ._threadcall import ThreadCall, ThreadOptions
+from .._core._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
 from .._eventloops._synccalls import call_from_sync
+from . import _standby
+from ._threadcall import ThreadCall, ThreadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,242 @@
+"""Who holds a slot, who queues for one, and who gets the next: the accounts of each limiter.
+
+A *slot* is one call's permission to run under a limiter. anyio's limiters belong to one loop and are not thread-safe,
+so we count ourselves. A slot is free while ours, plus the tokens that others have borrowed from the limiter by anyio's
+own means, are fewer than its `total_tokens`.
+
+The rules, which let calls nest to any depth without a deadlock:
+
+1. A call takes a free slot. If there is none it queues, first come first served.
+2. A worker that waits in one of our sync calls *lends* its slot to the calls made on its behalf, and to no one else:
+   a call that waits for a lock that this worker holds must not occupy its slot. A descendant takes a lent slot
+   before a free one, and passes it on to its siblings. The worker takes its slot back at once when it goes on. A
+   descendant that still runs on it then counts as one more.
+3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
+   is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
+   for each other. At most `total_tokens` calls that are not nested come in this way.
+
+Nothing here takes a lock or wakes anybody: `_slots.py` calls all of it while it holds the lock. `Slot()` itself and
+reading `held` need no lock.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import OrderedDict
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from anyio import CapacityLimiter
+
+STALL_SECONDS: Final = 0.05  # long enough to be no ordinary wait, short enough not to be noticed; otherwise arbitrary
+
+current_slot: ContextVar[Slot | None] = ContextVar("unfazed_current_slot", default=None)
+"""The slot of the call that the current code runs for: set in a worker, inherited by what it starts."""
+
+limits: dict[int, Limit] = {}  # by the id of the limiter, while that lives
+unwoken: dict[Slot, bool] = {}  # granted from the queue; whether the watcher has seen that they were not woken yet
+
+
+class Slot:
+    """One call's permission to run. Made before it is asked for, so that whoever is interrupted can give it back.
+
+    Args:
+        limiter: The limiter that bounds the call.
+    """
+
+    # the state of a new slot; class attributes cost less than assignments in `__init__`
+    held = False  # granted, and not given back yet
+    given_up = False  # its caller has given it back, or no longer wants it
+    extra = False  # let in by rule 3 though it is not nested
+    adopted = False  # held by a worker that others started; the limiter may count a token of its own for it
+    woken = False  # its caller has been told that it was granted
+    waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
+    wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
+    lender: Slot | None = None  # whose slot it runs on; None: its own
+    borrower: Slot | None = None  # the descendant that runs on this slot while the owner waits
+    ancestors: tuple[Slot, ...] = ()  # while queued: ancestors with a slot of the same limiter, nearest first
+    queued_descendants: OrderedDict[Slot, None] | None = None  # queued descendants, oldest first
+
+    def __init__(self, limiter: CapacityLimiter) -> None:
+        self.limiter: CapacityLimiter | None = limiter  # keeps it, and so its accounts, alive until we end
+        self.limit = limits.get(id(limiter)) or open_accounts(limiter)
+        self.parent = current_slot.get()  # the call that makes this one, whatever its limiter
+
+    def living_parent(self) -> Slot | None:
+        """Return the nearest ancestor that has not ended. Forget the ended ones: the chain could grow for ever."""
+        parent = self.parent
+        while parent is not None and not parent.held:
+            parent = parent.parent
+        self.parent = parent
+        return parent
+
+    def give_back(self) -> Sequence[Slot]:
+        """End the slot, or its wait in the queue. Return the slots that are granted by that."""
+        limit, lender = self.limit, self.lender
+        if self in limit.holders:  # not `if self.held`: a signal handler may have raised between the two updates
+            limit.take_away(self)
+        self.held = False
+        served: Sequence[Slot] = ()
+        if limit.queue:
+            limit.dequeue(self)
+            served = limit.serve(lender)
+        self.given_up = True  # last, so that `release` tries again if this was interrupted
+        self.limiter = None
+        return served
+
+    def same_limit_ancestors(self) -> Iterator[Slot]:
+        """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
+        ancestor = self.living_parent()
+        while ancestor is not None:
+            if ancestor.limit is self.limit:
+                yield ancestor
+            ancestor = ancestor.living_parent()
+
+
+class Limit:
+    """The accounts of one limiter.
+
+    The truth is who is in `holders` (with their `lender`, `waits` and `extra`) and who is in `queue`. All other
+    attributes follow from that, and `repair` computes them again.
+    """
+
+    __slots__ = ("_limiter", "adopted", "extras", "holders", "occupied", "queue", "running", "stalled_since", "watched")
+
+    def __init__(self, limiter: CapacityLimiter) -> None:
+        self._limiter = weakref.ref(limiter, partial(limits.pop, id(limiter)))
+        self.holders: set[Slot] = set()  # calls that hold a slot, a lent one included
+        self.queue: OrderedDict[Slot, None] = OrderedDict()  # oldest first
+        self.occupied = 0  # holders with a slot of their own, not a lent one
+        self.running = 0  # holders that do not wait in our calls
+        self.extras = 0  # running calls that rule 3 let in though they are not nested
+        self.adopted = 0  # holders that others started
+        self.stalled_since: float | None = None  # time.monotonic() seconds; None: somebody runs or nobody queues
+        self.watched = False  # whether the watcher looks after it
+
+    @property
+    def limiter(self) -> CapacityLimiter:
+        limiter = self._limiter()
+        assert limiter is not None, "slots that are held or queued keep it alive"
+        return limiter
+
+    def free(self) -> float:
+        """Return how many slots are free. It is negative if more are taken than there are."""
+        limiter = self._limiter()
+        assert limiter is not None, "as in `limiter`; this is faster"
+        borrowed = limiter.borrowed_tokens  # by anyio's own means, which our calls do not use, but adopted workers may
+        others = borrowed - self.adopted if borrowed > self.adopted else 0
+        return limiter.total_tokens - self.occupied - others
+
+    def enqueue(self, slot: Slot) -> None:
+        self.queue[slot] = None
+        slot.ancestors = tuple(slot.same_limit_ancestors())
+        for ancestor in slot.ancestors:
+            if ancestor.queued_descendants is None:
+                ancestor.queued_descendants = OrderedDict()
+            ancestor.queued_descendants[slot] = None
+
+    def dequeue(self, slot: Slot) -> None:
+        for ancestor in slot.ancestors:
+            if ancestor.queued_descendants is not None:  # pragma: no branch  unless a signal handler raised
+                ancestor.queued_descendants.pop(slot, None)
+        slot.ancestors = ()
+        self.queue.pop(slot, None)
+
+    def grant(self, slot: Slot, lender: Slot | None = None) -> None:
+        """Let *slot* run, on *lender*'s slot or on one of its own."""
+        slot.lender = lender
+        self.holders.add(slot)
+        slot.held = True
+        if lender is None:
+            self.occupied += 1
+        else:
+            lender.borrower = slot
+        self.running += 1
+        self.stalled_since = None
+
+    def grant_queued(self, slot: Slot, lender: Slot | None = None) -> Slot:
+        """Take *slot* out of the queue and let it run. Return it: its caller is woken after the lock is released."""
+        unwoken[slot] = False
+        self.grant(slot, lender)
+        self.dequeue(slot)
+        return slot
+
+    def take_away(self, slot: Slot) -> None:
+        """End *slot*, without granting it to the next one yet."""
+        self.holders.discard(slot)
+        if slot.parent is not None:
+            slot.living_parent()
+        if not slot.waits:
+            self.running -= 1
+        if slot.extra:
+            self.extras -= 1
+        if slot.adopted:
+            self.adopted -= 1
+        borrower, lender = slot.borrower, slot.lender
+        slot.borrower = slot.lender = None
+        if borrower is not None:  # it runs on this slot, and inherits it
+            borrower.lender = lender
+        if lender is not None:
+            lender.borrower = borrower
+        elif borrower is None:
+            self.occupied -= 1
+
+    def serve(self, lender: Slot | None = None) -> list[Slot]:
+        """Grant *lender*'s slot if it is idle, then free ones, to those who have queued longest. Return them."""
+        served: list[Slot] = []
+        if lender is not None and lender.queued_descendants and lender.waits and lender.borrower is None:
+            served.append(self.grant_queued(next(iter(lender.queued_descendants)), lender))
+        if self.queue:
+            free = self.free()
+            while self.queue and free > 0:
+                served.append(self.grant_queued(next(iter(self.queue))))
+                free -= 1
+        if self.running or not self.queue or not self.occupied:
+            self.stalled_since = None
+        elif self.stalled_since is None:
+            self.stalled_since = time.monotonic()
+        return served
+
+    def relieve(self, now: float) -> list[Slot]:
+        """Let one more in if rule 3 says so. Return it."""
+        if self.stalled_since is None or now - self.stalled_since < STALL_SECONDS:
+            return []
+        for slot in self.queue:
+            if slot.living_parent() is not None:
+                return [self.grant_queued(slot)]
+        if self.extras >= self.limiter.total_tokens:
+            return []
+        slot = next(iter(self.queue))
+        slot.extra = True
+        self.extras += 1
+        return [self.grant_queued(slot)]
+
+    def repair(self) -> None:
+        """Compute again what follows from `holders` and `queue`: something raised while they changed."""
+        for slot in tuple(self.queue):
+            slot.held = slot in self.holders
+            if slot.held:
+                unwoken[slot] = False
+                self.dequeue(slot)
+        for slot in self.holders:
+            slot.held = True
+            slot.borrower = None
+            while slot.lender is not None and slot.lender not in self.holders:
+                slot.lender = slot.lender.lender
+        for slot in self.holders:
+            if slot.lender is not None:
+                slot.lender.borrower = slot
+        self.occupied = sum(slot.lender is None for slot in self.holders)
+        self.running = sum(not slot.waits for slot in self.holders)
+        self.extras = sum(slot.extra for slot in self.holders)
+        self.adopted = sum(slot.adopted for slot in self.holders)
+        self.stalled_since = None
+
+
+def open_accounts(limiter: CapacityLimiter) -> Limit:
+    return limits.setdefault(id(limiter), Limit(limiter))

@@ -1,0 +1,72 @@
+"""What we ask of a running event loop, whichever library it is of. `_eventloops/_loops.py` has the two that do it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextvars import Context
+
+    from ._taskcall import TaskCall
+
+T = TypeVar("T")
+
+
+class Loop(Protocol):
+    """A running event loop, used from any thread.
+
+    `post` and `submit` raise `LoopEndedError` once the loop is gone.
+    """
+
+    @property
+    def native(self) -> object:
+        """The library's own object for the loop."""
+        ...
+
+    @property
+    def calls_back_in_the_task(self) -> bool:
+        """Whether the task that waits for a worker thread also runs the worker's calls, and cancels them (trio).
+
+        anyio's shield holds there. On asyncio, `task.cancel()` ignores shields, so we do both ourselves.
+        """
+        ...
+
+    @property
+    def cancels_once(self) -> bool:
+        """Whether a cancellation ends one wait (asyncio), or every wait from then on (trio)."""
+        ...
+
+    def post(self, func: Callable[..., object], *args: object) -> None:
+        """Have the loop call *func* soon. Returns at once."""
+
+    def submit(self, call: TaskCall[Any], context: Context) -> None:
+        """Have the loop run *call* in a new task, in *context* or a copy of it. Returns at once."""
+
+    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
+        """Run what raises nothing in a new task, from within this loop. Only the end of the loop cancels it.
+
+        Return what keeps the task alive. *on_end* is called when it ends at the latest, even if it never began.
+        """
+        ...
+
+    def checkpoint_if_cancelled(self) -> Awaitable[None]:
+        """Raise the cancellation of the current task, if it has been cancelled."""
+        ...
+
+    def is_gone(self) -> bool:
+        """Return whether what was posted may have been dropped."""
+        ...
+
+    def mark_context(self) -> None:
+        """Say in the current context which library runs here: the context may come from another one's program."""
+
+    def forget_cancellation(self) -> None:
+        """Say that the current task has handled a cancellation and goes on."""
+
+    async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
+        """Run *work* in the current task. After *seconds* cancel it, wait for its cleanup and raise *late*."""
+        ...
+
+    async def end_other_tasks(self) -> None:
+        """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""

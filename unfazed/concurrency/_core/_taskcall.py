@@ -1,0 +1,214 @@
+"""One async function that another thread has an event loop run, in a task of its own.
+
+The life of a `TaskCall`. "loop" and "caller" say which thread may take the step.
+
+    state          how to tell                    caller cancels                         ends by
+    -------------  -----------------------------  -------------------------------------  -------------------------------
+    made           `loop` is None                 nothing to wait for                    -
+    submitted      `loop` is set                  loop: never begins                     loop: `give_up`
+    begun          `accepted`                     loop: cancelled in its first step      loop: `run`, `fail_unless_run`
+    running        `_abort` is set                loop: task is cancelled, `aborted`     loop: `run`
+    bypassing      `past`: a worker runs it       loop: worker's own calls cancelled     worker: `end_past`
+    handed back    `past` no more: as submitted   as submitted                           as submitted
+    ended          `future.done`                  nothing                                -
+
+Whatever the way, `end` or `run` writes the future and calls `on_end`, and only the first to write counts.
+
+Guarantees:
+
+- What a signal handler raises in the loop's thread, while that begins or runs a call, becomes the call's error.
+- A call that is cancelled while another thread submits it learns of it. Each side takes a step on `_steps` before it
+  looks at what the other has done.
+
+Assumption: `list.append` is atomic, with and without a GIL (Python's documentation, "Thread Safety Guarantees").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from anyio import get_cancelled_exc_class
+from anyio.lowlevel import checkpoint
+
+from ._errors import LoopEndedError
+from ._futures import without_our_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._futures import OneShotFuture
+    from ._loop import Loop
+
+T = TypeVar("T")
+
+
+class TaskCall(Generic[T]):
+    """An async function that one thread has another thread's loop run, in a new task.
+
+    Args:
+        work: The function.
+        future: Gets its result.
+        made_elsewhere: Whether the caller is surely not in the loop that is to run it.
+    """
+
+    _abort: Callable[[], object] | None = None  # cancels the running task; for the loop's thread only
+    _cancelled = False
+    _reason: LoopEndedError | None = None  # what to raise instead of the cancellation
+    aborted = False  # whether we cancelled the task while it ran
+    missed = False  # whether the task never waited after that, and so never saw it
+    cancelled_by_others = False  # whether the task was cancelled, and not by us
+    task_has_ended: Callable[[], bool] | None = None  # if the library does not tell us; for the loop's thread only
+    accepted = False  # whether the loop has begun it or given it up; for the loop's thread only
+    past = False  # whether a worker thread runs it, bypassing the loop
+    on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
+    loop: Loop | None = None  # where it is, or is about to be, submitted
+
+    def __init__(
+        self, work: Callable[[], Awaitable[T]], future: OneShotFuture[T], made_elsewhere: bool = False
+    ) -> None:
+        self._work = work
+        self.future = future
+        self.made_elsewhere = made_elsewhere
+        self._steps: list[str] = []  # `set_loop` and `cancel` each add one before they look at the other
+
+    def set_loop(self, loop: Loop) -> None:
+        """Say which loop is about to run the call."""
+        self.loop = loop
+        self._steps.append("set_loop")
+
+    def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[TaskCall[Any]], None]) -> None:
+        """Say that a worker thread of *loop* will run the call; *abort* cancels it, in the loop's thread."""
+        self.past = True
+        self.on_end = on_end
+        self._abort = abort
+        self.set_loop(loop)
+
+    def come_back(self) -> None:
+        """Say that the loop is to run the call after all; in the loop's thread."""
+        self.past = False
+        self._abort = None
+
+    def end_past(self, value: T) -> None:
+        """Finish a call that bypassed the loop: with *value*, or with `LoopEndedError` if the loop ended meanwhile."""
+        if self._reason is None:
+            self.future.write(value, None)
+        self.end(self._reason)
+
+    def give_up(self) -> None:
+        """Finish a call that nobody has begun; in the loop's thread."""
+        self.accepted = True
+        self.end(self._reason)
+
+    def begin(self, start: Callable[..., object], *args: object) -> None:
+        """Have *start* make the task, at most once; in the loop's thread. What it raises is the call's error."""
+        if self.accepted:
+            return
+        try:
+            self.accepted = True
+            start(*args)
+        except BaseException as exc:  # raised by a user's task factory, or by a signal handler
+            self.end(without_our_frame(exc))
+
+    async def run(self, abort: Callable[[], object]) -> None:
+        """Run the call in the current task, which *abort* cancels. All errors go to the caller."""
+        try:
+            await self._run(abort)
+        except BaseException as exc:  # raised by a signal handler outside of the work
+            if not self.future.write(None, without_our_frame(exc)):
+                raise
+        finally:
+            self._abort = None
+            if self.on_end is not None:
+                self.on_end(self)
+
+    async def _run(self, abort: Callable[[], object]) -> None:
+        if self.future.done:  # its caller has been told that it could not begin
+            return
+        self._abort = abort
+        if self._cancelled:
+            self._cancel()
+        try:
+            value = await self._work()
+        except BaseException as exc:  # SystemExit and the like included: they must not end the loop
+            error = without_our_frame(exc)
+            if not isinstance(exc, get_cancelled_exc_class()):
+                if self.aborted:
+                    await self._absorb_cancellation()
+            else:
+                self.cancelled_by_others = not self.aborted
+                if self._reason is not None:
+                    self._reason.__cause__ = error
+                    error = self._reason
+            self.future.write(None, error)
+            del error
+        else:
+            if self.aborted:
+                await self._absorb_cancellation()
+            self.future.write(value, None)
+
+    async def _absorb_cancellation(self) -> None:
+        """Take off the task a cancellation that the work never saw. It must not hit what the task does next."""
+        if self.loop is not None and self.loop.cancels_once:
+            try:
+                await checkpoint()
+            except get_cancelled_exc_class():
+                self.missed = True
+
+    def cancel(self, reason: LoopEndedError | None = None) -> bool:
+        """Cancel the task, now or when it starts, from any thread. Only the first time counts.
+
+        Return whether the future will be written. It is not if the call was never submitted, or its loop is gone.
+        """
+        if not self._cancelled:
+            self._reason = reason
+            self._cancelled = True
+        self._steps.append("cancel")  # either we see the loop that `set_loop` set before its step, or `run` sees us
+        if self.loop is None:
+            return False
+        try:
+            self.loop.post(self._cancel)
+        except LoopEndedError:
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        """Cancel the task. If Ctrl-C kept it from being submitted, give the call up."""
+        abort = self._abort
+        if abort is not None:
+            abort()
+            self.aborted = True  # after `abort`: if a signal handler raises in between, `go_on` does it again
+            self._abort = None
+        elif not self.accepted:
+            self.give_up()
+        else:
+            self.fail_if_lost()
+
+    def go_on(self) -> bool:
+        """Repeat what a signal handler may have kept the loop from doing. Return whether to submit the call again.
+
+        For a thread that waits for the future. Nothing that was done, or just takes long, is done twice.
+        """
+        if self._cancelled and not self.aborted:
+            self.cancel()
+        return not (self.accepted or self.past)
+
+    def fail_if_lost(self) -> None:
+        """Finish the call if its task has ended without a result and nobody told us; in the loop's thread."""
+        if self.task_has_ended is not None and self.task_has_ended():
+            self.fail_unless_run(self._reason)
+
+    def fail_unless_run(self, error: BaseException | None) -> None:
+        """Finish the call if its task has ended without a result: with *error*, or as cancelled before it began.
+
+        asyncio cancels tasks before they begin when a loop ends.
+        """
+        if not self.future.done:
+            ended = LoopEndedError("the event loop of this call has ended, or cancelled it before it began")
+            self.end(error or ended)
+
+    def end(self, error: BaseException | None) -> None:
+        """Finish the call, with *error* if it has no result yet; in the loop's thread, if it was to run there."""
+        self._abort = None
+        self.future.write(None, error)
+        if self.on_end is not None:
+            self.on_end(self)

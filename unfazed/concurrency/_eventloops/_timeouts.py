@@ -1,0 +1,49 @@
+"""How long one call may take."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from anyio import CancelScope, move_on_after
+
+from .._core._errors import CallTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+
+class Timeout:
+    """The time that one call may take, from the moment when the call is made, on any thread.
+
+    Args:
+        seconds: How many; `math.inf` means no limit.
+        name: The name of the function, for the error.
+    """
+
+    __slots__ = ("_end", "_name", "_seconds")
+
+    def __init__(self, seconds: float, name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return max(0.0, self._end - time.monotonic())
+
+    def error(self) -> CallTimeoutError:
+        return CallTimeoutError(self._name, self._seconds)
+
+    async def bound(self, run: Callable[[CancelScope], Awaitable[T]]) -> T:
+        """Await *run*, which gets the scope that is cancelled when the time is up. Then raise the error."""
+        with move_on_after(self.left()) as timer:
+            return await run(timer)
+        raise self.error()
+
+
+def within(timeout: Timeout | None, run: Callable[[CancelScope | None], Awaitable[T]]) -> Awaitable[T]:
+    """Return the result of *run*, within *timeout* if there is one."""
+    return run(None) if timeout is None else timeout.bound(run)

@@ -1,0 +1,143 @@
+"""How async code waits for a slot, and for what runs elsewhere, despite cancellation. Each wait says who ends it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
+
+from .._core import _slots
+from .._core._checks import name_of
+from .._core._errors import CallCancelledError, LoopEndedError
+from .._core._futures import OneShotFuture
+from .._core._taskcall import TaskCall
+from ._loops import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .._core._limits import Slot
+    from .._core._loop import Loop
+
+T = TypeVar("T")
+
+
+def set_from_anywhere(loop: Loop, event: Event) -> bool:
+    """Set *event* from any thread. Return whether its *loop* still runs."""
+    try:
+        here = running_loop()
+        if here is not None and here.native is loop.native:
+            event.set()
+        else:
+            loop.post(event.set)
+    except LoopEndedError:
+        return False
+    return True
+
+
+async def wait_for_slot(slot: Slot, loop: Loop) -> None:
+    """Queue for *slot* and wait in the current *loop* until it is granted. Whoever made it releases it.
+
+    Who wakes us: the thread that grants the slot, or the watcher.
+    """
+    event = Event()
+    if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):
+        await event.wait()
+
+
+async def wait_shielded(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
+    """Wait for *event* despite cancellation, at most until *timer*, a scope around us, ends.
+
+    anyio's shield is not enough: asyncio's `task.cancel()` ignores it. Return the exception to raise, outside of any
+    `except`: the last of several cancellations, without its context. Otherwise the cancellation of a scope, which ends
+    at that scope, could hide one that is meant for the whole task.
+    """
+    if isinstance(cancellation, GeneratorExit):  # the loop is gone, and nothing can be awaited
+        return cancellation
+    cancelled = get_cancelled_exc_class()
+    deadline = math.inf if timer is None else timer.deadline
+    try:
+        while not event.is_set() and current_time() < deadline:
+            try:
+                with CancelScope(shield=True, deadline=deadline):
+                    await event.wait()
+            except cancelled as exc:
+                cancellation = exc
+                cancellation.__context__ = None
+        return cancellation
+    finally:
+        del cancellation  # its traceback leads here
+
+
+async def wait_for_end(
+    event: Event,
+    on_cancel: Callable[[], object],
+    timer: CancelScope | None = None,
+    on_timeout: Callable[[], object] | None = None,
+    begin: Callable[[], object] | None = None,
+) -> None:
+    """Call *begin* and wait for *event*, which is set when what it began has ended.
+
+    If we are cancelled, or a signal handler raises, call *on_cancel*, go on waiting, and raise that afterwards. If
+    *timer*, a scope around us, runs out, call *on_timeout* and go on waiting; without *on_timeout*, stop waiting.
+    """
+    try:
+        if begin is not None:
+            begin()
+        await event.wait()
+        return
+    except BaseException as exc:
+        cancellation = exc
+    on_cancel()
+    try:
+        cancellation = await wait_shielded(event, cancellation, timer)
+        if on_timeout is not None and not event.is_set() and not isinstance(cancellation, GeneratorExit):
+            on_timeout()
+            cancellation = await wait_shielded(event, cancellation)
+        raise cancellation
+    finally:
+        del cancellation
+
+
+async def call_in(
+    submit: Callable[[TaskCall[T], Context], None],
+    work: Callable[[], Awaitable[T]],
+    func: object,
+    here: Loop,
+    *,
+    context: Context | None = None,
+) -> T:
+    """Run *work* in a new task, which *submit* starts in any loop, and wait for its end in the loop *here*.
+
+    It runs in *context*, or in a copy of the current one. Errors name *func*. If the caller is cancelled, so is the
+    task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the future, the task
+    or the end of its loop.
+    """
+    event = Event()
+    future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
+    call = TaskCall(work, future)
+    begin = partial(submit, call, copy_context() if context is None else context)
+
+    def cancel() -> None:
+        if not call.cancel():  # it was not submitted, or its loop is gone: there is nothing to wait for
+            event.set()
+
+    await wait_for_end(event, cancel, begin=begin)
+    try:
+        return future.read()
+    except cancelled_classes() as exc:
+        raise CallCancelledError(name_of(func)) from exc
+
+
+def cancelled_classes() -> tuple[type[BaseException], ...]:
+    """Return the cancellation exceptions of asyncio and trio, as far as they are imported."""
+    found: list[type[BaseException]] = []
+    for name, attribute in (("asyncio", "CancelledError"), ("trio", "Cancelled")):
+        cancelled = getattr(sys.modules.get(name), attribute, None)  # missing while another thread imports it
+        if cancelled is not None:
+            found.append(cancelled)
+    return tuple(found)
