@@ -73,4 +73,4 @@ def test_one_helper_makes_all_threads() -> None:
 
     found = [file.name for file in folder.rglob("*.py") if makes_threads.search(file.read_text(encoding="utf-8"))]
 
-    assert found == ["_core/_threadstart.py"]
+    assert found == ["_threadstart.py"]

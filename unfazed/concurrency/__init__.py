@@ -1,31 +1,25 @@
 """Write a call once, say where it runs, and make it from async code or from sync code, on asyncio or on trio.
 
-    floor 10  this file             the public names
-    floor 9   _dual.py              a function and where it runs, once and for all
-              _scoped/_iterators.py         iterators across the border
-              _scoped/_contextmanagers.py   context managers across the border
-    floor 8   _threads/_threadpool.py        a call in a worker thread
-              _processes/           a call in a worker process
-              _executors.py          a call in any executor
-              _scoped/_runners.py             one thread, or one task, for several calls
-    floor 7   _threads/_standby.py           threads that sync callers reach without waking a loop in between
-    floor 6   _eventloops/_background.py         a call in an event loop; the background event loop
-              _threads/_threadcall.py              what becomes of one call in a worker thread
-    floor 5   _eventloops/_loopthread.py        event loops in threads of their own
-    floor 4   _eventloops/_synccalls.py         how sync code finds a loop, and waits for it
-    floor 3   _eventloops/_waits.py             how async code waits, whatever cancels it
-    floor 2   _eventloops/_loops.py             running loops as other threads see them; all that differs by library
-              _core/_contexts.py          who is in which of the contexts that users share
-    floor 1   _core/_slots.py             who may run, who lends while it waits
-              _core/_calls.py             calls on their way into a loop
-              _core/_checks.py            what may be called where, with which options
-    floor 0   _core/_threadstart.py       how threads start, and what Python keeps us from making safe
-              _core/_references.py        how decorated functions are sent to one
-              _core/_errors.py            every exception class, with its text
+A call has a place, where it runs, and a caller, who waits for it. Every name says both:
 
-A file imports from lower floors only. What runs inside a worker process is in `unfazed._worker`, below all floors.
+    await run_in_threadpool(func, ...)              run_in_threadpool_sync(func, ...)           a worker thread
+    await run_in_processpool(func, ...)             run_in_processpool_sync(func, ...)          a worker process
+    await run_in_executor(executor, func, ...)      run_in_executor_sync(executor, func, ...)   any executor
+    await run_in_eventloop(func, ...)               run_in_eventloop_sync(func, ...)            an event loop
+
+Options go to the decorators, which make a function that can be called both ways: `await read(path)`, `read.sync(path)`.
+
+    in_threadpool(limiter=..., abandon_on_cancel=..., timeout=..., context=...)
+    in_processpool(limiter=..., kill_on_cancel=..., timeout=..., initializer=..., max_calls=...)
+    in_executor(executor, timeout=...)
+    in_eventloop(timeout=..., context=...)
+
+Iterators and context managers cross the border in the same words: `iterate_in_threadpool`,
+`iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
+an event loop in a thread of its own.
 """
 
+from .. import __version__ as __version__
 from ._core._errors import (
     CallCancelledError,
     CallTimeoutError,
