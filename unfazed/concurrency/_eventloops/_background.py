@@ -1,7 +1,7 @@
 """The background event loop, one for the whole process, and calls of async functions.
 
-Which loop it is needs no lock, in which Ctrl-C could come: whoever names the successor of one that has ended first is
-right. A forked child starts with none.
+There is no lock, because Ctrl-C could interrupt its holder. `dict.setdefault` decides which loop follows one that has
+ended: the first thread that names a successor wins. A forked child starts with none.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
 
 
 def _background() -> EventLoopThread:
-    """Return the background event loop, and start it where it does not run: at first use, or if it broke."""
+    """Return the background event loop. Start it at first use, or if it has ended with an error."""
     global _background_thread
     current = _background_thread
     if current is None or not current.is_running():
         while current is None or current._closed is not None:
             backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
             require_backend(backend, "the environment variable UNFAZED_BACKEND")
-            # Known before it is started, which Ctrl-C may interrupt: the next call goes on from there. Another thread,
-            # or a signal handler on this very one, may come here meanwhile: in one step, the first one counts.
+            # Stored before it is started: Ctrl-C may interrupt the start, and the next call goes on from there. Another
+            # thread, or a signal handler in this one, may be here at the same time: `setdefault` is atomic.
             starting = EventLoopThread(backend, options, "unfazed-eventloop")
             current = _background_thread = _successors.setdefault(current, starting)
         current._ensure_started()
@@ -88,7 +88,7 @@ def submit_to_background(call: TaskCall[Any], context: Context) -> None:
 
 
 async def _background_from_async() -> EventLoopThread:
-    """Do the same without holding up the current loop while the thread starts."""
+    """Do the same as `_background`, without blocking the current loop while the thread starts."""
     current = running_background()
     if current is not None:
         return current
@@ -194,12 +194,12 @@ class EventloopPlace(NamedTuple):
 
 
 async def _run_in_context(context: Context, name: str, work: Callable[[], Awaitable[T]]) -> T:
-    claim = ContextLease(context, name)
+    lease = ContextLease(context, name)
     try:
-        claim.take()
-        return await claim.run_async(work, current_loop().mark_context)
+        lease.take()
+        return await lease.run_async(work, current_loop().mark_context)
     finally:
-        claim.release()
+        lease.release()
 
 
 async def _run_in_time(timeout: Timeout, work: Callable[[], Awaitable[T]]) -> T:
@@ -210,7 +210,7 @@ async def _run_in_time(timeout: Timeout, work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _reset_after_fork() -> None:
-    """After a fork: the loop's thread has not come along."""
+    """In a forked child: the loop's thread does not exist here."""
     global _background_thread
     _background_thread = None
     _successors.clear()

@@ -1,7 +1,7 @@
-"""Running event loops as other threads see them: all that differs between asyncio and trio.
+"""Running event loops as other threads see them: everything that differs between asyncio and trio.
 
-Neither library is imported before one of its loops runs. No thread starts here, and no loop: `_loopthread.py` does
-that.
+Neither library is imported before one of its loops runs. No thread and no loop starts here: that is in
+`_loopthread.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RECHECK_SECONDS = 0.05  # how often to look whether a cleanup has ended that a timeout must not disturb; arbitrary
+RECHECK_SECONDS = 0.05  # how often to check whether a cleanup has ended that a timeout must not disturb; arbitrary
 
 
 class AsyncioLoop:
@@ -53,25 +53,25 @@ class AsyncioLoop:
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
-            # At once, as it is faster; and what a loop that is ending does not know of, it does not cancel, but drops.
+            # At once: that is faster, and a loop that is ending drops what was posted instead of cancelling it.
             context.run(call.begin, self._start, call)
         else:
             self.post(call.begin, self._start, call, context=context)
 
     def _start(self, call: TaskCall[Any]) -> None:
         _mark_context("asyncio")
-        # Nobody but us keeps the task alive: `call.run` is in it, and whoever waits for the call holds that.
+        # The loop keeps only a weak reference to the task. Whoever waits for the call keeps it alive by `call.run`.
         running = self._run(call)
         try:
             task = self.native.create_task(running)
-        except BaseException:  # of a task factory of the user's
+        except BaseException:  # raised by a user's task factory
             running.close()
             raise
         task.add_done_callback(partial(self._ended, call))
 
     @staticmethod
     def _ended(call: TaskCall[Any], task: asyncio.Task[None]) -> None:
-        if not call.future.done:  # else whatever it raised is asyncio's to show
+        if not call.future.done:  # otherwise asyncio shows what the task raised
             call.fail_unless_run(None if task.cancelled() else task.exception())
 
     async def _run(self, call: TaskCall[Any]) -> None:
@@ -81,14 +81,14 @@ class AsyncioLoop:
         running = run()
         try:
             task = self.native.create_task(running)
-        except BaseException:  # of a task factory of the user's
+        except BaseException:  # raised by a user's task factory
             running.close()
             raise
         task.add_done_callback(lambda _: on_end())
         return task
 
     def is_gone(self) -> bool:
-        # A loop that stands still may be run again, but for the last hour of the interpreter.
+        # A stopped loop may be run again, unless the interpreter is shutting down.
         return self.native.is_closed() or not (self.native.is_running() or main_thread().is_alive())
 
     def mark_context(self) -> None:
@@ -100,7 +100,7 @@ class AsyncioLoop:
             uncancel()
 
     async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
-        # Not a cancel scope, which would go on to cancel the cleanup as well.
+        # Not a cancel scope: that would cancel the cleanup as well.
         task = _current_task()
         cancellations = _cancellations_of(task)
         expired = False
@@ -111,14 +111,16 @@ class AsyncioLoop:
             if _cancellations_of(task) <= cancellations:
                 expired = True
                 task.cancel()
-            else:  # in the cleanup of another cancellation: that of a scope within perhaps, after which it goes on
+            else:  # another cancellation is being cleaned up, perhaps of an inner scope; the task may go on after it
                 timer = self.native.call_later(RECHECK_SECONDS, expire)
 
         timer = self.native.call_later(seconds, expire)
         try:
             return await work()
         except sys.modules["asyncio"].CancelledError as exc:
-            if expired and _cancellations_of(task) <= cancellations + 1:  # else somebody else has cancelled us as well
+            if (
+                expired and _cancellations_of(task) <= cancellations + 1
+            ):  # otherwise somebody else has cancelled us as well
                 raise late() from exc
             raise
         finally:
@@ -149,7 +151,7 @@ class TrioLoop:
         try:
             self.native.run_sync_soon(func, *args)
         except RuntimeError as exc:
-            if type(exc).__name__ != "RunFinishedError":  # nothing can be imported when the interpreter ends
+            if type(exc).__name__ != "RunFinishedError":  # by name: nothing can be imported at exit
                 raise
             raise LoopEndedError("the event loop of this call has ended") from None
 
@@ -167,14 +169,14 @@ class TrioLoop:
             task = trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
             raise LoopEndedError("the event loop of this call has ended") from None
-        # A signal handler that raises before the first step of a task ends the task, and with it trio's run.
+        # If a signal handler raises before the first step of the task, trio does not tell us that the task has ended.
         call.task_has_ended = lambda: task.coro.cr_frame is None
 
     async def _run(self, call: TaskCall[Any]) -> None:
         try:
             with sys.modules["trio"].CancelScope() as scope:
                 await call.run(scope.cancel)
-        except Exception as exc:  # of a signal handler, outside of `call.run`: from here it would end the loop
+        except Exception as exc:  # raised by a signal handler outside of `call.run`; it would end trio's run
             if call.future.done:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             call.fail_unless_run(exc)
@@ -202,7 +204,7 @@ class TrioLoop:
         _mark_context("trio")
 
     def forget_cancellation(self) -> None:
-        pass  # a scope that has been cancelled stays so
+        pass  # a cancelled scope stays cancelled
 
     async def run_within(self, seconds: float, work: Callable[[], Awaitable[T]], late: Callable[[], Exception]) -> T:
         with move_on_after(seconds):
@@ -219,30 +221,30 @@ def _current_task() -> asyncio.Task[Any]:
 
 
 def _cancellations_of(task: asyncio.Task[Any]) -> int:
-    """Return how many cancellations *task* has not seen to yet, as far as this Python knows."""
+    """Return how many cancellations *task* has not handled yet, as far as this Python counts them."""
     cancelling = getattr(task, "cancelling", None)  # since Python 3.11
     return cancelling() if cancelling is not None else 0
 
 
 def forget_library() -> None:
-    """Say in the current context, which may come from a loop, that none runs here."""
+    """Say in the current context, which may come from a loop, that no loop runs here."""
     _mark_context(None)
 
 
 def _mark_context(library: str | None) -> None:
     sniffio = sys.modules.get("sniffio")
-    if sniffio is not None:  # pragma: no branch  it comes with trio
+    if sniffio is not None:  # pragma: no branch  trio needs it
         sniffio.current_async_library_cvar.set(library)
 
 
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
     lowlevel: Any = sys.modules.get("trio.lowlevel")
-    in_trio_run = lowlevel and getattr(lowlevel, "in_trio_run", None)  # not there while another thread imports trio
+    in_trio_run = lowlevel and getattr(lowlevel, "in_trio_run", None)  # missing while another thread imports trio
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
     events: Any = sys.modules.get("asyncio.events")
-    get_running_loop = events and getattr(events, "_get_running_loop", None)  # which does not raise where none runs
+    get_running_loop = events and getattr(events, "_get_running_loop", None)  # it does not raise if no loop runs
     native = get_running_loop and get_running_loop()
     return None if native is None else AsyncioLoop(native)
 
