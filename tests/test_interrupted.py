@@ -127,13 +127,18 @@ def a_worker_of_anyios_that_calls_back(scene: Scene) -> None:
     scene.in_a_worker(lambda: run_in_eventloop_sync(two), start=anyio.to_thread.run_sync)
 
 
-def a_worker_that_iterates(scene: Scene) -> None:
-    def use() -> None:
-        with contextmanager_in_eventloop_sync(async_manager()):
-            for _ in iterate_in_eventloop_sync(numbers_async()):
-                pass
+def use_what_is_async() -> None:
+    with contextmanager_in_eventloop_sync(async_manager()):
+        for _ in iterate_in_eventloop_sync(numbers_async()):
+            pass
 
-    scene.in_a_worker(use)
+
+def a_worker_that_iterates(scene: Scene) -> None:
+    scene.in_a_worker(use_what_is_async)
+
+
+def a_worker_of_anyios_that_iterates(scene: Scene) -> None:
+    scene.in_a_worker(use_what_is_async, start=anyio.to_thread.run_sync)
 
 
 def calls_that_queue(scene: Scene) -> None:
@@ -262,6 +267,7 @@ OPERATIONS = (
     a_worker_that_calls_back,
     a_worker_of_anyios_that_calls_back,
     a_worker_that_iterates,
+    a_worker_of_anyios_that_iterates,
     calls_that_queue,
     with_options,
     cancelled,

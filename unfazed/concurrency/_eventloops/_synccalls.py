@@ -78,14 +78,17 @@ def call_from_sync(
         try:
             if worker.called_back_in_the_task:
                 # That task only waits. If it ran the call itself, nested calls would pile up on its stack.
-                _call_in_waiting_task(TaskCall(_elsewhere(submit if always else worker.submit, work, func), future))
+                elsewhere = _elsewhere(submit if always else worker.submit, work, func, may_be_interrupted=always)
+                _call_in_waiting_task(TaskCall(elsewhere, future))
             else:
                 if offer is not None:
                     offer(future)
                 _call_and_wait(call, future, submit if always else worker.submit, its_loop_may_be_interrupted=True)
         finally:
             worker.leave(call, outer)
-    elif not _call_from_others_worker(TaskCall(_elsewhere(submit, work, func), future) if always else call):
+    elif not _call_from_others_worker(
+        TaskCall(_elsewhere(submit, work, func, may_be_interrupted=True), future) if always else call
+    ):
         if offer is not None:
             offer(future)
         _call_and_wait(call, future, submit)
@@ -124,12 +127,15 @@ def _wait(call: TaskCall[T], future: BlockingFuture[T], again: Callable[[], obje
                 again()
 
 
-def _elsewhere(submit: Submit, work: Callable[[], Awaitable[T]], func: object) -> Callable[[], Awaitable[T]]:
+def _elsewhere(
+    submit: Submit, work: Callable[[], Awaitable[T]], func: object, *, may_be_interrupted: bool
+) -> Callable[[], Awaitable[T]]:
     """Return an async function that has *submit* run *work* in another loop, and waits for it."""
     context = copy_context()  # of this thread, not of the task that waits for it
 
     async def run_elsewhere() -> T:
-        return await call_in(submit, work, func, current_loop(), context=context)
+        here = current_loop()
+        return await call_in(submit, work, func, here, context=context, may_be_interrupted=may_be_interrupted)
 
     return run_elsewhere
 

@@ -8,7 +8,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_time, get_cancelled_exc_class, move_on_after
 
 from .._core import _slots
 from .._core._checks import name_of
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
 
 T = TypeVar("T")
+
+CHECK_SECONDS = 1.0  # how often we look whether a signal handler has kept a loop from what it had to do; arbitrary
 
 
 def set_from_anywhere(loop: Loop, event: Event) -> bool:
@@ -49,8 +51,15 @@ async def wait_for_slot(slot: Slot, loop: Loop) -> None:
         await event.wait()
 
 
-async def wait_shielded(event: Event, cancellation: BaseException, timer: CancelScope | None = None) -> BaseException:
+async def wait_shielded(
+    event: Event,
+    cancellation: BaseException,
+    timer: CancelScope | None = None,
+    check: Callable[[], object] | None = None,
+) -> BaseException:
     """Wait for *event* despite cancellation, at most until *timer*, a scope around us, ends.
+
+    Call *check*, if given, every `CHECK_SECONDS`.
 
     anyio's shield is not enough: asyncio's `task.cancel()` ignores it. Return the exception to raise, outside of any
     `except`: the last of several cancellations, without its context. Otherwise the cancellation of a scope, which ends
@@ -63,14 +72,28 @@ async def wait_shielded(event: Event, cancellation: BaseException, timer: Cancel
     try:
         while not event.is_set() and current_time() < deadline:
             try:
-                with CancelScope(shield=True, deadline=deadline):
+                with CancelScope(shield=True, deadline=deadline if check is None else _next_check(deadline)):
                     await event.wait()
             except cancelled as exc:
                 cancellation = exc
                 cancellation.__context__ = None
+            if check is not None:
+                check()
         return cancellation
     finally:
         del cancellation  # its traceback leads here
+
+
+def _next_check(deadline: float) -> float:
+    return min(deadline, current_time() + CHECK_SECONDS)
+
+
+async def _wait_and_check(event: Event, check: Callable[[], object]) -> None:
+    """Wait for *event*, and call *check* every `CHECK_SECONDS`."""
+    while not event.is_set():
+        with move_on_after(CHECK_SECONDS):
+            await event.wait()
+        check()
 
 
 async def wait_for_end(
@@ -79,8 +102,9 @@ async def wait_for_end(
     timer: CancelScope | None = None,
     on_timeout: Callable[[], object] | None = None,
     begin: Callable[[], object] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> None:
-    """Call *begin* and wait for *event*, which is set when what it began has ended.
+    """Call *begin* and wait for *event*, which is set when what it began has ended. Call *check* now and then.
 
     If we are cancelled, or a signal handler raises, call *on_cancel*, go on waiting, and raise that afterwards. If
     *timer*, a scope around us, runs out, call *on_timeout* and go on waiting; without *on_timeout*, stop waiting.
@@ -88,13 +112,13 @@ async def wait_for_end(
     try:
         if begin is not None:
             begin()
-        await event.wait()
+        await (event.wait() if check is None else _wait_and_check(event, check))
         return
     except BaseException as exc:
         cancellation = exc
     on_cancel()
     try:
-        cancellation = await wait_shielded(event, cancellation, timer)
+        cancellation = await wait_shielded(event, cancellation, timer, check)
         if on_timeout is not None and not event.is_set() and not isinstance(cancellation, GeneratorExit):
             on_timeout()
             cancellation = await wait_shielded(event, cancellation)
@@ -110,12 +134,13 @@ async def call_in(
     here: Loop,
     *,
     context: Context | None = None,
+    may_be_interrupted: bool = False,
 ) -> T:
     """Run *work* in a new task, which *submit* starts in any loop, and wait for its end in the loop *here*.
 
     It runs in *context*, or in a copy of the current one. Errors name *func*. If the caller is cancelled, so is the
     task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the future, the task
-    or the end of its loop.
+    or the end of its loop. If signal handlers *may interrupt* that loop, we check now and then.
     """
     event = Event()
     future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
@@ -126,7 +151,13 @@ async def call_in(
         if not call.cancel():  # it was not submitted, or its loop is gone: there is nothing to wait for
             event.set()
 
-    await wait_for_end(event, cancel, begin=begin)
+    def check() -> None:
+        if future.done:
+            event.set()
+        elif call.go_on():
+            begin()
+
+    await wait_for_end(event, cancel, begin=begin, check=check if may_be_interrupted else None)
     try:
         return future.read()
     except cancelled_classes() as exc:
