@@ -81,7 +81,7 @@ class SyncToAsync(Generic[P, R]):
             self.__self__: object = getattr(func, "__self__")  # noqa: B009
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """TaskCall the function in its thread, and await its result.
+        """Call the function in its thread, and await its result.
 
         Cancellation:
             Before the function has started: it never starts. Later: the async calls that it makes are cancelled. If
@@ -117,7 +117,7 @@ class SyncToAsync(Generic[P, R]):
     def thread_handler(
         self, loop: Any, exc_info: Any, task_context: Any, func: Callable[..., R], *args: Any, **kwargs: Any
     ) -> R:
-        """TaskCall *func*, in the thread, so that the async code which it calls finds its way back."""
+        """Call *func*, in the thread, so that its own async calls find the way back to *loop*."""
         before = _shared.worker_state()
         try:
             _shared.set_worker_state((loop, os.getpid(), task_context))
