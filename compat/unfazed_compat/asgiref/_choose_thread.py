@@ -64,13 +64,13 @@ def _send_thread_sensitive(wrapper: Any, loop: Loop, call: ThreadCall[Any]) -> N
         executor = _shared.scope_executors.get(scope)
         if executor is None:  # several threads may get here: the first one's executor counts
             executor = _shared.scope_executors.setdefault(scope, SingleThreadExecutor())
-        refuse_own_thread(executor)
+        _refuse_own_thread(executor)
         send(executor, call)
         return
     if _send_if_waiting(_shared.loop_thread_executors.get(loop), call):
         return
     last: Executor = wrapper.single_thread_executor
-    refuse_own_thread(last)
+    _refuse_own_thread(last)
     send(last, call)
 
 
@@ -87,7 +87,7 @@ def _send_if_waiting(executor: Executor | None, call: ThreadCall[Any]) -> bool:
     return True
 
 
-def refuse_own_thread(executor: Executor) -> None:
+def _refuse_own_thread(executor: Executor) -> None:
     """Raise an error if the current loop runs in the one thread of *executor*: the call would wait for itself."""
     threads = getattr(executor, "_threads", ())
     if threading.current_thread() in threads and getattr(executor, "_max_workers", 1) == 1:

@@ -52,8 +52,8 @@ _replaced: list[tuple[type, str, Any, Any]] = []  # asgiref's class, attribute, 
 class Installed:
     """What `install` returns: a context manager that uninstalls at its end, if that call has installed."""
 
-    def __init__(self, did_it: bool) -> None:
-        self._did_it = did_it
+    def __init__(self, has_installed: bool) -> None:
+        self._has_installed = has_installed
 
     @property
     def out_of_use(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class Installed:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._did_it:
+        if self._has_installed:
             uninstall()
 
 

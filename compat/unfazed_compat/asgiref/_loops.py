@@ -3,8 +3,8 @@
 asyncio's loops are used as they are. `TrioLoop` has the part of their interface that we need. Trio is not imported
 before one of its loops runs.
 
-Assumption: `sys.modules.get("trio")` may be a module that another thread is just importing. So its attributes are read
-with a default.
+`sys.modules.get("trio")` may return a module that another thread is still importing. So its attributes are read with a
+default.
 """
 
 from __future__ import annotations

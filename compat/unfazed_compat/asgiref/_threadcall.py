@@ -168,7 +168,7 @@ class ThreadCall(OneShotFuture[T]):
         try:
             nested.on_end = self._wake_task_from_anywhere
             nested.cancel()
-            while not (self._over or nested.released) and (nested.copy() or not nested.unheeded):
+            while not (self._over or nested.last_has_ended) and (nested.copy() or not nested.unhandled):
                 try:
                     # The shield is against anyio's scopes, which cancel again and again. `task.cancel()` ignores it.
                     with CancelScope(shield=True):
@@ -176,7 +176,7 @@ class ThreadCall(OneShotFuture[T]):
                 except get_cancelled_exc_class() as exc:
                     cancellation = exc
                     nested.cancel()
-            if nested.unheeded:
+            if nested.unhandled:
                 self._abandoned = True
                 if self._over:
                     self._show_error()
