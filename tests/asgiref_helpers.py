@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from conftest import GRACE_SECONDS, wait_until
-from unfazed_compat.asgiref import _companions, _shared, _sync_to_async
+from unfazed_compat.asgiref import _choose_thread, _loopthreads, _shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ counts_references = pytest.mark.skipif(
 
 
 if not hasattr(sys, "getrefcount"):  # its thread is not ours to end after a test
-    _shared.set_single_thread_executor(_sync_to_async.lane)
+    _shared.set_single_thread_executor(_choose_thread.fallback_executor)
 
 
 def wait_for_the_end(thread: threading.Thread) -> None:
@@ -36,11 +36,11 @@ def wait_for_the_end(thread: threading.Thread) -> None:
     wait_until(lambda: gc.collect() is None or not thread.is_alive(), f"{thread} goes on")
 
 
-def end_lane() -> None:
+def end_fallback_executor() -> None:
     """End the thread of thread-sensitive calls, so that the next one starts a new one."""
-    lane = _sync_to_async.lane
-    lane.shutdown()
-    lane.begin()
+    executor = _choose_thread.fallback_executor
+    executor.shutdown()
+    executor.start_anew()
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def end_threads() -> Iterator[None]:
 
     if COLLECTS_LATE:  # what still has a thread, and nobody holds
         gc.collect()
-    _companions.end_companions(GRACE_SECONDS)
-    end_lane()
+    _loopthreads.end_loop_threads(GRACE_SECONDS)
+    end_fallback_executor()
 
 
 def run_program(source: str, *options: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:

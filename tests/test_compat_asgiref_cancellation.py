@@ -20,7 +20,7 @@ import anyio.to_thread
 import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
-from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.current_thread_executor import CurrentThreadExecutor as AsgirefsCurrentThreadExecutor
 from asgiref_helpers import end_threads, this_thread, wait_for_the_end
 from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, let_others_run, seen, wait_until
 from unfazed_compat.asgiref import (
@@ -28,16 +28,21 @@ from unfazed_compat.asgiref import (
     SyncToAsync,
     ThreadSensitiveContext,
     _async_to_sync,
-    _companions,
-    _executors,
-    _jobs,
+    _choose_loop,
+    _currentthreadexecutor,
+    _looprunner,
+    _loopthreads,
+    _threadcall,
     async_to_sync,
     sync_to_async,
 )
-from unfazed_compat.asgiref._calls import Call
-from unfazed_compat.asgiref._executors import Pump, WorkItem
+from unfazed_compat.asgiref._currentthreadexecutor import CurrentThreadExecutor
+from unfazed_compat.asgiref._executorcall import ExecutorCall
+from unfazed_compat.asgiref._futures import OneShotFuture
 from unfazed_compat.asgiref._loops import current_loop, is_worker
-from unfazed_compat.asgiref._outcomes import Outcome
+from unfazed_compat.asgiref._nestedtasks import NestedTasks
+from unfazed_compat.asgiref._singlethreadexecutor import SingleThreadExecutor
+from unfazed_compat.asgiref._taskcall import TaskCall
 
 from unfazed.concurrency import ExecutorError, LoopEndedError
 
@@ -351,12 +356,12 @@ async def test_a_cancelled_call_does_not_wait_for_the_async_calls_that_come_next
         captured(async_to_sync(forever))
         async_to_sync(next_call)()
 
-    calls = _jobs.Calls()
+    calls = NestedTasks()
     task = type("Task", (), {"cancel": lambda _: None})()
     calls.begin(task)
     calls.cancel()
     calls.end(task, None)
-    assert calls.released
+    assert calls.last_has_ended
     with anyio.fail_after(GRACE_SECONDS):
         await cancel_while(sync_to_async(view), started)
         await seen(going_on)
@@ -458,7 +463,7 @@ def test_a_call_to_a_loop_that_ends_is_told_so() -> None:
 
 
 def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.01)
     outcomes: list[Any] = []
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -535,7 +540,7 @@ def test_a_loop_that_has_stopped_is_not_waited_for() -> None:
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
 
-    assert outcomes[0].name.startswith("unfazed-companion")
+    assert outcomes[0].name.startswith("unfazed-async-to-sync")
 
 
 def test_the_end_of_trio_is_told_to_a_call() -> None:
@@ -591,18 +596,18 @@ def test_a_loop_that_closes_just_now_is_not_used() -> None:
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
         return async_to_sync(this_thread)()
 
-    assert in_plain_thread(call).name.startswith("unfazed-companion")
+    assert in_plain_thread(call).name.startswith("unfazed-async-to-sync")
 
 
-def new_call() -> tuple[Call, Any]:
+def new_call() -> tuple[TaskCall, Any]:
     inner = this_thread()
-    result: Outcome[Any] = Outcome()
+    result: OneShotFuture[Any] = OneShotFuture()
 
     async def work() -> None:
         await asyncio.sleep(0)
         result.set_result(await inner)
 
-    return Call(work(), inner, result), inner
+    return TaskCall(work(), inner, result), inner
 
 
 @pytest.mark.anyio
@@ -614,21 +619,21 @@ async def test_a_call_that_is_cancelled_before_it_starts_never_starts() -> None:
     assert call.start(asyncio.get_running_loop()) is None
 
 
-def test_a_call_that_was_dropped_never_starts() -> None:
-    for drop_twice in (False, True):
+def test_a_call_that_was_given_up_never_starts() -> None:
+    for twice in (False, True):
         call, _ = new_call()
-        call.drop()
-        if drop_twice:
-            call.drop()
-        companion = _companions.Companion()
-        companion.run(call, Pump(None), contextvars.copy_context())
-        companion.shutdown()
+        call.give_up()
+        if twice:
+            call.give_up()
+        loop_thread = _loopthreads.LoopThread()
+        loop_thread.run(call, CurrentThreadExecutor(None), contextvars.copy_context())
+        loop_thread.shutdown()
     call, _ = new_call()
-    call.drop()
-    asyncio.run(_async_to_sync._run_in_new_loop(call, Pump(None)))
+    call.give_up()
+    asyncio.run(_choose_loop._run_in_new_loop(call, CurrentThreadExecutor(None)))
     call, inner = new_call()
     call._inner = asyncio.Event()  # type: ignore[assignment]  # which cannot be closed
-    call.drop()
+    call.give_up()
     inner.close()
 
 
@@ -647,73 +652,73 @@ async def test_a_coroutine_that_its_loop_forgets_says_so() -> None:
 @pytest.mark.anyio
 @only_asyncio
 async def test_a_task_that_has_ended_is_not_told_of_a_cancellation() -> None:
-    calls, told = _jobs.Calls(), dict[Any, int]()
-    calls._tell(asyncio.current_task(), told)  # type: ignore[arg-type]
+    calls, told = NestedTasks(), dict[Any, int]()
+    calls._cancel(asyncio.current_task(), told)  # type: ignore[arg-type]
 
     assert told == {}
 
 
 @pytest.mark.anyio
 @only_asyncio
-async def test_what_becomes_of_an_executor_later_is_nothing_to_a_job_that_was_done() -> None:
-    job = _jobs.Job(asyncio.get_running_loop(), int)
-    waiting = asyncio.create_task(job.wait())
+async def test_a_call_that_has_ended_is_not_changed_by_its_executor() -> None:
+    call = _threadcall.ThreadCall(asyncio.get_running_loop(), int)
+    waiting = asyncio.create_task(call.wait())
     await asyncio.sleep(0)
-    job.run()
-    job.run()
-    job.drop(ValueError())
+    call.run()
+    call.run()
+    call.fail_unless_begun(ValueError())
     await waiting
-    job.fail(ValueError())
+    call.fail(ValueError())
 
-    assert job.result() == 0
+    assert call.result() == 0
 
 
-# ---- pumps
+# ---- executors
 
 
 def test_a_worker_whose_loop_ends_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object) -> None:
         raise LoopEndedError("the event loop has ended")
 
-    monkeypatch.setattr(_executors, "run_in_eventloop_sync", ended)
+    monkeypatch.setattr(_currentthreadexecutor, "run_in_eventloop_sync", ended)
 
-    assert not Pump(None).serve(lambda: False, lending=True)
+    assert not CurrentThreadExecutor(None).serve(lambda: False, lending=True)
 
 
-def test_a_work_item_ends_with_an_executor_that_drops_it() -> None:
-    item, dropped = WorkItem(int), Future[Any]()
-    item.watch(dropped)
+def test_a_call_is_cancelled_if_its_executor_cancels_it() -> None:
+    item, dropped = ExecutorCall(int), Future[Any]()
+    item.end_with(dropped)
     assert not item.future.cancelled()
     dropped.cancel()
-    item.watch(dropped)
+    item.end_with(dropped)
     assert item.future.cancelled()
 
 
-def test_a_pump_that_is_interrupted_tells_those_who_wait() -> None:
-    pump = Pump(None)
-    item = in_plain_thread(lambda: pump.submit(int))
-    pump.finish()
-    pump.close(interrupted=True)
+def test_a_waiting_thread_that_is_interrupted_fails_the_calls_sent_to_it() -> None:
+    caller = CurrentThreadExecutor(None)
+    item = in_plain_thread(lambda: caller.submit(int))
+    caller.finish()
+    caller.close(interrupted=True)
 
     with pytest.raises(ExecutorError, match="interrupted"):
         item.result(0)
     with pytest.raises(RuntimeError, match="does not wait"):
-        in_plain_thread(lambda: captured(lambda: pump.submit(int)))[1:] and pump.submit(int)
+        in_plain_thread(lambda: captured(lambda: caller.submit(int)))[1:] and caller.submit(int)
 
 
-def test_what_came_before_a_pump_closes_is_done() -> None:
-    pump = Pump(None)
-    pump.finish()
-    assert pump.serve(lambda: False)
-    future = in_plain_thread(lambda: pump.submit(int, "12"))
-    pump.close(interrupted=False)
+def test_a_call_sent_before_the_executor_closes_is_made() -> None:
+    caller = CurrentThreadExecutor(None)
+    caller.finish()
+    assert caller.serve(lambda: False)
+    future = in_plain_thread(lambda: caller.submit(int, "12"))
+    caller.close(interrupted=False)
 
     assert future.result(0) == 12
 
 
-def test_a_pump_hands_on_what_comes_too_late() -> None:
-    outer = Pump(None)
-    inner = Pump(outer)
+def test_a_call_that_comes_too_late_goes_to_the_executor_above() -> None:
+    outer = CurrentThreadExecutor(None)
+    inner = CurrentThreadExecutor(outer)
     inner.close(interrupted=False)
     future = in_plain_thread(lambda: inner.submit(int, "12"))
     outer.close(interrupted=False)
@@ -722,8 +727,9 @@ def test_a_pump_hands_on_what_comes_too_late() -> None:
 
 
 def test_a_pump_hands_on_to_asgirefs_own() -> None:
-    theirs = CurrentThreadExecutor(*[None] * len(inspect.signature(CurrentThreadExecutor).parameters))
-    inner = Pump(theirs)
+    parameters = inspect.signature(AsgirefsCurrentThreadExecutor).parameters
+    theirs = AsgirefsCurrentThreadExecutor(*[None] * len(parameters))
+    inner = CurrentThreadExecutor(theirs)
     inner.close(interrupted=False)
     future = in_plain_thread(lambda: inner.submit(int, "12"))
     until: Future[None] = Future()
@@ -733,14 +739,14 @@ def test_a_pump_hands_on_to_asgirefs_own() -> None:
     assert future.result(0) == 12
 
 
-def test_a_work_item_that_was_cancelled_is_not_done() -> None:
-    item = WorkItem(lambda: 1 / 0)
+def test_a_cancelled_call_is_not_made() -> None:
+    item = ExecutorCall(lambda: 1 / 0)
     assert item.future.cancel()
     item.run()
-    dropped = WorkItem(int)
+    dropped = ExecutorCall(int)
     assert dropped.future.cancel()
-    dropped.drop(ValueError())
-    failed = WorkItem(lambda: 1 / 0)
+    dropped.fail_unless_begun(ValueError())
+    failed = ExecutorCall(lambda: 1 / 0)
     failed.run()
 
     assert item.future.cancelled()
@@ -748,26 +754,26 @@ def test_a_work_item_that_was_cancelled_is_not_done() -> None:
         failed.future.result(0)
 
 
-def test_a_lane_can_be_shut_down_like_any_executor() -> None:
-    lane = _executors.Lane()
+def test_a_single_thread_executor_can_be_shut_down_like_any_executor() -> None:
+    executor = SingleThreadExecutor()
     blocking = Blocking()
-    first, second = lane.submit(blocking), lane.submit(int)
+    first, second = executor.submit(blocking), executor.submit(int)
     assert blocking.started.wait(GRACE_SECONDS)
-    lane.shutdown(wait=False, cancel_futures=True)
+    executor.shutdown(wait=False, cancel_futures=True)
     blocking.may_end.set()
-    lane.shutdown()
+    executor.shutdown()
 
     assert first.result(0) == "a value that nobody waits for"
     with pytest.raises(ExecutorError, match="shut down"):
         second.result(0)
     with pytest.raises(RuntimeError, match="after shutdown"):
-        lane.submit(int)
+        executor.submit(int)
 
 
-def test_the_thread_of_a_lane_ends_with_it() -> None:
-    lane = _executors.Lane()
-    thread = lane.submit(threading.current_thread).result(GRACE_SECONDS)
-    del lane
+def test_the_thread_of_a_single_thread_executor_ends_with_it() -> None:
+    executor = SingleThreadExecutor()
+    thread = executor.submit(threading.current_thread).result(GRACE_SECONDS)
+    del executor
     wait_for_the_end(thread)
 
 
@@ -873,22 +879,22 @@ def test_a_call_that_is_dropped_after_its_loop_is_closed_without_a_word() -> Non
     blocking.may_end.set()
 
 
-def test_a_loop_that_stands_still_between_the_calls_of_its_companion_is_known() -> None:
+def test_the_loop_of_a_loop_thread_counts_as_stopped_between_calls() -> None:
     async def is_standing_still() -> bool:
-        return _companions.stands_still(asyncio.get_running_loop())
+        return _loopthreads.is_stopped(asyncio.get_running_loop())
 
     assert not async_to_sync(is_standing_still)()
-    (companion,) = _companions._running
-    wait_until(lambda: _companions.stands_still(companion.loop), "it runs on")
+    (loop_thread,) = _looprunner.runners
+    wait_until(lambda: _loopthreads.is_stopped(loop_thread.loop), "it runs on")
     other = asyncio.new_event_loop()
-    assert not _companions.stands_still(other)  # somebody may go on with it
+    assert not _loopthreads.is_stopped(other)  # somebody may go on with it
     other.close()
-    assert _companions.stands_still(other)
-    assert not _companions.stands_still(object())
+    assert _loopthreads.is_stopped(other)
+    assert not _loopthreads.is_stopped(object())
 
 
 def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.01)
     started, may_call, outcomes = threading.Event(), threading.Event(), []
 
     def view() -> None:
@@ -905,7 +911,7 @@ def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch:
 
     executor = ThreadPoolExecutor()
     loop = async_to_sync(main)()
-    monkeypatch.setattr(_async_to_sync, "_loop_of_this_thread", lambda _: loop)  # it was running a moment ago
+    monkeypatch.setattr(_async_to_sync, "loop_of_this_thread", lambda _: loop)  # it was running a moment ago
     may_call.set()
     executor.shutdown()
 

@@ -20,19 +20,24 @@ from unfazed_compat.asgiref import (
     AsyncToSync,
     ThreadSensitiveContext,
     _async_to_sync,
-    _calls,
-    _companions,
-    _executors,
+    _contextmanagers,
+    _currentthreadexecutor,
+    _futures,
     _install,
-    _jobs,
     _loops,
-    _outcomes,
+    _loopthreads,
     _shared,
-    _sync_to_async,
+    _singlethreadexecutor,
+    _taskcall,
+    _threadcall,
     _threads,
     async_to_sync,
     install,
 )
+from unfazed_compat.asgiref._currentthreadexecutor import CurrentThreadExecutor
+from unfazed_compat.asgiref._executorcall import ExecutorCall
+from unfazed_compat.asgiref._nestedtasks import NestedTasks
+from unfazed_compat.asgiref._singlethreadexecutor import SingleThreadExecutor
 
 from unfazed.concurrency import ExecutorError, LoopEndedError
 
@@ -73,18 +78,18 @@ class Variable:
 
 
 class Deadly:
-    """An item that is interrupted; *pump* is one that forgets it before that."""
+    """A call that a signal handler interrupts; *caller*: an executor that loses it before that."""
 
-    def __init__(self, pump: Any = None) -> None:
-        self._pump = pump
+    def __init__(self, caller: Any = None) -> None:
+        self._caller = caller
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        if self._pump is not None:
-            self._pump._items.popleft()
+        if self._caller is not None:
+            self._caller._calls.popleft()
         raise Stop
 
-    def drop(self, error: BaseException) -> None:
+    def fail_unless_begun(self, error: BaseException) -> None:
         raise AssertionError
 
     def fail(self, error: BaseException) -> None:
@@ -99,14 +104,14 @@ async def one() -> int:
     return 1
 
 
-def call_of(func: Any = nothing) -> _calls.Call:
+def call_of(func: Any = nothing) -> _taskcall.TaskCall:
     inner = func()
-    result: _outcomes.Outcome[Any] = _outcomes.Outcome()
+    result: _futures.OneShotFuture[Any] = _futures.OneShotFuture()
 
     async def work() -> None:
         result.set_result(await inner)
 
-    return _calls.Call(work(), inner, result)
+    return _taskcall.TaskCall(work(), inner, result)
 
 
 # ---- calls of async code
@@ -139,7 +144,7 @@ def test_a_future_that_is_done_keeps_its_result() -> None:
 def test_a_result_whose_telling_is_interrupted_is_told(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
     end = Interrupted(_async_to_sync._end, after=after)
     monkeypatch.setattr(_async_to_sync, "_end", end)
-    result: _outcomes.Outcome[Any] = _outcomes.Outcome()
+    result: _futures.OneShotFuture[Any] = _futures.OneShotFuture()
     nowhere = None, None, None
     with pytest.raises(Stop):
         asyncio.run(AsyncToSync(one).main_wrap(result, nowhere, None, [contextvars.copy_context()], one()))
@@ -157,13 +162,13 @@ def test_a_task_that_was_made_before_the_interruption_still_ends_the_call(monkey
 
         assert call.result.result() == 1
 
-    monkeypatch.setattr(_calls, "start_task", Interrupted(_loops.start_task, after=True))
+    monkeypatch.setattr(_taskcall, "start_task", Interrupted(_loops.start_task, after=True))
     asyncio.run(main())
 
 
 def test_a_call_that_trio_does_not_start_any_more_has_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     token: Any = None
-    monkeypatch.setattr(_calls, "start_task", Interrupted(int))
+    monkeypatch.setattr(_taskcall, "start_task", Interrupted(int))
     call = call_of()
 
     assert call.start(_loops.TrioLoop(token)) is None
@@ -171,24 +176,24 @@ def test_a_call_that_trio_does_not_start_any_more_has_an_error(monkeypatch: pyte
         call.result.result()
 
 
-def test_a_call_that_was_sent_nowhere_needs_no_looking_after() -> None:
+def test_a_call_that_was_sent_nowhere_has_lost_no_steps() -> None:
     call = call_of()
-    call.look_after()
-    call.look_after_here()
+    call.repeat_lost_steps()
+    call.repeat_lost_steps_here()
 
-    assert call.drop()
+    assert call.give_up()
 
 
-def test_a_thread_that_waits_looks_after_its_call_until_the_loop_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.001)
+def test_a_waiting_thread_has_lost_steps_repeated_until_the_loop_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.001)
     call, loop = call_of(), asyncio.new_event_loop()
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
         call.send_to(loop)
     gone = iter([False, True])
 
-    assert not _executors.Pump(None).serve(lambda: next(gone), call)
-    assert call.drop()
+    assert not CurrentThreadExecutor(None).serve(lambda: next(gone), call)
+    assert call.give_up()
 
 
 def test_a_call_that_has_a_result_is_not_started_to_be_cancelled() -> None:
@@ -197,13 +202,13 @@ def test_a_call_that_has_a_result_is_not_started_to_be_cancelled() -> None:
     loop: Any = object()
 
     assert call.start(loop) is None
-    call._tell()
-    assert not call._told
+    call._cancel_task()
+    assert not call._task_is_cancelled
     call._close()
 
 
 def test_a_task_that_has_ended_ends_twice_harmlessly() -> None:
-    calls, told = _jobs.Calls(), list[Any]()
+    calls, told = NestedTasks(), list[Any]()
     calls.on_end = lambda: told.append(None)
     task: Any = object()
     calls.begin(task)
@@ -233,8 +238,8 @@ def test_a_context_for_async_code_that_is_interrupted_at_its_beginning_never_beg
 def test_a_context_for_async_code_that_is_interrupted_at_its_end_ends(
     monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    leave = Interrupted(_async_to_sync._leave_single_thread_context, after=after)
-    monkeypatch.setattr(_async_to_sync, "_leave_single_thread_context", leave)
+    leave = Interrupted(_contextmanagers._leave_single_thread_context, after=after)
+    monkeypatch.setattr(_contextmanagers, "_leave_single_thread_context", leave)
     with pytest.raises(Stop), AsyncSingleThreadContext() as scope:
         thread = async_to_sync(this_thread)()
 
@@ -254,7 +259,7 @@ def test_a_context_for_sync_code_that_is_interrupted_at_its_beginning_never_begi
 
         assert variable.get(None) is None
 
-    executor = _executors.Lane() if own else None
+    executor = SingleThreadExecutor() if own else None
     variable = _shared.thread_sensitive_context
     monkeypatch.setattr(_shared, "thread_sensitive_context", Variable(variable))
     scope = ThreadSensitiveContext(executor=executor)
@@ -272,7 +277,11 @@ def test_a_context_for_sync_code_that_is_interrupted_at_its_end_ends(monkeypatch
 
         assert _shared.thread_sensitive_context.get(None) is None
 
-    monkeypatch.setattr(_sync_to_async, "_leave_context", Interrupted(_sync_to_async._leave_context))
+    monkeypatch.setattr(
+        _contextmanagers,
+        "_leave_thread_sensitive_context",
+        Interrupted(_contextmanagers._leave_thread_sensitive_context),
+    )
     asyncio.run(main())
 
 
@@ -288,14 +297,14 @@ def test_an_installation_that_is_interrupted_is_taken_back(monkeypatch: pytest.M
 # ---- what is sent to a thread
 
 
-def test_an_item_is_done_or_dropped_once() -> None:
-    done, dropped, told = list[int](), _executors.WorkItem(int), _executors.WorkItem(int)
-    item = _executors.WorkItem(lambda: done.append(1))
+def test_a_call_is_made_or_failed_once() -> None:
+    done, dropped, told = list[int](), ExecutorCall(int), ExecutorCall(int)
+    item = ExecutorCall(lambda: done.append(1))
     item.run()
     item.run()
-    item.drop(ZeroDivisionError())
+    item.fail_unless_begun(ZeroDivisionError())
     item.fail(ZeroDivisionError())
-    dropped.drop(ZeroDivisionError())
+    dropped.fail_unless_begun(ZeroDivisionError())
     dropped.run()
     told.fail(ZeroDivisionError())
     told.run()
@@ -307,46 +316,46 @@ def test_an_item_is_done_or_dropped_once() -> None:
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_an_item_that_is_interrupted_has_an_error(forgotten: bool) -> None:
-    pump = _executors.Pump(None)
-    item, rest = Deadly(pump if forgotten else None), _executors.WorkItem(int)
-    pump._put(item)
-    pump._put(rest)
+def test_a_call_that_is_interrupted_fails(forgotten: bool) -> None:
+    caller = CurrentThreadExecutor(None)
+    item, rest = Deadly(caller if forgotten else None), ExecutorCall(int)
+    caller._put(item)
+    caller._put(rest)
     with pytest.raises(Stop):
-        pump.serve(lambda: True)
-    pump.close(interrupted=True)
+        caller.serve(lambda: True)
+    caller.close(interrupted=True)
 
     assert isinstance(item.error, ExecutorError)
     assert isinstance(rest.future.exception(0), ExecutorError)
-    assert not pump._items
+    assert not caller._calls
 
 
 def test_a_thread_waits_until_its_loop_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.001)
     gone = iter([False, False, True])
 
-    assert not _executors.Pump(None).serve(lambda: next(gone))
+    assert not CurrentThreadExecutor(None).serve(lambda: next(gone))
     assert list(gone) == []
 
 
 def test_what_has_come_before_the_thread_lends_its_slot_is_seen() -> None:
-    pump = _executors.Pump(None)
-    pump.finish()
-    asyncio.run(asyncio.wait_for(pump._arrival(None), GRACE_SECONDS))
+    caller = CurrentThreadExecutor(None)
+    caller.finish()
+    asyncio.run(asyncio.wait_for(caller._wait_in_loop(None), GRACE_SECONDS))
 
-    assert pump.serve(lambda: False)
+    assert caller.serve(lambda: False)
 
 
 def test_a_forked_child_that_could_not_watch_its_end_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     start = Interrupted(lambda *_, **__: None)
-    monkeypatch.setattr(_executors, "_forked", True)
-    monkeypatch.setattr(_executors, "start_thread", start)
-    lane = _executors.Lane()
+    monkeypatch.setattr(_singlethreadexecutor, "_end_is_unwatched", True)
+    monkeypatch.setattr(_singlethreadexecutor, "start_thread", start)
+    executor = SingleThreadExecutor()
     with pytest.raises(Stop):
-        lane.submit(int)
-    lane.submit(int).result(GRACE_SECONDS)
-    lane.submit(int).result(GRACE_SECONDS)
-    lane.shutdown()
+        executor.submit(int)
+    executor.submit(int).result(GRACE_SECONDS)
+    executor.submit(int).result(GRACE_SECONDS)
+    executor.shutdown()
 
     assert start.calls == 2
 
@@ -365,30 +374,30 @@ def test_a_forked_child_ends_its_executors_after_its_other_threads(monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(threading, "main_thread", lambda: main)
         patch.setattr(threading, "enumerate", alive)
-        patch.setattr(_executors, "end_lanes", lambda: ended.append(not other.is_alive()))
-        _executors._end_lanes_last()
+        patch.setattr(_singlethreadexecutor, "end_single_thread_executors", lambda: ended.append(not other.is_alive()))
+        _singlethreadexecutor._end_after_other_threads()
 
     assert ended == [True]
 
 
 def test_a_waker_that_is_interrupted_wakes_once_more() -> None:
     class Sleeper:
-        wake_up = Interrupted(int)
+        note_end = Interrupted(int)
 
-    job: Any = Sleeper()
-    waker = _jobs._waking(job)
+    call: Any = Sleeper()
+    waker = _threadcall._waking(call)
     next(waker)
     with pytest.raises(Stop):
         next(waker)
 
-    assert Sleeper.wake_up.calls == 2
+    assert Sleeper.note_end.calls == 2
 
 
 # ---- threads
 
 
 def test_a_thread_whose_start_is_interrupted_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = _executors.Lane()
+    executor = SingleThreadExecutor()
     start = threading.Thread.start
     started = list[threading.Thread]()
 
@@ -399,69 +408,73 @@ def test_a_thread_whose_start_is_interrupted_serves(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(Stop):
-        lane.submit(int)
+        executor.submit(int)
 
-    assert lane.submit(threading.current_thread).result(GRACE_SECONDS) is started[0]
-    assert lane._worker.threads == set(started)
-    lane.shutdown()
+    assert executor.submit(threading.current_thread).result(GRACE_SECONDS) is started[0]
+    assert executor._thread_runner.threads == set(started)
+    executor.shutdown()
 
 
-def test_a_worker_whose_end_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = _executors.Lane()
-    thread = lane.submit(threading.current_thread).result(GRACE_SECONDS)
-    tell = _threads.Worker.tell
-    interrupted = Interrupted(tell)
-    monkeypatch.setattr(_threads.Worker, "tell", lambda worker: interrupted(worker))
+def test_a_thread_runner_whose_closing_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = SingleThreadExecutor()
+    thread = executor.submit(threading.current_thread).result(GRACE_SECONDS)
+    wake_to_end = _threads.ThreadRunner.wake_to_end
+    interrupted = Interrupted(wake_to_end)
+    monkeypatch.setattr(_threads.ThreadRunner, "wake_to_end", lambda runner: interrupted(runner))
     with pytest.raises(Stop):
-        lane.shutdown()
+        executor.shutdown()
     thread.join(GRACE_SECONDS)
 
     assert not thread.is_alive()
 
 
-def test_a_worker_that_stayed_behind_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_runner_of_the_parent_process_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """When this process has forked: the queue may be in any state."""
-    lane = _executors.Lane()
-    monkeypatch.setattr(_threads, "_era", object())
-    lane.shutdown()
+    executor = SingleThreadExecutor()
+    monkeypatch.setattr(_threads, "_generation", object())
+    executor.shutdown()
 
-    assert lane._worker.closed
-    assert lane._worker._items.empty()
+    assert executor._thread_runner.closed
+    assert executor._thread_runner._calls.empty()
 
 
-def test_a_companion_that_has_ended_takes_nothing() -> None:
-    companion = _companions.Companion()
-    companion.shutdown()
+def test_a_loop_thread_that_was_shut_down_takes_no_calls() -> None:
+    loop_thread = _loopthreads.LoopThread()
+    loop_thread.shutdown()
 
     with pytest.raises(RuntimeError, match="after shutdown"):
-        companion.submit(int)
+        loop_thread.submit(int)
 
 
-def test_a_call_that_a_companion_has_begun_is_not_dropped() -> None:
+def test_a_call_that_a_loop_thread_has_begun_is_not_given_up() -> None:
     call = call_of()
-    companion = _companions.Companion()
-    visit = _companions._Visit(companion._loop_thread, call, _executors.Pump(None), contextvars.copy_context())
-    visit.run()
-    visit.ended = False
-    visit.drop(ZeroDivisionError())
+    loop_thread = _loopthreads.LoopThread()
+    sent = _loopthreads._LoopThreadCall(
+        loop_thread._runner, call, CurrentThreadExecutor(None), contextvars.copy_context()
+    )
+    sent.run()
+    sent.ended = False
+    sent.fail_unless_begun(ZeroDivisionError())
 
     assert call.result.result() is None
-    assert not visit.ended
-    assert not visit.is_gone()
-    companion._loop_thread._end()
+    assert not sent.ended
+    assert not sent.is_gone()
+    loop_thread._runner.close_loop()
 
 
-def test_a_call_that_waits_for_its_companion_is_gone_only_if_that_stayed_behind(
+def test_a_call_that_waits_for_a_loop_thread_is_gone_only_after_a_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     call = call_of()
-    companion = _companions.Companion()
-    worker = companion._loop_thread.worker
-    visit = _companions._Visit(companion._loop_thread, call, _executors.Pump(None), contextvars.copy_context())
+    loop_thread = _loopthreads.LoopThread()
+    thread_runner = loop_thread._runner.thread_runner
+    sent = _loopthreads._LoopThreadCall(
+        loop_thread._runner, call, CurrentThreadExecutor(None), contextvars.copy_context()
+    )
 
-    assert not visit.is_gone()
-    assert len(worker.threads) == 1
-    companion.shutdown()
-    monkeypatch.setattr(_threads, "_era", object())
-    assert visit.is_gone()
-    call.drop()
+    assert not sent.is_gone()
+    assert len(thread_runner.threads) == 1
+    loop_thread.shutdown()
+    monkeypatch.setattr(_threads, "_generation", object())
+    assert sent.is_gone()
+    call.give_up()

@@ -16,7 +16,8 @@ import unfazed_compat.asgiref as ours
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref_helpers import counts_references, current_native_loop, end_threads, this_thread
 from conftest import GRACE_SECONDS, Blocking
-from unfazed_compat.asgiref import _executors, _shared, _sync_to_async, install, uninstall
+from unfazed_compat.asgiref import _choose_thread, _shared, install, uninstall
+from unfazed_compat.asgiref._singlethreadexecutor import SingleThreadExecutor
 
 from unfazed.concurrency import UnfazedError
 
@@ -187,7 +188,7 @@ def test_without_asgiref_there_is_nothing_to_install(monkeypatch: pytest.MonkeyP
 
 @counts_references
 def test_an_executor_that_is_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = _executors.Lane()
+    own = SingleThreadExecutor()
 
     def replaced() -> bool:
         _shared.replace_unused_executor(own)
@@ -339,7 +340,7 @@ def test_the_single_thread_executor_can_be_read() -> None:
 
         assert thread in asgiref.sync.SyncToAsync.single_thread_executor._threads
         assert thread in ours.SyncToAsync.single_thread_executor._threads  # type: ignore[attr-defined]
-        assert asgiref.sync.SyncToAsync.single_thread_executor is _sync_to_async.lane
+        assert asgiref.sync.SyncToAsync.single_thread_executor is _choose_thread.fallback_executor
 
 
 @pytest.mark.anyio

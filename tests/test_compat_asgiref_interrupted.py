@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import unfazed_compat
-from asgiref_helpers import end_lane, end_threads
+from asgiref_helpers import end_fallback_executor, end_threads
 from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
 from interrupting import EVERY_STEP, Alarm, Steps, numbers
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     ThreadSensitiveContext,
-    _companions,
-    _executors,
+    _currentthreadexecutor,
+    _loopthreads,
     _shared,
     async_to_sync,
     sync_to_async,
 )
+from unfazed_compat.asgiref._singlethreadexecutor import SingleThreadExecutor
 
 from unfazed.concurrency import ExecutorError, LoopEndedError
 
@@ -184,9 +185,9 @@ def check(threads: Threads, when: str) -> None:
     assert "main_event_loop" not in vars(_shared.threadlocal), when
     assert _shared.thread_sensitive_context.get(None) is None, when
     assert _shared.async_single_thread_context.get(None) is None, when
-    own = _companions.companion_of_this_thread()
+    own = _loopthreads.loop_thread_of_this_thread()
     assert own is not None, when
-    assert not own._callers, when
+    assert not own._calls_by_thread, when
     wait_until(lambda: not _shared.loop_thread_executors, f"a loop still runs a call, after {when}")
     assert async_to_sync(one)() == 1, when
     assert in_plain_thread(async_to_sync(one)) == 1, when
@@ -203,7 +204,7 @@ def what_raises(error: type[BaseException]) -> Callable[[], None]:
 @pytest.fixture(autouse=True)
 def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail if one does; and have them look after their calls more often."""
-    monkeypatch.setattr(_executors, "GONE_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.05)
     dead: list[str] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
@@ -257,12 +258,12 @@ def finalize() -> None:
     if current is not None:
         with suppress(RuntimeError):  # it is this very thread's
             current.submit(int)
-    _companions.Companion().submit(int)
-    lane = _executors.Lane()
-    future: Future[int] = lane.submit(int)
+    _loopthreads.LoopThread().submit(int)
+    executor = SingleThreadExecutor()
+    future: Future[int] = executor.submit(int)
     assert future.result(GRACE_SECONDS) == 0
-    lane.shutdown(wait=False)
-    _executors.Lane().submit(int)
+    executor.shutdown(wait=False)
+    SingleThreadExecutor().submit(int)
     sync_to_async(int)().close()
 
 
@@ -277,5 +278,5 @@ def test_a_finalizer_may_run_at_any_bytecode_of_any_thread(operation: Callable[[
             copy_context().run(check, threads, steps.where)
 
         assert errors in ([], [None]), steps.where
-        end_lane()  # so that the next operation starts a thread as well
-        _companions.end_companions(GRACE_SECONDS)
+        end_fallback_executor()  # so that the next operation starts a thread as well
+        _loopthreads.end_loop_threads(GRACE_SECONDS)

@@ -20,12 +20,13 @@ from conftest import GRACE_SECONDS, Blocking, captured, wait_until
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     AsyncToSync,
-    _companions,
-    _executors,
+    _loopthreads,
     _threads,
     async_to_sync,
     sync_to_async,
 )
+from unfazed_compat.asgiref._executorcall import ExecutorCall
+from unfazed_compat.asgiref._singlethreadexecutor import SingleThreadExecutor
 
 from unfazed.concurrency import LoopEndedError
 
@@ -93,7 +94,7 @@ def test_no_thread_inherits_the_context_of_a_caller() -> None:
     assert done.stdout.split() == [
         "asyncio",
         "control",
-        "unfazed-companion",
+        "unfazed-async-to-sync",
         "unfazed-shutdown",
         "unfazed-thread-sensitive",
     ]
@@ -179,7 +180,7 @@ class Deadly:
     def run(self) -> None:
         raise ZeroDivisionError
 
-    def drop(self, error: BaseException) -> None:
+    def fail_unless_begun(self, error: BaseException) -> None:
         raise AssertionError
 
     def fail(self, error: BaseException) -> None:
@@ -195,27 +196,27 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_thread_that_dies_says_so_and_another_one_goes_on(shown: list[Any]) -> None:
-    lane, blocking, deadly = _executors.Lane(), Blocking(), Deadly()
-    first = lane.submit(blocking)
+    executor, blocking, deadly = SingleThreadExecutor(), Blocking(), Deadly()
+    first = executor.submit(blocking)
     assert blocking.started.wait(GRACE_SECONDS)
-    lane.send(deadly)
-    rest = lane.submit(threading.current_thread)
+    executor.send(deadly)
+    rest = executor.submit(threading.current_thread)
     blocking.may_end.set()
 
     assert rest.result(GRACE_SECONDS).name.startswith("unfazed-thread-sensitive")
-    assert lane.submit(int).result(GRACE_SECONDS) == 0
-    lane.shutdown()
+    assert executor.submit(int).result(GRACE_SECONDS) == 0
+    executor.shutdown()
     assert first.done()
     assert isinstance(deadly.error, LoopEndedError)
     wait_until(lambda: shown, "nobody is told")  # the other one goes on at the same time
     assert shown == [ZeroDivisionError]
 
 
-def test_a_companion_that_dies_starts_again(shown: list[Any]) -> None:
+def test_a_loop_thread_that_dies_starts_again(shown: list[Any]) -> None:
     thread = async_to_sync(this_thread)()
-    companion = _companions.companion_of_this_thread()
-    assert companion is not None
-    companion._loop_thread.worker.send(Deadly())
+    loop_thread = _loopthreads.loop_thread_of_this_thread()
+    assert loop_thread is not None
+    loop_thread._runner.thread_runner.send(Deadly())
     thread.join(GRACE_SECONDS)
     next_thread = async_to_sync(this_thread)()
 
@@ -223,14 +224,14 @@ def test_a_companion_that_dies_starts_again(shown: list[Any]) -> None:
     assert next_thread.is_alive()
     wait_until(lambda: shown, "nobody is told")
     assert shown == [ZeroDivisionError]
-    assert _companions.companion_of_this_thread() is companion
+    assert _loopthreads.loop_thread_of_this_thread() is loop_thread
 
 
 def test_a_call_whose_thread_dies_is_told_so(monkeypatch: pytest.MonkeyPatch, shown: list[Any]) -> None:
     def die(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(_companions._Visit, "run", die)
+    monkeypatch.setattr(_loopthreads._LoopThreadCall, "run", die)
     with pytest.raises(LoopEndedError, match="died"):
         async_to_sync(this_thread)()
 
@@ -240,43 +241,43 @@ def test_a_call_whose_thread_dies_is_told_so(monkeypatch: pytest.MonkeyPatch, sh
 def test_threads_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the count gives a number twice, as it may without a GIL."""
     monkeypatch.setattr(_threads, "_numbers", iter([1, 1, 2, 2, 3]))
-    lanes = [_executors.Lane(), _executors.Lane()]
-    names = [lane.submit(threading.current_thread).result(GRACE_SECONDS).name for lane in lanes]
-    for lane in lanes:
-        lane.shutdown()
+    executors = [SingleThreadExecutor(), SingleThreadExecutor()]
+    names = [executor.submit(threading.current_thread).result(GRACE_SECONDS).name for executor in executors]
+    for executor in executors:
+        executor.shutdown()
 
     assert names == ["unfazed-thread-sensitive-1", "unfazed-thread-sensitive-2"]
 
 
 def test_one_thread_serves_whoever_starts_it() -> None:
-    lane = _executors.Lane()
-    thread = lane.submit(threading.current_thread).result(GRACE_SECONDS)
-    worker = lane._worker
+    executor = SingleThreadExecutor()
+    thread = executor.submit(threading.current_thread).result(GRACE_SECONDS)
+    worker = executor._thread_runner
     late = threading.Thread(target=worker._serve)  # as if it had been started at the same time
     late.start()
     late.join(GRACE_SECONDS)
 
     assert not late.is_alive()
     assert worker.threads == {thread}
-    assert lane.submit(threading.current_thread).result(GRACE_SECONDS) is thread
-    lane.shutdown()
+    assert executor.submit(threading.current_thread).result(GRACE_SECONDS) is thread
+    executor.shutdown()
 
 
 def test_where_no_thread_can_start_what_was_sent_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    lane = _executors.Lane()
-    lane._worker._items.put(item := _executors.WorkItem(int))  # somebody else's
+    executor = SingleThreadExecutor()
+    executor._thread_runner._calls.put(item := ExecutorCall(int))  # somebody else's
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="new thread"):
-        lane.submit(int)
+        executor.submit(int)
 
     assert isinstance(item.future.exception(0), RuntimeError)
-    assert not lane._worker.threads
+    assert not executor._thread_runner.threads
 
 
-def test_threads_that_share_a_context_start_one_companion() -> None:
+def test_threads_that_share_a_context_start_one_loop_thread() -> None:
     """Many at once, which have to agree on one."""
     go, threads = threading.Barrier(8), set[Any]()
 
@@ -308,21 +309,21 @@ def test_an_executor_in_a_context_that_drops_a_call_says_so() -> None:
     assert isinstance(error, CancelledError)
 
 
-def test_a_companion_that_was_replaced_meanwhile_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_thread_that_was_replaced_meanwhile_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """By another thread, between a look at the one that has ended and its removal."""
     with AsyncSingleThreadContext() as scope:
         async_to_sync(nothing)()
         executors = AsyncToSync.context_to_thread_executor
-        ended, fresh = executors[scope], _companions.Companion()
+        ended, fresh = executors[scope], _loopthreads.LoopThread()
         ended.shutdown()
-        is_lost = _companions.Companion.is_lost
+        takes_no_more_calls = _loopthreads.LoopThread.takes_no_more_calls
 
-        def replace(companion: _companions.Companion) -> bool:
-            if companion is ended:
+        def replace(loop_thread: _loopthreads.LoopThread) -> bool:
+            if loop_thread is ended:
                 executors[scope] = fresh
-            return is_lost(companion)
+            return takes_no_more_calls(loop_thread)
 
-        monkeypatch.setattr(_companions.Companion, "is_lost", replace)
+        monkeypatch.setattr(_loopthreads.LoopThread, "takes_no_more_calls", replace)
         async_to_sync(nothing)()
 
         assert executors[scope] is fresh

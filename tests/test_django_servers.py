@@ -184,7 +184,7 @@ def left_over(server: Server, way: Way, database: str, clean: set[int]) -> list[
         {
             "MainThread": 1,
             "ThreadPoolExecutor-0_": way.threads,  # gunicorn's
-            "unfazed-companion-": 0 if way.is_async else way.threads,
+            "unfazed-async-to-sync-": 0 if way.is_async else way.threads,
             "unfazed-thread-sensitive-": int(way.is_async),  # of the report
             "asyncio_": LOOP_THREADS * way.threads,
             "uvloop_": LOOP_THREADS if way.is_async else 0,

@@ -1,5 +1,5 @@
 """Adapters: the names and promises of other libraries, kept by `unfazed.concurrency`.
 
-One file or folder for each library; none is imported, nor its library needed, unless it is used. Adapters import only
-the public `unfazed.concurrency`.
+Each library has one file or folder. An adapter is imported only by those who use it, and only they need its library.
+Adapters import the public names of `unfazed.concurrency`, and no others.
 """

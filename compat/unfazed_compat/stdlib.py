@@ -3,9 +3,9 @@
 | promise of `asyncio.to_thread` (https://docs.python.org/3/library/asyncio-task.html) | kept |
 |---|---|
 | takes `*args` and `**kwargs`, all for the function | yes |
-| the function runs in a thread of its own, in a copy of the caller's context | yes |
-| what it returns or raises comes back as itself | yes; what turns out to be async is a `TypeError` |
-| the threads are those of the loop's default executor | no: anyio's, as many as its default limiter lets run |
+| the function runs in another thread, in a copy of the caller's context | yes |
+| its result or error comes back unchanged | yes; an awaitable result is a `TypeError` |
+| the threads are those of the loop's default executor | no: anyio's, as many as its default limiter allows |
 | a cancelled call leaves its thread behind | no: it waits for the thread, then raises the cancellation |
 | nested calls can use up all threads and wait for ever | no: a worker that waits lends its slot |
 
@@ -14,16 +14,16 @@
 | takes a coroutine and an asyncio loop | yes; a trio token, anyio's, or an `EventLoopThread` as well |
 | can be called from any thread, and returns a `concurrent.futures.Future` at once | yes |
 | the coroutine runs in a task of its own, in a copy of the caller's context | yes |
-| what it returns or raises is the future's, as itself | yes |
+| the future gets its result or error unchanged | yes |
 | cancelling the future cancels the task, and the future is done at once | yes |
-| … and a task that has not begun never does, since Python 3.14 | yes; on trio before that as well |
-| a task that is cancelled otherwise, or by the end of its loop, cancels the future | yes |
-| what is no coroutine is a `TypeError` | yes |
-| a loop that has ended is a `RuntimeError` | yes, and no coroutine is left that nobody has awaited |
-| a loop that does not run yet takes it, and runs it then | yes; an `EventLoopThread` has to run |
-| `SystemExit` and `KeyboardInterrupt` end the loop as well | yes on asyncio; on trio they are the future's alone |
-| who waits for the future in its loop's own thread waits for ever | as there: `await asyncio.wrap_future(...)` |
-| called from a program on trio, the coroutine takes its loop for trio | no: it knows where it runs |
+| … and a task that has not begun never does, since Python 3.14 | yes; on trio with older versions too |
+| if the task is cancelled in another way, or by the end of its loop, the future is cancelled | yes |
+| anything that is not a coroutine is a `TypeError` | yes |
+| a loop that has ended is a `RuntimeError` | yes, and Python does not warn of a coroutine that was never awaited |
+| a loop that does not run yet accepts it, and runs it later | yes; an `EventLoopThread` must be running |
+| `SystemExit` and `KeyboardInterrupt` also end the loop | yes on asyncio; on trio only the future gets them |
+| waiting for the future in the loop's own thread never ends | the same: `await asyncio.wrap_future(...)` |
+| called from trio, `sniffio` tells the coroutine that it runs on trio | no: it tells the right library |
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ def run_coroutine_threadsafe(
 ) -> Future[T]:
     """Have a loop that runs in another thread run a coroutine, and return the future of its result.
 
-    The same as `asyncio.run_coroutine_threadsafe`, but for trio. In a worker thread, `run_in_eventloop_sync` is better
-    where the result is waited for anyway: it lends the worker's slot meanwhile, and is cancelled with it.
+    The same as `asyncio.run_coroutine_threadsafe`, also for trio. In a worker thread that waits for the result,
+    `run_in_eventloop_sync` is better: it lends the worker's slot meanwhile, and is cancelled with the worker.
 
     Args:
-        coro: A coroutine, that is, what an async function returned.
-        loop: An asyncio loop, a `trio.lowlevel.TrioToken`, what `anyio.lowlevel.current_token()` returned, or an
+        coro: A coroutine: what calling an async function returns.
+        loop: An asyncio loop, a `trio.lowlevel.TrioToken`, what `anyio.lowlevel.current_token()` returns, or an
             `EventLoopThread`.
 
     Cancellation:
-        Cancelling the future cancels the task; nobody waits for its cleanup. A call that waits for the future does not
-        cancel it.
+        Cancelling the future cancels the task, and does not wait for its cleanup. Cancelling whoever waits for the
+        future does not cancel it.
 
     Returns:
-        A future. Its errors are whatever the coroutine raised.
+        A future. It raises whatever the coroutine raised.
 
     Raises:
-        WrongFunctionError: If *coro* is no coroutine.
+        WrongFunctionError: If *coro* is not a coroutine.
         WrongOptionError: If *loop* is none of these.
         LoopStateError: If *loop* is an `EventLoopThread` that has not been started.
         LoopEndedError: If the loop has ended.
@@ -95,7 +95,7 @@ def run_coroutine_threadsafe(
     Example:
         `run_coroutine_threadsafe(fetch(url), loop).result(timeout=5)`
     """
-    given: Any = coro  # not what it says, perhaps
+    given: Any = coro  # the annotation may be wrong
     if not isinstance(given, Coroutine):
         name = getattr(given, "__name__", "fetch")
         raise WrongFunctionError(
@@ -117,7 +117,7 @@ def run_coroutine_threadsafe(
             f"anyio.lowlevel.current_token() returns, or an EventLoopThread, not {short_repr(loop)}"
         )
     except BaseException:
-        coro.close()  # it would complain that nobody has awaited it
+        coro.close()  # so that Python does not warn that it was never awaited
         raise
 
 
@@ -133,7 +133,7 @@ def _run_on_asyncio(coro: Coroutine[Any, Any, T], loop: AbstractEventLoop) -> Fu
     except RuntimeError:
         if not loop.is_closed():
             raise
-        raise _ended() from None
+        raise _loop_ended() from None
 
 
 def _run_on_trio(coro: Coroutine[Any, Any, T], token: TrioToken) -> Future[T]:
@@ -145,7 +145,7 @@ def _run_on_trio(coro: Coroutine[Any, Any, T], token: TrioToken) -> Future[T]:
 
     def start() -> None:
         try:
-            trio.lowlevel.spawn_system_task(_run_for, future, coro, scope, context=context)
+            trio.lowlevel.spawn_system_task(_run_in_scope, future, coro, scope, context=context)
         except RuntimeError:  # the main task has ended
             coro.close()
             future.cancel()
@@ -159,13 +159,13 @@ def _run_on_trio(coro: Coroutine[Any, Any, T], token: TrioToken) -> Future[T]:
     try:
         token.run_sync_soon(start)
     except trio.RunFinishedError:
-        raise _ended() from None
+        raise _loop_ended() from None
     future.add_done_callback(cancel)
     return future
 
 
-async def _run_for(future: Future[T], coro: Coroutine[Any, Any, T], scope: Any) -> None:
-    """Run *coro* in *scope*, in a task of trio, and tell *future* what came of it."""
+async def _run_in_scope(future: Future[T], coro: Coroutine[Any, Any, T], scope: Any) -> None:
+    """Run *coro* in *scope*, in a task of trio, and write its result or error to *future*."""
     import trio
 
     value: Any = None
@@ -180,17 +180,17 @@ async def _run_for(future: Future[T], coro: Coroutine[Any, Any, T], scope: Any) 
             except trio.Cancelled:
                 future.cancel()
                 raise
-            except BaseException as exc:  # SystemExit and the like as well: it must not end the loop
+            except BaseException as exc:  # SystemExit and the like included: they must not end the loop
                 error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
     finally:
-        # As asyncio does: a future is cancelled at any time before it has its result, and no later.
+        # As on asyncio, a future can be cancelled until it has its result.
         if future.set_running_or_notify_cancel():
             if error is None:
                 future.set_result(value)
             else:
                 future.set_exception(error)
-        del error, future  # the traceback leads here
+        del error, future  # the error's traceback refers to this frame
 
 
-def _ended() -> LoopEndedError:
+def _loop_ended() -> LoopEndedError:
     return LoopEndedError("the event loop has ended")

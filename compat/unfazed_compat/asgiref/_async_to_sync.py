@@ -1,22 +1,19 @@
-"""Sync code calls async code: `AsyncToSync`.
+"""Sync code calls async code: `AsyncToSync`. `_choose_loop.py` says which loop runs the call.
 
-    in a worker thread of a loop    the coroutine runs in that loop
-    in any other thread             in the loop of the thread's companion
-    in a thread that runs a loop    nowhere: `RuntimeError`
+All functions here must also work for asgiref's own class, into which `install` puts these methods.
 
-Meanwhile the calling thread runs the thread-sensitive work that the coroutine sends to it. All functions here work for
-the methods of asgiref's own class as well, in whose place `install` puts them.
+Guarantee: when a call returns or raises, its thread and its context are as they were before, plus what the async
+function has changed in the context. That holds as well if a signal handler raises at any moment.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import sys
 import warnings
 from contextlib import suppress
-from contextvars import Context, Token, copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
 from anyio.lowlevel import checkpoint
@@ -24,21 +21,22 @@ from anyio.lowlevel import checkpoint
 from unfazed.concurrency import LoopEndedError
 
 from . import _shared
-from ._calls import Call
-from ._companions import Companion, companion_of_this_thread, stands_still
-from ._executors import Pump
-from ._jobs import Calls
-from ._loops import Loop, TrioLoop, current_loop, current_task, is_worker, loop_of_worker, was_cancelled_by_the_end
+from ._choose_loop import loop_of_this_thread, run_in_its_loop, run_in_loop_thread, task_context_of_this_thread
+from ._currentthreadexecutor import CurrentThreadExecutor
+from ._futures import OneShotFuture
+from ._loops import Loop, TrioLoop, current_loop, current_task, was_cancelled_by_the_end
 from ._marks import iscoroutinefunction
-from ._outcomes import Outcome
+from ._nestedtasks import NestedTasks
+from ._taskcall import TaskCall
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor, Future
     from contextvars import ContextVar
     from types import TracebackType
-    from typing import Self
     from weakref import WeakKeyDictionary
+
+    from ._contextmanagers import AsyncSingleThreadContext
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -87,29 +85,30 @@ class AsyncToSync(Generic[P, R]):
                 "You cannot use AsyncToSync in the same thread as an async event loop - "
                 "just await the async function directly."
             )
-        loop = None if self.force_new_loop else _loop_of_this_thread(self)
+        loop = None if self.force_new_loop else loop_of_this_thread(self)
         state = _shared.worker_state()
         outer: Executor | None = getattr(_shared.executors, "current", None)
-        pump = Pump(outer)
+        caller = CurrentThreadExecutor(outer)
         context: list[Context] = []
-        result: Outcome[R] = Outcome()
+        result: OneShotFuture[R] = OneShotFuture()
         try:
-            before = copy_context()  # `_threads.py` says why
-            _shared.executors.current = pump
+            before = copy_context()  # a workaround: see `_threads.py`
+            _shared.executors.current = caller
             del before
             context.append(copy_context())
             inner = self.awaitable(*args, **kwargs)
-            call = Call(self.main_wrap(result, sys.exc_info(), _calls_of_this_thread(), context, inner), inner, result)
+            work = self.main_wrap(result, sys.exc_info(), task_context_of_this_thread(), context, inner)
+            call = TaskCall(work, inner, result)
             try:
-                if loop is None or not _run_there(loop, call, pump):
-                    _run_apart(call, pump, context[0], self.force_new_loop)
+                if loop is None or not run_in_its_loop(loop, call, caller):
+                    run_in_loop_thread(call, caller, context[0], self.force_new_loop)
             finally:
-                call.drop()
-            _go_back(state, context, outer)
+                call.give_up()
+            _restore(state, context, outer)
             return result.result()
         except BaseException:
-            pump.close(interrupted=True)  # a signal handler may have raised anywhere, in `_go_back` as well
-            _go_back(state, context, outer)
+            caller.close(interrupted=True)
+            _restore(state, context, outer)  # perhaps again: a signal handler may have raised in it
             raise
 
     def __get__(self, parent: object, objtype: object) -> Callable[..., R]:
@@ -119,19 +118,19 @@ class AsyncToSync(Generic[P, R]):
 
     async def main_wrap(
         self,
-        call_result: Outcome[R] | Future[R],
+        call_result: OneShotFuture[R] | Future[R],
         exc_info: ExcInfo,
         task_context: list[Any] | None,
         context: list[Context],
         awaitable: Awaitable[R],
     ) -> None:
-        """Await *awaitable* in the loop, and write what comes of it to *call_result*."""
+        """Await *awaitable* in the loop, and write its result or error to *call_result*."""
         _shared.restore_context(context[0])
         loop = current_loop()
-        _shared.mark_context("trio" if isinstance(loop, TrioLoop) else "asyncio")
+        _shared.set_library("trio" if isinstance(loop, TrioLoop) else "asyncio")
         task = current_task(loop)
         is_cancelled = False
-        if isinstance(task_context, Calls):
+        if isinstance(task_context, NestedTasks):
             is_cancelled = task_context.begin(task)
         elif task_context is not None:
             task_context.append(task)
@@ -139,22 +138,22 @@ class AsyncToSync(Generic[P, R]):
         error: BaseException | None = None
         try:
             if is_cancelled:
-                await _never_begin(awaitable)
+                await _raise_cancellation(awaitable)
             if exc_info[1] is None:
                 result = await awaitable
             else:
                 try:
-                    raise exc_info[1]  # so that the coroutine, in an `except` block of the caller's, can raise it anew
+                    raise exc_info[1]  # so that the coroutine sees the `except` block of its caller
                 except BaseException:
                     result = await awaitable
         except GeneratorExit:
             call_result.set_exception(LoopEndedError("the event loop of this call has ended"))
             raise
         except BaseException as exc:
-            error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)  # ours refers back to it
+            error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)  # our frame refers back to it
         try:
             _end(call_result, loop, task, task_context, context, result, error)
-        except BaseException:
+        except BaseException:  # a signal handler raised
             _end(call_result, loop, task, task_context, context, result, error)
             raise
         finally:
@@ -170,145 +169,43 @@ def _end(
     result: object,
     error: BaseException | None,
 ) -> None:
-    """Say what the coroutine has come to. Doing so twice is harmless."""
+    """Write the result or error of the coroutine. Doing so twice is harmless."""
     try:
-        if isinstance(task_context, Calls):
+        if isinstance(task_context, NestedTasks):
             task_context.end(task, error)
         elif task_context is not None and task in task_context:
             task_context.remove(task)
         if error is not None and was_cancelled_by_the_end(loop, task, error):
             error = LoopEndedError("the event loop of this call has ended")
-        context[0] = copy_context()  # before the result: the caller goes on with that
-        outcome: Any = call_result
-        # One of ours is told again: what was interrupted may be the telling. A future takes it once.
-        if isinstance(call_result, Outcome) or not outcome.done():
+        context[0] = copy_context()  # before the result, which lets the caller go on
+        # A future of ours is always written again, as `on_done` may have been interrupted. Others can be written once.
+        if isinstance(call_result, OneShotFuture) or not call_result.done():
             if error is None:
-                outcome.set_result(result)
+                call_result.set_result(result)
             else:
-                outcome.set_exception(error)
+                call_result.set_exception(error)
     finally:
         del error
 
 
-def _go_back(state: tuple[object, object, object], context: list[Context], outer: Executor | None) -> None:
-    """Leave this thread and its context as they are to be after the call. Doing so twice is harmless."""
-    _shared.set_worker_state(state)  # asgiref's own wrappers leave it behind, with a loop that stands still
+def _restore(state: tuple[object, object, object], context: list[Context], outer: Executor | None) -> None:
+    """Restore this thread and its context after the call. Doing so twice is harmless."""
+    _shared.set_worker_state(state)  # asgiref's own wrappers would leave theirs behind, with a stopped loop
     if context:
         _shared.restore_context(context[0])
-    before = copy_context()  # as above
+    before = copy_context()  # a workaround: see `_threads.py`
     _shared.executors.current = outer
     del before
 
 
-async def _never_begin(awaitable: Awaitable[object]) -> None:
-    """Raise the cancellation now: at its first step, *awaitable* may send to a thread what is not to run any more."""
+async def _raise_cancellation(awaitable: Awaitable[object]) -> None:
+    """Raise the cancellation before *awaitable* begins: its first step might send a call to a thread."""
     try:
         await checkpoint()
     finally:
         close: Callable[[], object] | None = getattr(awaitable, "close", None)
         if close is not None:
             close()
-
-
-def _loop_of_this_thread(wrapper: object) -> Loop | None:
-    """Return the loop whose worker this thread is, or else the one that *wrapper* is bound to.
-
-    None that has ended, or stayed behind when the process forked.
-    """
-    loop = _known_loop(_shared.threadlocal, 0)
-    if loop is not None:
-        return loop if loop.is_running() else None
-    loop = _known_loop(wrapper, _shared.process)
-    return loop if loop is not None and loop.is_running() else loop_of_worker()
-
-
-def _known_loop(holder: object, process: int) -> Loop | None:
-    loop: Loop | None = getattr(holder, "main_event_loop", None)
-    return loop if getattr(holder, "main_event_loop_pid", process) == os.getpid() else None
-
-
-def _calls_of_this_thread() -> list[Any] | None:
-    """Return the list of the async calls that this thread makes as a worker, unless it has forked since."""
-    forked = getattr(_shared.threadlocal, "main_event_loop_pid", 0) != os.getpid()
-    return None if forked else getattr(_shared.threadlocal, "task_context", None)
-
-
-def _run_there(loop: Loop, call: Call, pump: Pump) -> bool:
-    """Run *call* in *loop*, and wait for its end. Return whether that takes it."""
-    call.result.on_done = pump.finish
-
-    def begin() -> bool:
-        try:
-            call.send_to(loop)
-        except RuntimeError:  # it has ended meanwhile
-            call.result.on_done = None
-            return False
-        return True
-
-    is_gone = loop.is_closed if isinstance(loop, TrioLoop) else functools.partial(stands_still, loop)
-    return call.wait(begin, pump, is_gone, lending=is_worker())
-
-
-def _run_apart(call: Call, pump: Pump, context: Context, new_loop: bool) -> None:
-    """Run *call* in the loop of a companion, and wait for the end of all that it leaves there."""
-    scope = _shared.async_single_thread_context.get(None)
-    temporary: Companion | None = None
-    if scope is None:
-        executor: Executor | None = None if new_loop else companion_of_this_thread()
-    else:
-        executor = _executor_of(scope)
-        if isinstance(executor, Companion) and executor.is_held_up():
-            executor = None
-    if executor is None:
-        executor = temporary = Companion()
-    try:
-        if isinstance(executor, Companion) and (executor is temporary or not new_loop):
-            executor.run(call, pump, context)
-        else:
-            _run_in_executor(executor, call, pump, context)
-    finally:
-        if temporary is not None:
-            temporary.shutdown(wait=False)
-
-
-def _executor_of(scope: object) -> Executor:
-    """Return what threads in one `AsyncSingleThreadContext` share; the first to put it there makes it.
-
-    A companion that nobody has put there has no thread yet. When the context goes, its companion goes: a copied context
-    may be used, and make one, when the `with` block has ended.
-    """
-    executors = _shared.single_thread_contexts
-    executor = executors.get(scope)
-    if isinstance(executor, Companion) and executor.is_lost():
-        removed = executors.pop(scope, None)
-        if removed is not None and removed is not executor:  # another thread was faster
-            executors.setdefault(scope, removed)
-        executor = None
-    return executors.setdefault(scope, Companion()) if executor is None else executor
-
-
-def _run_in_executor(executor: Executor, call: Call, pump: Pump, context: Context) -> None:
-    """Run *call* in a new loop in the thread of *executor*, and wait for the end of that loop."""
-    sent: list[Future[None]] = []
-
-    def begin() -> bool:
-        sent.append(executor.submit(context.run, lambda: asyncio.run(_run_in_new_loop(call, pump))))
-        sent[0].add_done_callback(pump.finish)
-        return True
-
-    call.wait(begin, pump, lambda: all(future.done() for future in sent))
-    sent[0].result()
-
-
-async def _run_in_new_loop(call: Call, pump: Pump) -> None:
-    loop = asyncio.get_running_loop()
-    _shared.loop_thread_executors[loop] = pump
-    try:
-        task = call.start(loop)
-        if task is not None:
-            await asyncio.wait([task])
-    finally:
-        del _shared.loop_thread_executors[loop]
 
 
 @overload
@@ -333,43 +230,3 @@ def async_to_sync(
     if awaitable is None:
         return lambda awaitable: AsyncToSync(awaitable, force_new_loop=force_new_loop)
     return AsyncToSync(awaitable, force_new_loop=force_new_loop)
-
-
-class AsyncSingleThreadContext:
-    """While it lasts, all async code that sync code calls runs in one thread, unless in that of a running loop."""
-
-    def __init__(self) -> None:
-        self.token: Token[Any] | None = None
-
-    def __enter__(self) -> Self:
-        scopes = _shared.async_single_thread_context
-        before = scopes.get(None)
-        try:
-            if before is None:
-                self.token = scopes.set(self)
-            return self
-        except BaseException:  # of a signal handler: the block never begins, nor ends
-            self.token = None
-            scopes.set(before)
-            raise
-
-    def __exit__(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            # Not `self._end`: `install` puts these methods into asgiref's class.
-            _leave_single_thread_context(self)
-        except BaseException:
-            _leave_single_thread_context(self)
-            raise
-
-
-def _leave_single_thread_context(scope: Any) -> None:
-    """End what threads in *scope* share, and leave it. Doing so twice is harmless."""
-    if scope.token is None:
-        return
-    executor = _shared.single_thread_contexts.get(scope)
-    if executor is not None:
-        executor.shutdown()
-        _shared.single_thread_contexts.pop(scope, None)
-    with suppress(RuntimeError):  # the first time, it was interrupted just after this
-        _shared.async_single_thread_context.reset(scope.token)
-    scope.token = None

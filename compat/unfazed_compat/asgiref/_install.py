@@ -1,9 +1,16 @@
-"""Putting this behaviour behind asgiref's own classes, and taking it away again.
+"""`install` and `uninstall`: put our behaviour into asgiref's own classes, and take it out again.
 
-What is replaced is the methods of the classes in `asgiref.sync`, so that everyone who has imported, subclassed or
-instantiated them moves too. Their state stays where it is, for it is shared anyway; calls that are running end as they
-began, and each method gets on with both kinds of the others. `_lock` guards what has been replaced; it is held only
-here, where no thread is waited for, and a finalizer or signal handler on the same thread may take it again.
+The methods of the classes in `asgiref.sync` are replaced. So this reaches everyone who has imported, subclassed or
+instantiated them.
+
+Guarantees:
+
+- It is safe while calls are running. They end as they began, because the shared state stays where it is (`_shared.py`),
+  and each of our methods works with asgiref's others as well as with ours.
+- If a signal handler raises in `install`, nothing is installed.
+
+`_lock` guards `_replaced`. Nobody waits for a thread while holding it. It is an `RLock`, because a finalizer or a
+signal handler in the same thread may take it again.
 """
 
 from __future__ import annotations
@@ -15,41 +22,42 @@ from typing import TYPE_CHECKING, Any, final
 from unfazed.concurrency import UnfazedError
 
 from . import _shared
-from ._async_to_sync import AsyncSingleThreadContext, AsyncToSync
-from ._sync_to_async import SyncToAsync, ThreadSensitiveContext
+from ._async_to_sync import AsyncToSync
+from ._contextmanagers import AsyncSingleThreadContext, ThreadSensitiveContext
+from ._sync_to_async import SyncToAsync
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-OLDEST = (3, 8, 1)  # that Django 5.2 takes
+OLDEST = (3, 8, 1)  # the oldest that Django 5.2 accepts
 NEWEST = (3, 13)
 
 _CLASSES = (SyncToAsync, AsyncToSync, ThreadSensitiveContext, AsyncSingleThreadContext)
 _METHODS = (
-    *("__init__", "thread_handler", "main_wrap", "__get__", "__call__"),  # the last one first calls the others
+    *("__init__", "thread_handler", "main_wrap", "__get__", "__call__"),  # `__call__` last, as it calls the others
     *("__enter__", "__exit__", "__aenter__", "__aexit__"),
 )
 _ATTRIBUTES = (
     *_METHODS,
-    "executors",  # which keeps contexts apart, where asgiref's does not
-    *("__code__", "__defaults__", "__kwdefaults__"),  # as what `inspect` takes a wrapper for, before Python 3.12
+    "executors",  # `_shared.Executors` says why
+    *("__code__", "__defaults__", "__kwdefaults__"),  # for `inspect` before Python 3.12: see `SyncToAsync`
 )
 _MISSING = object()
 
 _lock = threading.RLock()
-_replaced: list[tuple[type, str, Any, Any]] = []  # of which class, what, by what, what it was
+_replaced: list[tuple[type, str, Any, Any]] = []  # asgiref's class, attribute, our value, asgiref's value
 
 
 @final
 class Installed:
-    """What `install` returns: a context manager that uninstalls at its end what it has installed."""
+    """What `install` returns: a context manager that uninstalls at its end, if that call has installed."""
 
-    def __init__(self, did_it: bool) -> None:
-        self._did_it = did_it
+    def __init__(self, has_installed: bool) -> None:
+        self._has_installed = has_installed
 
     @property
     def out_of_use(self) -> tuple[str, ...]:
-        """What others had patched before it was installed, and is out of use meanwhile: the names of the methods."""
+        """The names of the methods that somebody had patched before. These patches have no effect until `uninstall`."""
         with _lock:
             return tuple(
                 f"{theirs.__name__}.{name}"
@@ -63,22 +71,22 @@ class Installed:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._did_it:
+        if self._has_installed:
             uninstall()
 
 
 def install() -> Installed:
-    """Put the behaviour of this module behind the classes of `asgiref.sync`, for everyone who uses them.
+    """Put the behaviour of this module into the classes of `asgiref.sync`, for everyone who uses them.
 
-    To be called once, where the program starts; before a monitoring agent patches them, for what was patched before is
-    out of use meanwhile. Doing so twice is harmless, and safe while calls are running.
+    Call it once, where the program starts, and before a monitoring agent patches asgiref: earlier patches have no
+    effect until `uninstall`. Doing so twice is harmless, and safe while calls are running.
 
     Returns:
-        A context manager: leaving it calls `uninstall`, if it was this call that installed. Its `out_of_use` names what
-        others had patched before.
+        A context manager. Leaving it calls `uninstall`, if this call has installed. Its `out_of_use` names the methods
+        that somebody had patched before.
 
     Raises:
-        UnfazedError: If asgiref is not installed, or is not one of the versions that this is known to work with.
+        UnfazedError: If asgiref is not installed, or if its version is not one of those that this knows.
 
     Example:
         `unfazed_compat.asgiref.install()` at the top of a Django project's `settings.py`.
@@ -99,7 +107,7 @@ def install() -> Installed:
             return Installed(False)
         try:
             _replace(original)
-        except BaseException:  # of a signal handler: all or nothing
+        except BaseException:  # a signal handler raised
             uninstall()
             raise
     return Installed(True)
@@ -107,7 +115,7 @@ def install() -> Installed:
 
 def _replace(original: Any) -> None:
     for ours in _CLASSES:
-        theirs = getattr(original, ours.__name__, None)  # older ones have no AsyncSingleThreadContext
+        theirs = getattr(original, ours.__name__, None)  # asgiref 3.9 and older have no AsyncSingleThreadContext
         for name in _ATTRIBUTES:
             value = ours.__dict__.get(name, _MISSING)
             if theirs is not None and value is not _MISSING:
@@ -116,7 +124,7 @@ def _replace(original: Any) -> None:
 
 
 def uninstall() -> None:
-    """Take back what `install` has done. What others have patched since stays. Doing so twice is harmless."""
+    """Undo `install`, except where somebody has patched since. Doing so twice is harmless."""
     with _lock:
         while _replaced:
             theirs, name, value, before = _replaced[-1]
@@ -125,7 +133,7 @@ def uninstall() -> None:
                     delattr(theirs, name)
                 else:
                     setattr(theirs, name, before)
-            _replaced.pop()  # last: a signal handler may raise before that, and this can be done again
+            _replaced.pop()  # last: if a signal handler raises before this, the step is repeated
 
 
 def _is_asgirefs(method: object) -> bool:

@@ -1,7 +1,10 @@
-"""Running event loops as worker threads see them, and how async code waits for a thread: all that differs by library.
+"""All that differs between asyncio and trio: running loops, their tasks, their cancellation, their worker threads.
 
-asyncio's loops are used as they are; `TrioLoop` has as much of their interface as is needed. Trio is not imported
+asyncio's loops are used as they are. `TrioLoop` has the part of their interface that we need. Trio is not imported
 before one of its loops runs.
+
+`sys.modules.get("trio")` may return a module that another thread is still importing. So its attributes are read with a
+default.
 """
 
 from __future__ import annotations
@@ -27,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class Cancellable(Protocol):
-    """A task, as far as others see it."""
+    """A task of asyncio, or the cancel scope of a task of trio."""
 
     def cancel(self) -> object:
-        """Cancel it, in its loop's thread."""
+        """Cancel the task, in its loop's thread."""
 
 
 @final
 class TrioLoop:
-    """A running trio loop, by the names of asyncio's."""
+    """A running trio loop, with the method names of asyncio's."""
 
     __slots__ = ("token",)
 
@@ -53,7 +56,7 @@ class TrioLoop:
         self.token.run_sync_soon(partial(copy_context().run, func, *args))
 
     def call_in_thread(self, func: Callable[[], object], on_error: Callable[[Exception], object]) -> None:
-        """Have one of anyio's threads call *func*, or *on_error* be told that there is none."""
+        """Have one of anyio's threads call *func*. If there is none, call *on_error*."""
 
         async def call() -> None:
             try:
@@ -80,7 +83,7 @@ Loop: TypeAlias = asyncio.AbstractEventLoop | TrioLoop
 def current_loop() -> Loop:
     """Return the loop that runs in this thread, or raise a `RuntimeError`."""
     lowlevel: Any = sys.modules.get("trio.lowlevel")
-    in_trio_run = getattr(lowlevel, "in_trio_run", None)  # not there yet while another thread is importing trio
+    in_trio_run = getattr(lowlevel, "in_trio_run", None)
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
     return asyncio.get_running_loop()
@@ -94,7 +97,10 @@ def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def start_task(loop: Loop, work: Coroutine[Any, Any, None], on_end: Callable[[Any], object]) -> Cancellable:
-    """Run *work* in a task, in the loop that runs in this thread; *on_end* is told when that has ended."""
+    """Run *work* in a new task of the loop that runs in this thread. Call *on_end* when it has ended.
+
+    On asyncio *on_end* gets the task; on trio the error, or `None`.
+    """
     if isinstance(loop, TrioLoop):
         scope = CancelScope()
         sys.modules["trio.lowlevel"].spawn_system_task(_run_in_scope, work, scope, on_end, context=copy_context())
@@ -104,7 +110,7 @@ def start_task(loop: Loop, work: Coroutine[Any, Any, None], on_end: Callable[[An
     return task
 
 
-# Of trio's tasks. Not in a context variable: contexts go from task to thread to task.
+# By trio task. Not a context variable, because contexts travel from a task to a thread to another task.
 _scopes: WeakKeyDictionary[Any, CancelScope] = WeakKeyDictionary()
 
 
@@ -113,48 +119,48 @@ async def _run_in_scope(work: Awaitable[None], scope: CancelScope, on_end: Calla
     try:
         with scope:
             await work
-    except BaseException as exc:  # of a method that somebody has overridden: it must not end the loop
+    except BaseException as exc:  # raised by an overridden `main_wrap`: it must not end the loop
         on_end(exc)
     else:
         on_end(None)
 
 
 def current_task(loop: Loop) -> Any:
-    """Return the task of `start_task` that runs here, or asyncio's own."""
+    """Return the current task, as `start_task` returned it."""
     if isinstance(loop, TrioLoop):
         return _scopes[sys.modules["trio.lowlevel"].current_task()]
     return asyncio.current_task()
 
 
 def was_cancelled_by_the_end(loop: Loop, task: Any, error: BaseException) -> bool:
-    """Return whether *error* is a cancellation that nobody asked for; on asyncio, anybody may."""
+    """Return whether *error* is trio's cancellation at the end of its loop. On asyncio nothing tells that apart."""
     return isinstance(loop, TrioLoop) and isinstance(error, get_cancelled_exc_class()) and not task.cancel_called
 
 
 def cancelled_classes() -> tuple[type[BaseException], ...]:
     """Return the cancellation classes of the libraries that are loaded."""
-    found = getattr(sys.modules.get("trio"), "Cancelled", None)  # not there yet while another thread is importing trio
+    found = getattr(sys.modules.get("trio"), "Cancelled", None)
     return (asyncio.CancelledError,) if found is None else (asyncio.CancelledError, found)
 
 
 def loop_of_worker() -> Loop | None:
-    """Return the loop whose worker thread this is, where anyio or trio has started it.
+    """Return the loop whose worker thread this is, if anyio or trio has started it.
 
-    Cancelled with the task that waits for the worker.
+    Raise the cancellation if the task that waits for the worker is cancelled.
     """
-    for way in _ways_to_loop():
+    for module in _from_thread_modules():
         with suppress(RuntimeError):  # not a worker of this library, or its loop has ended
-            way.check_cancelled()
-            loop: Loop = way.run_sync(current_loop)
+            module.check_cancelled()
+            loop: Loop = module.run_sync(current_loop)
             return loop
     return None
 
 
 def is_worker() -> bool:
     """Return whether anyio or trio has started this thread as a worker."""
-    for way in _ways_to_loop():
+    for module in _from_thread_modules():
         try:
-            way.check_cancelled()
+            module.check_cancelled()
         except RuntimeError:
             continue
         except cancelled_classes():
@@ -163,24 +169,24 @@ def is_worker() -> bool:
     return False
 
 
-def _ways_to_loop() -> tuple[Any, ...]:
-    if _thread.forked or threading.current_thread() is threading.main_thread():
+def _from_thread_modules() -> tuple[Any, ...]:
+    """Return the modules `from_thread` of anyio and trio, if this can be a worker thread."""
+    if _thread.has_forked or threading.current_thread() is threading.main_thread():
         return ()
-    trio: Any = sys.modules.get("trio")
-    way_of_trio = getattr(trio, "from_thread", None)  # not there yet while another thread is importing trio
-    return (from_thread,) if way_of_trio is None else (from_thread, way_of_trio)
+    trio_from_thread = getattr(sys.modules.get("trio"), "from_thread", None)
+    return (from_thread,) if trio_from_thread is None else (from_thread, trio_from_thread)
 
 
 class _Thread(threading.local):
-    forked = False  # whether this thread has come through a fork: what anyio knows of its loop is no longer true
+    has_forked = False  # then what anyio has noted of this thread's loop is no longer true
 
 
 _thread = _Thread()
 
 
-def _start_afresh() -> None:
-    _thread.forked = True
+def _reset_after_fork() -> None:
+    _thread.has_forked = True
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""What is a coroutine function: asgiref's names for what Python has had since 3.12."""
+"""`iscoroutinefunction` and `markcoroutinefunction`: Python's own since 3.12, and asgiref's way before that."""
 
 from __future__ import annotations
 

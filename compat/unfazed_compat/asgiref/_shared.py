@@ -1,11 +1,10 @@
-"""What all wrappers share: with asgiref itself, where that is installed. The only file that knows asgiref's insides.
+"""The state that our wrappers share with asgiref's own. The only file that knows asgiref's private parts.
 
-A program may have some wrappers from here and some from asgiref, whose own are in Django: a thread-sensitive call must
-come to the same thread through either. So both look for it in the same places, and asgiref, which has no public name
-for most of them, is imported where it is installed.
+A program may use our wrappers while others, for example Django's, are asgiref's own. A thread-sensitive call must reach
+the same thread through either. So both find it in the same places: those of asgiref, if that is installed.
 
-`threadlocal` belongs to each thread, the context variables to each context; the dictionaries change in one step each.
-A forked child forgets the executors, whose threads have not come along.
+Who may change what: `threadlocal` belongs to each thread, a context variable to each context, and the dictionaries
+change in one step each. A forked child forgets the executors, as their threads are in the parent process.
 """
 
 from __future__ import annotations
@@ -32,31 +31,33 @@ else:
     original = asgiref.sync
 
 
-process = os.getpid()  # that has imported this
+process = os.getpid()  # the one that has imported this
 
-# Until 3.12, asgiref bound a wrapper to the loop that it was made in; who has an older one may count on that.
+# Before 3.12, asgiref bound a wrapper to the loop in which it was made. A program with an older version may rely on it.
 binds_to_loop = original is not None and "main_event_loop" in original.AsyncToSync.__init__.__code__.co_names
 
 
 def _shared(owner: str, name: str, make: Callable[[], T]) -> T:
-    """Return what asgiref has under this name, or one of our own."""
+    """Return asgiref's attribute, or one of our own if it has none."""
     found = getattr(getattr(original, owner, None), name, None)
     return make() if found is None else cast("T", found)
 
 
-pumps: tuple[type[Executor], ...] = () if original is None else (original.CurrentThreadExecutor,)  # asgiref's own
+asgirefs_current_thread_executor: tuple[type[Executor], ...]  # for `isinstance`
+asgirefs_current_thread_executor = () if original is None else (original.CurrentThreadExecutor,)
 
 if TYPE_CHECKING:
-    PumpBase = Executor
-else:  # some ask whether a thread waits for a loop by the class of `executors.current`
-    PumpBase = Executor if original is None else original.CurrentThreadExecutor
+    CurrentThreadExecutorBase = Executor
+else:  # programs check the class of `executors.current` to see whether a thread waits for a loop
+    CurrentThreadExecutorBase = Executor if original is None else original.CurrentThreadExecutor
 
 
 class Executors:
-    """Where the executor is that runs thread-sensitive calls, as its attribute `current`; asgiref has a `Local`.
+    """Has the executor of the waiting sync code in `current`. It replaces asgiref's `Local`.
 
-    That of asgiref 3.8 changes what all contexts see that were copied from one. So each context has its own here, and
-    *theirs* counts only where asgiref's own wrapper has put its own into it, or nothing was put here yet.
+    Workaround: a change in the `Local` of asgiref 3.8 is seen in all contexts that were copied from the same one. Here
+    each context has a value of its own. *theirs* counts only if asgiref's own wrapper has set it, or if nothing was set
+    here yet. It can go when asgiref 3.9 is the oldest version that `install` accepts.
     """
 
     def __init__(self, theirs: Any = None) -> None:
@@ -66,7 +67,7 @@ class Executors:
     @property
     def current(self) -> Executor | None:
         theirs: Executor | None = getattr(self._theirs, "current", None)
-        if theirs is not None and type(theirs) is PumpBase:
+        if theirs is not None and type(theirs) is CurrentThreadExecutorBase:
             return theirs
         return self._own.get(theirs)
 
@@ -82,7 +83,7 @@ class Executors:
 
 
 def _isolated(theirs: Any) -> Any:
-    """Return *theirs*, or what keeps contexts apart in its place."""
+    """Return *theirs*, or an `Executors` around it if a copied context changes what others see."""
     theirs.current = None
     copy_context().run(setattr, theirs, "current", 1)
     leaks = theirs.current is not None
@@ -109,7 +110,7 @@ single_thread_contexts: weakref.WeakKeyDictionary[Any, Executor] = _shared(
 
 
 def single_thread_executor() -> Executor | None:
-    """Return where asgiref has thread-sensitive calls go that nothing else has a thread for."""
+    """Return the executor to which asgiref sends thread-sensitive calls that have no other thread."""
     return None if original is None else cast("Executor", original.SyncToAsync.single_thread_executor)
 
 
@@ -118,14 +119,14 @@ def set_single_thread_executor(executor: Executor) -> None:
 
 
 def replace_unused_executor(executor: Executor) -> None:
-    """Put *executor* in the place of asgiref's, if that has no thread, and nobody else holds it who would miss it.
+    """Put *executor* in the place of asgiref's, if that has no thread yet and nobody else holds a reference to it.
 
-    Where Python does not count references (PyPy), nobody knows the latter: asgiref's stays, with what it does at exit.
+    PyPy does not count references. There asgiref's own executor stays, with its behaviour at exit.
     """
     if original is None or getattr(single_thread_executor(), "_threads", True):
         return
     owner = cast("dict[str, Any]", vars(original.SyncToAsync))
-    count_references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # CPython's; a number is large
+    count_references: Callable[[object], int] = getattr(sys, "getrefcount", id)  # an id is a large number
     if count_references(owner["single_thread_executor"]) <= 2:
         set_single_thread_executor(executor)
 
@@ -134,38 +135,38 @@ _WORKER_STATE = ("main_event_loop", "main_event_loop_pid", "task_context")
 
 
 def worker_state() -> tuple[object, object, object]:
-    """Return what the current thread knows of the call that it makes as a worker: its loop, process and calls."""
+    """Return what the current thread has noted of the call that it makes as a worker: loop, process, async calls."""
     state = threadlocal.__dict__
     return state.get("main_event_loop"), state.get("main_event_loop_pid"), state.get("task_context")
 
 
 def set_worker_state(values: tuple[object, object, object]) -> None:
     state = threadlocal.__dict__
-    if values[0] is None:  # some ask whether there is one
+    if values[0] is None:  # programs ask whether there is an attribute
         for name in _WORKER_STATE:
             state.pop(name, None)
     else:
         state.update(zip(_WORKER_STATE, values, strict=True))
 
 
-# asgiref 3.12 and later tag what is in a `Local` with the thread that it belongs to, so that a thread which merely
-# inherits a context does not see it. Whoever moves a context from thread to thread on purpose has to tag it anew.
+# asgiref 3.12 and later mark the content of a `Local` with its thread, so that a thread which only inherits a context
+# does not see it. Whoever moves a context to another thread on purpose must mark the content anew.
 _storage: Any = getattr(sys.modules.get("asgiref.local"), "_Storage", None)
 _rehome: Any = getattr(sys.modules.get("asgiref.local"), "_rehome", None)
 
 _UNSET = object()
 
 
-def mark_context(library: str | None) -> None:
-    """Say in the current context, which may come from a loop on another library, which one runs here."""
+def set_library(library: str | None) -> None:
+    """Tell sniffio which library runs here: the current context may come from a loop of another one."""
     sniffio = sys.modules.get("sniffio")
     if sniffio is not None:  # pragma: no branch  it comes with trio
         sniffio.current_async_library_cvar.set(library)
 
 
 def restore_context(context: Context) -> None:
-    """Set in the current context what differs in *context*, but for the library that runs here."""
-    before = copy_context()  # `_threads.py` says why
+    """Set all variables in the current context as in *context*, except the name of the library that runs here."""
+    before = copy_context()  # a workaround: see `_threads.py`
     library = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
     for variable, value in context.items():
         if variable is library:
@@ -178,13 +179,13 @@ def restore_context(context: Context) -> None:
 
 
 def run_in_context(context: Context, child: Callable[[], T]) -> T:
-    """Run *child* in *context*, in the thread to which that has been moved."""
-    return context.run(_settle, context, child)
+    """Run *child* in *context*, which comes from another thread."""
+    return context.run(_adapt_context, context, child)
 
 
-def _settle(context: Context, child: Callable[[], T]) -> T:
-    before = copy_context()  # as above
-    mark_context(None)
+def _adapt_context(context: Context, child: Callable[[], T]) -> T:
+    before = copy_context()  # a workaround: see `_threads.py`
+    set_library(None)
     if _storage is not None:
         for variable, value in context.items():
             if type(value) is _storage:
@@ -193,16 +194,14 @@ def _settle(context: Context, child: Callable[[], T]) -> T:
     return child()
 
 
-def _start_afresh() -> None:
-    """After a fork: no executor's thread has come along, nor any loop."""
-    for executor in (*scope_executors.values(), *loop_thread_executors.values()):
-        _left_behind.append(executor)
+def _reset_after_fork() -> None:
+    _left_in_parent.extend((*scope_executors.values(), *loop_thread_executors.values()))
     scope_executors.clear()
     single_thread_contexts.clear()
     loop_thread_executors.clear()
 
 
-_left_behind: list[object] = []  # not to be ended: what they hold belongs to the parent
+_left_in_parent: list[object] = []  # after a fork: not to be ended, as what they hold belongs to the parent
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_start_afresh)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,51 +1,49 @@
-"""The threads of this adapter: how they start, and how they get what they are to do.
+"""The threads of this adapter, and the rules by which threads meet in it.
 
     `start_thread`   starts every thread of this adapter
-    `Worker`         a thread that does one thing after another; it starts when there is something to do
-    `Item`           what a worker or a pump can be sent
+    `ThreadRunner`   a thread that runs one queued call after another; it starts when there is one
+    `QueuedCall`     what a `ThreadRunner` or a `CurrentThreadExecutor` can be sent
 
-How threads meet, in all files of this folder
----------------------------------------------
+Between any two bytecodes, three things can happen: another thread runs (without a GIL, at the same time); the garbage
+collector runs a finalizer on this very thread; on the main thread a signal handler runs, which may raise.
 
-Three things can happen between any two bytecodes: another thread runs (without a GIL: at the same time), the garbage
-collector runs a finalizer on this very thread, and on the main thread a signal handler runs, which may raise. So:
+Rules, for all files of this folder:
 
-1. No lock is held here while Python code runs. A finalizer or a handler that calls us finds nothing taken.
-2. Whoever decides something does it in one step that Python documents as atomic: `list.pop` (who runs the function),
-   `dict.setdefault` (who starts the task, what the outcome is, whose thread serves), `deque.append`,
-   `SimpleQueue.put`. To tell others of it comes after that, and may be done twice.
-3. Where one thread writes A and then looks at B, and the other writes B and then looks at A, one of the two is a queue,
-   deque, list or dictionary. Each operation on it comes before or after each other one, and who comes second sees all
-   that the first thread wrote before. A comment at each such place says which object it is.
-4. Collections that other threads change are never iterated over: their `copy()`, which is one step, is.
-5. The main thread leaves what it takes out of a queue there until it is done with it: an exception between the
-   `popleft` and the assignment would lose it. Other threads need not: no signal handler runs there.
-6. Cleaning up can be repeated from the beginning. It is, when something is raised amid it.
-7. Until Python 3.12 the collector runs within `ContextVar.set` as well. A finalizer that sets a variable in the same
-   context frees the map that `set` is just reading, and Python crashes. So whoever sets one here holds a copy of the
-   context meanwhile, which keeps that map.
-8. A thread that waits for the main thread's loop looks after its call there from time to time: asyncio goes on after an
-   exception in a callback, so that the callback is lost.
+1. No lock is held while Python code runs. So a finalizer or a signal handler that calls us never meets a taken lock.
+2. Each decision is one atomic step: `list.pop` (who runs the function), `dict.setdefault` (who starts the task, what
+   the outcome is, which thread runs a queue), `deque.append`, `SimpleQueue.put`. Telling others comes after the step,
+   and may happen twice.
+3. In some places one thread writes A and then reads B, and another writes B and then reads A. One of A and B is then a
+   queue, deque, list or dictionary, so at least one of the two threads sees what the other wrote. A comment names it.
+4. A collection that other threads change is never iterated over. Its `copy()`, which is one step, is.
+5. The main thread leaves a call in its queue until the call has ended: an exception between `popleft` and the
+   assignment would lose it. Other threads need not do that, as signal handlers run in the main thread only.
+6. Cleanup can be repeated from its beginning. Whoever sees an exception in it repeats it.
+7. A thread that waits for a loop of the main thread asks that loop from time to time to repeat what it may have lost:
+   asyncio goes on after a signal handler has raised in a callback, and the callback is gone.
 
-All this is for one exception at a time: another one amid the cleanup, within microseconds, may cut that short.
+Assumption: the operations in rule 2 are atomic, and in one order for all threads, with and without a GIL (Python's
+documentation, "Thread Safety Guarantees").
 
-What we can do nothing about, as it is inside Python
-----------------------------------------------------
+Workaround: until Python 3.12 the garbage collector may run inside of `ContextVar.set`. A finalizer that sets a variable
+of the same context then frees the map that `set` is reading, and Python crashes. So whoever sets a variable here holds
+a copy of the context meanwhile, which keeps that map alive. It can go with Python 3.11.
 
-- An object that a call has just returned is lost when a handler raises before it is assigned. A coroutine then says
-  that it was never awaited.
-- `threading.Thread.start` can be interrupted after the thread has started, or before; so a worker's thread finds out
-  by itself whether it is needed. A `Thread` that was interrupted before stays in `threading.enumerate()`.
-- `with lock` can be interrupted between the `acquire` and the block (Python 3.14). We have none but that of `install`,
-  while most programs are starting. But the futures of `submit`, and of executors of others, are `concurrent.futures`'.
-- asyncio's and trio's own code. On asyncio a callback that was taken off the loop's list is lost; a loop that somebody
-  runs again after such an exception may lack it. `asyncio.run` cancels everything instead.
-- A handler that raises in C code that swallows exceptions: finalizers, weak references' callbacks.
-- Until Python 3.12, the same crash in a `ContextVar.set` of others, when a finalizer calls `async_to_sync`, or sets a
-  variable by itself.
-- A loop whose `asyncio.run` was interrupted amid its own cleanup is neither closed nor run again. A thread that waits
-  for it cannot tell it from one that somebody will run again.
-- PyPy's `SimpleQueue` is written in Python, and may lose what it was sent while the main thread is interrupted in it.
+Limits. The rules hold for one exception at a time: a second one during the cleanup, microseconds later, may cut that
+short. And nothing here can mend what happens inside of Python itself:
+
+- A signal handler raises after a function has returned an object and before the object is assigned. The object is lost;
+  a coroutine then warns that it was never awaited.
+- `threading.Thread.start` is interrupted, after the thread has started or before. So a runner's thread finds out itself
+  whether it is needed. A `Thread` that never started stays in `threading.enumerate()`.
+- `with lock` is interrupted between the `acquire` and the block (Python 3.14). We use it in `install` only, which most
+  programs call when they start. But `submit` returns a future of `concurrent.futures`, which has a lock.
+- asyncio's and trio's own code is interrupted. On asyncio, a loop that runs again after that may lack a callback.
+- A signal handler raises in C code that swallows exceptions: finalizers, callbacks of weak references.
+- Until Python 3.12, the crash above, in a `ContextVar.set` of others whose context a finalizer changes.
+- `asyncio.run` is interrupted during its own cleanup. Its loop is neither closed nor run again, and a thread that waits
+  for it cannot tell that from a loop that somebody will run again.
+- PyPy's `SimpleQueue` is written in Python. It may lose an item if the main thread is interrupted in it.
 """
 
 from __future__ import annotations
@@ -65,28 +63,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Item(Protocol):
-    """What a worker or a pump can be sent."""
+class QueuedCall(Protocol):
+    """A call that waits for a thread to make it."""
 
     def run(self) -> None:
-        """Do it, in the thread, unless it has been dropped."""
+        """Make the call, in the thread, unless it was failed before."""
 
-    def drop(self, error: BaseException) -> None:
-        """Give it *error* as its outcome, if it has not begun. Then it never does."""
+    def fail_unless_begun(self, error: BaseException) -> None:
+        """Fail the call with *error* if it has not begun. Then it never does."""
 
     def fail(self, error: BaseException) -> None:
-        """Give it *error* as its outcome, if it has none: the thread that began it does not go on with it."""
+        """Fail the call with *error* if it has no outcome, because its thread does not go on with it."""
 
 
 _numbers = itertools.count(1)
-_names: dict[str, threading.Thread] = {}  # of the threads that run; without a GIL, `count` may give a number twice
+_names: dict[str, threading.Thread] = {}  # of running threads; without a GIL, `count` may give one number twice
 
 
 def new_thread(target: Callable[[], object], name: str, *, daemon: bool = True) -> threading.Thread:
-    """Return a thread of ours, which is not started: it runs in an empty context, and its name gets a number."""
-    options: dict[str, Any] = (
-        {"context": Context()} if sys.version_info >= (3, 14) else {}
-    )  # before, it is empty anyway
+    """Return a thread of ours, not started yet. It gets an empty context, and a number at the end of its name."""
+    options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}  # empty before 3.14 anyway
     return threading.Thread(target=_run, args=(target, name), name=name, daemon=daemon, **options)
 
 
@@ -98,7 +94,7 @@ def start_thread(target: Callable[[], object], name: str, *, daemon: bool = True
 
 
 def _run(target: Callable[[], object], prefix: str) -> None:
-    """Do what a thread is for. What it raises goes to `threading.excepthook`."""
+    """Number the thread and call *target*. What that raises goes to `threading.excepthook`."""
     me = threading.current_thread()
     name = f"{prefix}-{next(_numbers)}"
     while _names.setdefault(name, me) is not me:
@@ -107,70 +103,77 @@ def _run(target: Callable[[], object], prefix: str) -> None:
     try:
         target()
     finally:
-        _names.pop(name, None)  # not there if this thread has forked
+        _names.pop(name, None)  # missing if this thread has forked
 
 
-_era = object()  # another one in each forked child
+_generation = object()  # a new one in each forked child
 
 
 @final
-class Worker:
-    """A thread that does one thing after another, until it is closed or *owner* is gone.
+class ThreadRunner:
+    """A thread that runs one queued call after another, until the runner is closed or *owner* is gone.
 
-    It starts with the first thing. The thread keeps the worker alive, and not the owner. A `__del__` of the owner could
-    be interrupted before its first step; so what the owner's end calls is `SimpleQueue.put`. While there is a thread,
-    the worker is in *registry*; *on_end* is called at its end. If it dies, what it was doing fails, and another thread
-    goes on with the rest.
+    The thread starts with the first call. It keeps the runner alive, but not the owner. If it dies, the call that it
+    was running fails, and a new thread goes on with the rest.
+
+    Args:
+        owner: Its end ends the thread. Not by `__del__`, which can be interrupted before its first step: a weak
+            reference calls `SimpleQueue.put`, which cannot.
+        name: The thread's name, without its number.
+        running: Contains the runner while it has a thread.
+        on_end: Called by the thread when it ends.
     """
 
     __slots__ = (
-        "_era",
-        "_items",
+        "_calls",
+        "_generation",
         "_name",
         "_on_end",
         "_owner",
-        "_registry",
+        "_running",
         "_serving",
         "_thread",
-        "_told",
+        "_woken_to_end",
         "closed",
         "threads",
     )
 
     def __init__(
-        self, owner: object, name: str, registry: dict[Worker, None], on_end: Callable[[], object] = int
+        self, owner: object, name: str, running: dict[ThreadRunner, None], on_end: Callable[[], object] = int
     ) -> None:
         self._name = name
-        self._registry = registry
+        self._running = running
         self._on_end = on_end
-        self._items: SimpleQueue[Item | weakref.ref[Any] | None] = SimpleQueue()  # no item: look whether it is to end
-        self._owner = weakref.ref(owner, self._items.put)
-        self._serving: dict[str, threading.Thread] = {}  # the thread, if there is one; changes in one step
-        self._thread: threading.Thread | None = None  # that was started last, and may not serve yet
-        self.threads: set[threading.Thread] = set()  # for others to look at, and to wait for
+        # What is not a call tells the thread to check whether it should end.
+        self._calls: SimpleQueue[QueuedCall | weakref.ref[Any] | None] = SimpleQueue()
+        self._owner = weakref.ref(owner, self._calls.put)
+        self._serving: dict[str, threading.Thread] = {}  # the thread, while it runs calls; changes in one step
+        self._thread: threading.Thread | None = None  # the one started last; it may not run calls yet
+        self.threads: set[threading.Thread] = set()  # for others to look at, and to join
         self.closed = False
-        self._told = False  # whether the thread has been told so
-        self._era = _era
+        self._woken_to_end = False
+        self._generation = _generation
 
-    def is_left_behind(self) -> bool:
-        """Return whether this process has forked since, and the thread has not come along."""
-        return self._era is not _era
+    def is_of_the_parent_process(self) -> bool:
+        """Return whether this process has forked since the runner was made. Its thread is in the parent then."""
+        return self._generation is not _generation
 
     def is_this_thread(self) -> bool:
         return self._serving.get("thread") is threading.current_thread()
 
-    def send(self, item: Item) -> None:
-        """Have the thread do *item*. When it is closed, it still does, and ends.
+    def send(self, call: QueuedCall) -> None:
+        """Have the thread run *call*. A closed runner still does, then ends.
 
-        Raises a `RuntimeError` if no thread can be started; then *item* has been dropped.
+        Raises a `RuntimeError` if no thread can be started. *call* has failed with it then.
         """
-        self._items.put(item)
-        self.look_after()
+        self._calls.put(call)
+        self.ensure_thread()
 
-    def look_after(self) -> None:
-        """See to it that there is a thread.
+    def ensure_thread(self) -> None:
+        """Start a thread if there is none.
 
-        A thread that ends says so and then looks at the queue; we put something into it and then look for a thread.
+        Race: we put a call into the queue, then look for a thread. A thread that ends says so, then looks into the
+        queue. The queue orders the two.
         """
         thread = self._thread
         if self._serving or (thread is not None and thread.is_alive()):
@@ -183,79 +186,78 @@ class Worker:
         except BaseException as exc:
             if not thread.is_alive():
                 self.threads.discard(thread)
-            if isinstance(exc, RuntimeError) and not self._serving:  # there are too many, or the interpreter is exiting
-                self.drop_all(exc)
+            if isinstance(exc, RuntimeError) and not self._serving:  # too many threads, or the interpreter is exiting
+                self.fail_all(exc)
             raise
 
     def close(self) -> None:
-        """Have the thread end after what it has been sent so far."""
-        if not self._told:
+        """Have the thread end after the calls that it has been sent so far."""
+        if not self._woken_to_end:
             try:
-                self.tell()
+                self.wake_to_end()
             except BaseException:
-                self.tell()
+                self.wake_to_end()
                 raise
 
-    def tell(self) -> None:
-        """Close it, and wake its thread for that."""
+    def wake_to_end(self) -> None:
+        """Close the runner, and wake its thread to see that."""
         self.closed = True
-        if not self.is_left_behind():
-            self._items.put(None)  # it reads this, or sees `closed` before it waits
-        self._told = True
+        if not self.is_of_the_parent_process():
+            self._calls.put(None)  # the thread gets this, or sees `closed` before it waits
+        self._woken_to_end = True
 
-    def drop_all(self, error: BaseException) -> None:
-        """Drop what the thread has not begun."""
+    def fail_all(self, error: BaseException) -> None:
+        """Fail all calls that have not begun."""
         while True:
             try:
-                item = self._items.get_nowait()
+                call = self._calls.get_nowait()
             except Empty:
                 return
-            if item is not None and not isinstance(item, weakref.ref):
-                item.drop(error)
+            if call is not None and not isinstance(call, weakref.ref):
+                call.fail_unless_begun(error)
 
     def join(self, seconds: float | None = None) -> None:
         for thread in self.threads.copy():
-            if thread.is_alive():  # not one that another thread is just starting
+            if thread.is_alive():  # one that another thread is about to start cannot be joined
                 thread.join(seconds)
 
     def _serve(self) -> None:
         me = threading.current_thread()
-        item: Item | None = None
+        call: QueuedCall | None = None
         try:
             if self._serving.setdefault("thread", me) is not me:
                 self.threads.discard(me)
-                return  # another one was faster
-            self.threads.add(me)  # again: who has started us may have been interrupted
+                return  # another thread was faster
+            self.threads.add(me)  # again: whoever started us may have been interrupted
             self._thread = me
-            self._registry[self] = None
+            self._running[self] = None
             try:
                 while True:
                     try:
-                        got = self._items.get(block=not (self.closed or self._owner() is None))
+                        got = self._calls.get(block=not (self.closed or self._owner() is None))
                     except Empty:
                         break
                     if got is not None and not isinstance(got, weakref.ref):
-                        item = got
-                        item.run()
-                    got = item = None  # its arguments and its result are nothing to us while we wait
+                        call = got
+                        call.run()
+                    got = call = None  # do not keep its arguments and its result while we wait
             finally:
-                if item is not None:
-                    item.fail(LoopEndedError(f"the thread that did this has died: {me.name}"))
-                    del item
+                if call is not None:
+                    call.fail(LoopEndedError(f"the thread that did this has died: {me.name}"))
+                    del call
                 self._on_end()
         finally:
             if self._serving.get("thread") is me:
-                self._registry.pop(self, None)
+                self._running.pop(self, None)
                 del self._serving["thread"]
             if self._thread is me:
                 self._thread = None
-            if not self._items.empty():  # who sent it may have counted on us
-                with suppress(RuntimeError):  # no thread can be started: whoever waits for it has been told that
-                    self.look_after()
+            if not self._calls.empty():  # its sender may have seen us alive
+                with suppress(RuntimeError):  # no thread can be started; the waiting calls have failed with that
+                    self.ensure_thread()
 
 
-def start_new_era() -> None:
-    """Forget all threads, after a fork: they have not come along."""
-    global _era
-    _era = object()
+def forget_threads_after_fork() -> None:
+    global _generation
+    _generation = object()
     _names.clear()

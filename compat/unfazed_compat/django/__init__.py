@@ -4,18 +4,18 @@
 |---|---|
 | `database_sync_to_async` is a class that makes sync functions and methods async, also as a decorator | yes |
 | it takes what `sync_to_async` takes, by position as well | yes |
-| stale connections are closed before and after each call, in its thread, whatever the call raises | yes |
-| … and those in a transaction as well, which is lost: so there is no calling it in a `TestCase` | no: these are kept |
+| stale connections are closed before and after each call, in its thread, also if the call raises | yes |
+| … also inside of a transaction, which is lost; so it cannot be called in a `TestCase` | no: these are kept |
 | `thread_handler` can be overridden | yes, with the same arguments |
-| it is a subclass of asgiref's `SyncToAsync` | no: of `unfazed_compat.asgiref`'s, with or without `install` |
+| it is a subclass of asgiref's `SyncToAsync` | no: of `unfazed_compat.asgiref`'s, also after `install` |
 | `aclose_old_connections` closes them in the thread of thread-sensitive calls | yes |
 | asyncio only | no: trio as well |
 | needs channels | no |
 
-`"unfazed_compat.django"` as the first of `INSTALLED_APPS` calls `setup` when the project starts. Who needs that
-earlier, before a monitoring agent say, calls it where the program starts. Django is not imported before it is used.
+Put `"unfazed_compat.django"` first in `INSTALLED_APPS`: it calls `setup` when the project starts. If that is too late,
+for example because of a monitoring agent, call `setup` where the program starts. Django is imported when it is used.
 
-    _setup.py   `setup`, and the system check          apps.py   what Django looks for in an app
+    _setup.py   `setup`, and the system check          apps.py   the app, as Django looks for it
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ R = TypeVar("R")
 
 
 class DatabaseSyncToAsync(SyncToAsync[P, R]):
-    """A sync function that uses Django's database as an async one, which closes stale connections before and after."""
+    """A sync function that uses Django's database, as an async one. Each call closes stale connections around it."""
 
     def thread_handler(
         self, loop: Any, exc_info: Any, task_context: Any, func: Callable[..., R], *args: Any, **kwargs: Any
     ) -> R:
-        """Call *func*, in the thread, whose connections these are."""
+        """Close stale connections and call *func*, in the thread that the connections belong to."""
         _close_old_connections()
         try:
             return super().thread_handler(loop, exc_info, task_context, func, *args, **kwargs)
@@ -54,7 +54,7 @@ database_sync_to_async = DatabaseSyncToAsync
 
 
 async def aclose_old_connections() -> None:
-    """Close the connections that are too old or broken, in the thread of thread-sensitive calls."""
+    """Close connections that are too old or broken, in the thread of thread-sensitive calls."""
     await sync_to_async(_close_old_connections)()
 
 

@@ -1,4 +1,4 @@
-"""Moving a Django project, and telling it where that has not worked."""
+"""`setup`: move a Django project to this adapter, and warn where that did not work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unfazed_compat.asgiref import install
 
 
 class _Finding(NamedTuple):
-    """What `setup` has found to be wrong, and what to write."""
+    """A problem that `setup` has found, and what to do about it."""
 
     message: str
     hint: str
@@ -24,19 +24,19 @@ _EARLIER = (
     "manage.py, wsgi.py or asgi.py"
 )
 
-_findings: tuple[_Finding, ...] = ()  # of the last `setup`
+_findings: tuple[_Finding, ...] = ()  # of the latest `setup`
 
 
 def setup() -> None:
     """Call `install` of `unfazed_compat.asgiref`, and add the system check `unfazed` to the project's.
 
-    It is never too late for Django itself: all wrappers move, whenever they were made. It may come too late for what
-    others have done with asgiref. What is wrong is said by a `RuntimeWarning` here, for servers make no system checks,
-    and by the check:
+    It is never too late for Django itself: all wrappers are moved, also those made earlier. But it may be too late for
+    what others have done with asgiref. The system check reports that. So does a `RuntimeWarning` here, because servers
+    do not run system checks:
 
-        unfazed.W001    asgiref's version does not fit. It goes on doing its work as before
-        unfazed.W002    somebody had patched asgiref, a monitoring agent say: these patches are out of use
-        unfazed.W003    thread-sensitive calls had been made: asgiref's thread goes on to make them, but not at exit
+        unfazed.W001    asgiref's version does not fit; asgiref works as before
+        unfazed.W002    somebody had patched asgiref, for example a monitoring agent: these patches have no effect
+        unfazed.W003    thread-sensitive calls were made before: asgiref's thread still makes them, but not at exit
 
     Calling it again is harmless.
 
@@ -86,6 +86,6 @@ def _install() -> list[_Finding]:
 
 
 def check(**_: Any) -> list[Any]:
-    """Return what `setup` has found, as Django's system checks do."""
+    """The system check: return what `setup` has found."""
     warning = import_module("django.core.checks").Warning
     return [warning(f"{finding.message}.", hint=f"{finding.hint}.", id=finding.id) for finding in _findings]

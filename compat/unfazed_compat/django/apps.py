@@ -1,4 +1,4 @@
-"""What Django looks for in an app: here, its only reason is to call `setup`."""
+"""The app's configuration, which Django looks for in this file. It calls `setup`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._setup import setup
 if TYPE_CHECKING:
 
     class _AppConfig:
-        """What is used of Django's, which has no types."""
+        """The part of Django's class that we use. Django has no types."""
 
         def ready(self) -> None: ...
 
@@ -26,5 +26,5 @@ class UnfazedConfig(_AppConfig):
     verbose_name = "unfazed"
 
     def ready(self) -> None:
-        """Move the project, when Django has loaded its apps."""
+        """Move the project, once Django has loaded its apps."""
         setup()

@@ -18,12 +18,13 @@ from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     AsyncToSync,
     SyncToAsync,
-    _companions,
-    _executors,
+    _looprunner,
+    _loopthreads,
     _shared,
     async_to_sync,
     sync_to_async,
 )
+from unfazed_compat.asgiref._currentthreadexecutor import CurrentThreadExecutor
 
 from unfazed.concurrency import LoopEndedError
 
@@ -39,7 +40,7 @@ async def raise_in_another_task() -> None:
     del task
 
 
-def test_a_companion_ends_with_its_thread() -> None:
+def test_a_loop_thread_ends_with_its_thread() -> None:
     wait_for_the_end(in_plain_thread(async_to_sync(this_thread)))
 
 
@@ -79,7 +80,7 @@ def test_a_signal_handler_can_call_while_its_thread_waits() -> None:
 
 def test_what_the_default_executor_does_is_waited_for() -> None:
     """As `asyncio.run` does, which asgiref calls."""
-    job, cancelled = Blocking(), Blocking()
+    call, cancelled = Blocking(), Blocking()
     ran_in_loop: list[bool] = []
 
     async def note() -> None:
@@ -89,14 +90,14 @@ def test_what_the_default_executor_does_is_waited_for() -> None:
         loop = asyncio.get_running_loop()
 
         def work() -> None:
-            job()
+            call()
             asyncio.run_coroutine_threadsafe(note(), loop).result(GRACE_SECONDS)
 
         loop.run_in_executor(None, work)
         task = asyncio.create_task(sync_to_async(cancelled, thread_sensitive=False)())
         await cancelled.wait_until_started()
         task.cancel()
-        loop.call_soon(job.may_end.set)
+        loop.call_soon(call.may_end.set)
         loop.call_soon(cancelled.may_end.set)
 
     async_to_sync(main)()
@@ -149,7 +150,7 @@ def test_a_loop_in_one_of_several_threads_is_no_deadlock(monkeypatch: pytest.Mon
         assert call.result(GRACE_SECONDS) in executor._threads
 
 
-def test_threads_that_share_a_context_share_one_companion() -> None:
+def test_threads_that_share_a_context_share_one_loop_thread() -> None:
     def main() -> set[threading.Thread]:
         with AsyncSingleThreadContext(), ThreadPoolExecutor(4) as threads:
             barrier = threading.Barrier(4)
@@ -161,9 +162,9 @@ def test_threads_that_share_a_context_share_one_companion() -> None:
             contexts = [contextvars.copy_context() for _ in range(4)]
             return {each.result() for each in [threads.submit(context.run, use) for context in contexts]}
 
-    before = len(_companions._running)
+    before = len(_looprunner.runners)
     assert len(contextvars.copy_context().run(main)) == 1
-    wait_until(lambda: len(_companions._running) <= before, "a companion is left")
+    wait_until(lambda: len(_looprunner.runners) <= before, "a loop thread is left")
 
 
 def test_an_executor_that_asgiref_has_put_into_a_context_is_used() -> None:
@@ -225,7 +226,7 @@ class Leaking:
 def test_contexts_are_kept_apart_where_asgiref_does_not() -> None:
     leaking = Leaking()
     executors = contextvars.copy_context().run(_shared._isolated, leaking)
-    ours, others, theirs = (cls(None) for cls in (_executors.Pump, _executors.Pump, _executors.Pump))
+    ours, others, theirs = (CurrentThreadExecutor(None) for _ in range(3))
 
     def main() -> None:
         assert executors.current is None
@@ -233,7 +234,7 @@ def test_contexts_are_kept_apart_where_asgiref_does_not() -> None:
         contextvars.copy_context().run(setattr, executors, "current", others)
         assert leaking.current is others
         assert executors.current is ours
-        object.__setattr__(theirs, "__class__", _shared.PumpBase)
+        object.__setattr__(theirs, "__class__", _shared.CurrentThreadExecutorBase)
         leaking.current = theirs
         assert executors.current is theirs
         del executors.current
@@ -242,23 +243,23 @@ def test_contexts_are_kept_apart_where_asgiref_does_not() -> None:
     contextvars.copy_context().run(main)
 
 
-def test_no_companion_starts_when_the_interpreter_is_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_companions, "_exiting", True)
+def test_no_loop_thread_starts_when_the_interpreter_is_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loopthreads, "_exiting", True)
     with pytest.raises(LoopEndedError, match="exiting"):
         in_plain_thread(lambda: captured(async_to_sync(this_thread)))[1].__class__ and async_to_sync(this_thread)()
 
 
-def test_no_companion_starts_when_no_thread_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_loop_thread_starts_when_no_thread_can(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    _companions.end_companions(GRACE_SECONDS)
+    _loopthreads.end_loop_threads(GRACE_SECONDS)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(LoopEndedError, match="the thread of an event loop could not be started: can't start new"):
         async_to_sync(this_thread)()
 
 
-def test_a_companion_that_is_told_to_end_while_it_runs_cancels_the_call() -> None:
+def test_a_loop_thread_that_is_told_to_end_while_it_runs_cancels_the_call() -> None:
     started = threading.Event()
 
     async def forever() -> None:
@@ -269,20 +270,20 @@ def test_a_companion_that_is_told_to_end_while_it_runs_cancels_the_call() -> Non
     caller = threading.Thread(target=lambda: outcomes.append(captured(async_to_sync(forever))))
     caller.start()
     assert started.wait(GRACE_SECONDS)
-    _companions.end_companions(GRACE_SECONDS)
+    _loopthreads.end_loop_threads(GRACE_SECONDS)
     caller.join(GRACE_SECONDS)
 
     assert isinstance(outcomes[0][1], asyncio.CancelledError)
 
 
-def test_a_call_that_comes_while_its_companion_ends_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_comes_while_its_loop_thread_ends_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """By another thread, which ends as well."""
     thread = async_to_sync(this_thread)()
-    companion = _companions.companion_of_this_thread()
-    assert companion is not None
-    companion.shutdown()
+    loop_thread = _loopthreads.loop_thread_of_this_thread()
+    assert loop_thread is not None
+    loop_thread.shutdown()
     assert not thread.is_alive()
-    monkeypatch.setattr(_companions.Companion, "is_lost", lambda _: False)  # it was not, a moment ago
+    monkeypatch.setattr(_loopthreads.LoopThread, "takes_no_more_calls", lambda _: False)  # it was not, a moment ago
     next_thread = async_to_sync(this_thread)()
     next_thread.join(GRACE_SECONDS)
 
