@@ -7,8 +7,9 @@ import inspect
 import sys
 import threading
 import types
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import anyio
 import pytest
@@ -216,3 +217,62 @@ def test_a_loop_that_starts_while_the_interpreter_exits_ends_at_once(
 
     assert not thread.is_alive()
     assert not loop_thread.is_running()
+
+
+@pytest.mark.anyio
+async def test_a_task_that_dies_after_its_cancellation_was_posted_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: a call's task is made. 2: the call is cancelled. 3: a signal handler raises in the first step of the task."""
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
+    loop, died, waiting = _loops.current_loop(), list[bool](), anyio.Event()
+
+    def submit(call: _taskcall.TaskCall[None], _: Context) -> None:
+        call.set_loop(loop)
+        call.accepted = True
+        call.task_has_ended = lambda: bool(died)
+        waiting.set()
+
+    async def let_it_die() -> None:
+        await waiting.wait()
+        scope.cancel()
+        cancelled = anyio.Event()
+        loop.post(cancelled.set)  # after what the cancellation has posted
+        await cancelled.wait()
+        died.append(True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(let_it_die)
+        with anyio.CancelScope() as scope:
+            await _waiting.call_in(submit, anyio.sleep_forever, "work", loop)
+
+    assert scope.cancelled_caught
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["the call is begun again", "the loop has gone", "the wake-up is repeated"])
+async def test_what_a_signal_handler_keeps_a_loop_from_is_found_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
+    loop, calls = _loops.current_loop(), list[_taskcall.TaskCall[int]]()
+
+    def submit(call: _taskcall.TaskCall[int], _: Context) -> None:
+        calls.append(call)
+        call.loop = cast("Any", _Gone()) if what == "the loop has gone" else loop
+        if what == "the wake-up is repeated":
+            call.future.on_done = None
+        if what == "the wake-up is repeated" or len(calls) == 2:
+            call.future.write(len(calls), None)
+
+    async def never() -> int:
+        raise AssertionError("must not run")
+
+    call = partial(_waiting.call_in, submit, never, "work", loop, may_be_interrupted=True)
+
+    if what == "the loop has gone":
+        with pytest.raises(LoopEndedError):
+            await call()
+    else:
+        assert await call() == len(calls) == (2 if "again" in what else 1)
+
+
+class _Gone:
+    def is_gone(self) -> bool:
+        return True

@@ -103,16 +103,18 @@ async def wait_for_end(
     on_timeout: Callable[[], object] | None = None,
     begin: Callable[[], object] | None = None,
     check: Callable[[], object] | None = None,
+    check_at_once: bool = False,
 ) -> None:
-    """Call *begin* and wait for *event*, which is set when what it began has ended. Call *check* now and then.
+    """Call *begin* and wait for *event*, which is set when what it began has ended.
 
     If we are cancelled, or a signal handler raises, call *on_cancel*, go on waiting, and raise that afterwards. If
     *timer*, a scope around us, runs out, call *on_timeout* and go on waiting; without *on_timeout*, stop waiting.
+    Call *check* now and then: once we are cancelled, or *at once*.
     """
     try:
         if begin is not None:
             begin()
-        await (event.wait() if check is None else _wait_and_check(event, check))
+        await (_wait_and_check(event, check) if check is not None and check_at_once else event.wait())
         return
     except BaseException as exc:
         cancellation = exc
@@ -140,7 +142,8 @@ async def call_in(
 
     It runs in *context*, or in a copy of the current one. Errors name *func*. If the caller is cancelled, so is the
     task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the future, the task
-    or the end of its loop. If signal handlers *may interrupt* that loop, we check now and then.
+    or the end of its loop. Signal handlers may interrupt that loop. trio ends it then, and so cancels us; on asyncio
+    it goes on, and if it *may be interrupted*, we check it from the start.
     """
     event = Event()
     future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
@@ -154,10 +157,12 @@ async def call_in(
     def check() -> None:
         if future.done:
             event.set()
-        elif call.go_on():
+        elif call.loop is not None and call.loop.is_gone():
+            future.write(None, LoopEndedError("the event loop of this call has ended"))
+        elif call.go_on() and may_be_interrupted:
             begin()
 
-    await wait_for_end(event, cancel, begin=begin, check=check if may_be_interrupted else None)
+    await wait_for_end(event, cancel, begin=begin, check=check, check_at_once=may_be_interrupted)
     try:
         return future.read()
     except cancelled_classes() as exc:
