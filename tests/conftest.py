@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import itertools
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import psutil
 import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
+from processes import children_of
 
 import unfazed.concurrency
 from unfazed.concurrency._core import _limits, _slots
@@ -49,8 +51,33 @@ def _backends() -> list[str]:
     return [name for name in BACKENDS if name == "asyncio" or importlib.util.find_spec(name)]
 
 
-if _backends() == ["trio"]:  # the other environment of the same Python runs what has nothing to do with loops
+NO_GIL = "UNFAZED_TEST_NO_GIL" in os.environ  # whether the environment demands an interpreter without a GIL
+PYPY = sys.implementation.name == "pypy"
+drops_at_once = pytest.mark.skipif(PYPY, reason="only CPython ends at once what nobody holds any more")
+
+
+def assert_no_gil() -> None:
+    """Fail where a module has switched the GIL on, if the environment demands that there is none."""
+    if NO_GIL:
+        assert not sys._is_gil_enabled(), "the GIL is on"  # type: ignore[attr-defined,unused-ignore]
+
+
+# The other environment of the same Python runs what has nothing to do with loops; and of libcst there is no wheel for
+# PyPy and for Python 3.13 without a GIL.
+if _backends() == ["trio"] or ((PYPY or NO_GIL) and not importlib.util.find_spec("libcst")):
     collect_ignore_glob = ["test_compat_migrate*.py"]
+
+
+# Nearly each of the tests there starts an interpreter, and PyPy takes a second for that: one backend is enough.
+ON_ONE_BACKEND_OF_PYPY = ("test_lifecycle.py", "test_misbehaviour.py", "test_workers.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out on PyPy what takes long there, and comes to the same on the other backend."""
+    if PYPY and "asyncio" in _backends():
+        left_out = {each for each in items if each.path.name in ON_ONE_BACKEND_OF_PYPY and "trio" in each.name}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [each for each in items if each not in left_out]
 
 
 @pytest.fixture(params=_backends())
@@ -59,6 +86,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 freeze: Callable[[], object] = getattr(gc, "freeze", bool)  # PyPy has none
+COLLECT_EVERY = 50  # tests on PyPy, which looks at all that pytest holds each time: longer than most tests take
 
 
 def pytest_collection_finish() -> None:
@@ -66,8 +94,15 @@ def pytest_collection_finish() -> None:
     for name in ("trio", "hypothesis"):  # which looks for referrers when the other is imported
         if importlib.util.find_spec(name):
             importlib.import_module(name)
+    assert_no_gil()
     gc.collect()
     freeze()
+
+
+def drop_garbage() -> None:
+    """Have what nobody holds any more go now: CPython does so by itself, and promises it in our name."""
+    if PYPY:
+        gc.collect()
 
 
 @pytest.fixture
@@ -262,20 +297,13 @@ def end_workers() -> None:
     events.put(bool)
 
 
-_earlier: set[psutil.Process] = set()  # children that were there when the test began: Python's resource tracker
+_tests = itertools.count()  # that have been run
+_earlier: set[int] = set()  # children that were there when the test began: Python's resource tracker
 
 
-def is_dead(pid: int) -> bool:
-    """Return whether a process has ended, whoever has read its status by now."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def children() -> list[psutil.Process]:
+def children() -> set[int]:
     """Return the child processes that the test has started."""
-    return [child for child in psutil.Process().children() if child not in _earlier]
+    return children_of(os.getpid()) - _earlier
 
 
 @pytest.fixture(autouse=True)
@@ -283,7 +311,7 @@ def leave_nothing_behind() -> Iterator[None]:
     """Fail a test after which a thread, a child process, a slot or an un-awaited coroutine is left."""
     threads = set(threading.enumerate())
     _earlier.clear()
-    _earlier.update(psutil.Process().children(recursive=True))
+    _earlier.update(children_of(os.getpid(), recursive=True))
 
     yield
 
@@ -295,9 +323,11 @@ def leave_nothing_behind() -> Iterator[None]:
     wait_until_none(
         lambda: [new for new in threading.enumerate() if new not in threads and not new.name.startswith("Trio thread")]
     )
-    wait_until_none(lambda: set(psutil.Process().children(recursive=True)) - _earlier)
+    wait_until_none(lambda: children_of(os.getpid(), recursive=True) - _earlier)
     # a thread of trio's that was abandoned gives its slot back just after its function has ended
     wait_until_none(lambda: [limit for limit in list(_limits.limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
-    gc.collect()  # whatever is to complain when it is collected does it here
-    freeze()  # what is still there need not be looked at after each test to come
+    assert_no_gil()
+    if not PYPY or next(_tests) % COLLECT_EVERY == 0:
+        gc.collect()  # whatever is to complain when it is collected does it here
+        freeze()  # what is still there need not be looked at after each test to come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -33,6 +34,13 @@ class OwnBaseError(BaseException):
 
 def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
+
+
+def has_gil_after(*imports: str) -> bool:
+    """Return whether this process has a GIL when it has imported these modules."""
+    for name in imports:
+        importlib.import_module(name)
+    return bool(sys._is_gil_enabled())  # type: ignore[attr-defined,unused-ignore]
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -119,7 +119,7 @@ def test_the_lowest_versions_are_the_bounds_of_the_project() -> None:
     pins = re.findall(
         r"^([\w-]+)==([\d.]+)$", (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
-    bounds = {name: set(re.findall(rf'"{name}(?:\[\w+\])?>=([\d.]+)"', project)) for name, _ in pins}
+    bounds = {name: set(re.findall(rf'"{name}(?:\[\w+\])?>=([\d.]+)[",;]', project)) for name, _ in pins}
 
     for name, pin in pins:
         assert bounds[name], name

@@ -30,7 +30,7 @@ from asgiref_helpers import (
     run_program,
     this_thread,
 )
-from conftest import GRACE_SECONDS, captured, captured_async, in_plain_thread, limit_threads
+from conftest import GRACE_SECONDS, captured, captured_async, drops_at_once, in_plain_thread, limit_threads
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     AsyncToSync,
@@ -340,6 +340,7 @@ async def test_the_callers_exception_can_be_raised_anew_within() -> None:
             assert (await captured_async(call))[1] is error
 
 
+@drops_at_once
 @pytest.mark.anyio
 async def test_an_exception_is_no_reference_cycle() -> None:
     class OwnError(Exception):

@@ -22,7 +22,6 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 from conftest import wait_until
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 if "UNFAZED_TEST_DJANGO" not in os.environ:
     pytest.skip("`tox -e django` runs it", allow_module_level=True)
+
+import psutil
 
 SITE = Path(__file__).parent.parent / "examples" / "django_site"
 NAMES = [f"guest {number}" for number in range(1, 41)]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import process_functions as functions
-import psutil
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, is_dead, let_others_run, until_begun, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, let_others_run, until_begun, wait_until
+from processes import children_of, is_dead
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -283,7 +283,7 @@ async def test_a_call_cancelled_by_asyncio_kills_its_process(tmp_path: Path) -> 
 async def test_a_call_cancelled_while_its_process_starts_leaves_none_behind(yields: int, tmp_path: Path) -> None:
     never = tmp_path / "never"
     dual = in_processpool(functions.touch_then_wait_for, kill_on_cancel=True)
-    before = {child.pid for child in psutil.Process().children()}
+    before = children_of(os.getpid())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(dual, never, never)
@@ -292,7 +292,7 @@ async def test_a_call_cancelled_while_its_process_starts_leaves_none_behind(yiel
         tasks.cancel_scope.cancel()
 
     pid = await run_in_processpool(os.getpid)
-    living = {child.pid for child in psutil.Process().children() if not is_dead(child.pid)}
+    living = {child for child in children_of(os.getpid()) if not is_dead(child)}
     assert living - before == {pid}
     assert not never.exists()
 

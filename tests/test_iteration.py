@@ -21,6 +21,8 @@ from conftest import (
     Gate,
     captured,
     captured_async,
+    drop_garbage,
+    drops_at_once,
     end_background_eventloop,
     in_plain_thread,
     let_others_run,
@@ -79,6 +81,7 @@ class Counter:
         self.closed.set()
 
     async def check_closed_in_its_thread(self) -> None:
+        drop_garbage()
         await seen(self.closed)
         assert self.times_closed == 1
         assert len(self.threads) == 1
@@ -162,6 +165,7 @@ async def test_a_generator_that_is_left_early_resets_its_token_in_its_thread(pre
     async for item in iterate_in_threadpool(generator(), prefetch=prefetch):
         thread = item
         break
+    drop_garbage()
     await seen(ended)
 
     assert results == [None, thread]
@@ -251,6 +255,7 @@ async def test_a_consumer_cancelled_in_a_step_waits_for_it_and_closes_the_iterat
     await source.check_closed_in_its_thread()
 
 
+@drops_at_once
 @pytest.mark.anyio
 @both_ways
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -491,6 +496,7 @@ async def test_dropped_while_it_fetches_ahead_it_is_closed_after_that_item() -> 
     await source.gate.wait_until_reached()
 
     del items
+    drop_garbage()
     source.gate.opened.set()
 
     await source.check_closed_in_its_thread()
@@ -1043,6 +1049,7 @@ async def test_errors_of_closing_that_nobody_waits_for_reach_the_excepthook(
     monkeypatch.setattr(threading, "excepthook", excepthook)
     async for _ in iterate_in_threadpool(Failing(), prefetch=prefetch):
         break
+    drop_garbage()
     await seen(told)
 
     assert reported == [(ValueError, error)]
@@ -1191,6 +1198,7 @@ def test_closed_in_its_task_after_break_and_waited_for(sync_caller: Caller) -> N
         for item in iterate_in_eventloop_sync(ticker):
             if item == 3:
                 break
+        drop_garbage()
         return ticker.times_closed
 
     assert sync_caller.make(iterate) == 1
@@ -1207,6 +1215,7 @@ def test_closed_in_its_task_after_an_exception_in_the_body_and_waited_for(sync_c
 
         with pytest.raises(ValueError, match="body"):
             body()
+        drop_garbage()
         return ticker.times_closed
 
     assert sync_caller.make(iterate) == 1

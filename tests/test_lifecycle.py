@@ -8,13 +8,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GRACE_SECONDS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HANG_SECONDS = 30  # nothing here takes a tenth of it
 
@@ -30,8 +28,8 @@ def say(text):
     os.write(1, (str(text) + "\\n").encode())  # at once and whole, from any thread and process
 
 def children_of(pid):
-    import psutil
-    return [str(child.pid) for child in psutil.Process(pid).children()]
+    import processes
+    return [str(child) for child in processes.children_of(pid)]
 
 async def aid():
     await anyio.sleep(0)
@@ -77,6 +75,8 @@ class Program:
         body = textwrap.indent(textwrap.dedent(source), "    ")
         self._file.write_text(f"{prelude}\nif __name__ == '__main__':\n{body}")
         self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment["PYTHONPATH"] = os.pathsep.join(paths)  # for `processes`
         if interrupted_anywhere:  # in the measurement of coverage as well, which keeps its lock then
             for name in [name for name in self._environment if name.startswith("COV")]:
                 del self._environment[name]

@@ -23,9 +23,9 @@ import anyio
 import anyio.to_process
 import misbehaving_functions as misbehaving
 import process_functions as functions
-import psutil
 import pytest
-from conftest import GRACE_SECONDS, Gate, children, is_dead, let_others_run, wait_until
+from conftest import GRACE_SECONDS, Gate, children, let_others_run, wait_until
+from processes import exists, is_dead
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -910,7 +910,8 @@ def test_a_handler_that_logs_itself_is_harmless(background: Backend, kept: Keepe
     kept.on_record = log_again
     in_time(run_in_processpool_sync, misbehaving.log, LOGGER, (30, "once"))
 
-    assert kept.messages() == ["once", "again"]
+    # Python 3.13.4 and 3.13.5 drop the second one: https://github.com/python/cpython/issues/91555
+    assert kept.messages() == ["once"] + ["again"] * (not hasattr(logging.Logger, "_is_disabled"))
 
 
 @pytest.mark.parametrize("nested", ["echo", "log", "die", "write"])
@@ -999,12 +1000,12 @@ def log():
 
 def test_warm_workers_are_distinct_and_used_by_later_calls(background: Backend, tmp_path: Path) -> None:
     warm_up_processpool_sync(3)
-    workers = {child.pid for child in children()}
+    workers = children()
     warm_up_processpool_sync(3)
     run_in_eventloop_sync(warm_up_processpool, 2)
 
     assert len(workers) == 3
-    assert {child.pid for child in children()} == workers
+    assert children() == workers
     with ThreadPoolExecutor(2) as threads:
         calls = [
             threads.submit(run_in_processpool_sync, misbehaving.pid_after, tmp_path, tmp_path / "go") for _ in "ab"
@@ -1028,7 +1029,7 @@ def test_wrong_counts_are_refused(count: Any, background: Backend) -> None:
 def test_no_workers_are_not_started(background: Backend) -> None:
     warm_up_processpool_sync(0)
 
-    assert children() == []
+    assert children() == set()
 
 
 def test_warming_up_cancelled_waits_for_the_workers(background: Backend) -> None:
@@ -1106,7 +1107,7 @@ def test_an_initializer_runs_once_in_each_worker(background: Backend, tmp_path: 
         for each in [threads.submit(initialized.sync, misbehaving.times_initialized) for _ in range(6)]:
             assert each.result() == 1
 
-    workers = {str(child.pid) for child in children()}
+    workers = {str(child) for child in children()}
     assert {path.name for path in tmp_path.iterdir()} <= {f"{pid} 1" for pid in workers}
     assert_ten_calls_work()
 
@@ -1249,7 +1250,7 @@ def test_a_timeout_ends_a_call_to_a_worker_that_has_been_stopped(
         in_time(in_processpool(os.getpid, timeout=0.05).sync)
 
     assert_ten_calls_work()
-    wait_until(lambda: not psutil.pid_exists(pid), "the worker is left")
+    wait_until(lambda: not exists(pid), "the worker is left")
 
 
 def test_workers_that_end_before_they_are_ready_are_an_error(tmp_path: Path, background: Backend) -> None:
@@ -1434,4 +1435,4 @@ if __name__ == "__main__":
         background,
     )
 
-    wait_until(lambda: not psutil.pid_exists(int(out)), "the worker lives on")
+    wait_until(lambda: not exists(int(out)), "the worker lives on")

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_process
 import process_functions as functions
 import pytest
+from conftest import NO_GIL
 
 from unfazed._worker import channel
 from unfazed.concurrency import (
@@ -43,6 +44,13 @@ def test_all_arguments_reach_the_function_whatever_their_names(caller: Caller) -
 
 def test_runs_in_another_process(caller: Caller) -> None:
     assert caller("processpool", os.getpid) != os.getpid()
+
+
+@pytest.mark.skipif(not NO_GIL, reason="only where there must not be one")
+def test_a_worker_has_no_gil_either(caller: Caller) -> None:
+    imports = ["misbehaving_functions", "unfazed.concurrency", "unfazed_compat.asgiref", caller.backend[0]]
+
+    assert caller("processpool", functions.has_gil_after, *imports) is False
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, let_others_run
+from conftest import GRACE_SECONDS, drops_at_once, let_others_run
 
 from unfazed.concurrency import (
     contextmanager_in_threadpool,
@@ -204,6 +204,7 @@ async def test_cancelled_scope_does_not_start_an_executor_call() -> None:
     assert ran == []
 
 
+@drops_at_once
 @pytest.mark.anyio
 async def test_timeout_in_a_context_leaves_no_cycle() -> None:
     class Thing:

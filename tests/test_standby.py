@@ -22,6 +22,7 @@ from conftest import (
     Gate,
     Outcome,
     captured,
+    drops_at_once,
     have_a_thread_stand_by,
     in_plain_thread,
     wait_until,
@@ -148,6 +149,7 @@ class Argument:
     """Something that a weak reference can lead to."""
 
 
+@drops_at_once
 def test_nothing_of_a_call_is_kept_by_a_thread_that_stands_by(owner: EventLoopThread) -> None:
     argument = Argument()
     kept = weakref.ref(argument)
@@ -157,6 +159,7 @@ def test_nothing_of_a_call_is_kept_by_a_thread_that_stands_by(owner: EventLoopTh
     wait_until(lambda: kept() is None, "the argument is kept")
 
 
+@drops_at_once
 def test_an_exception_that_is_kept_does_not_keep_the_callers_context(owner: EventLoopThread) -> None:
     variable: contextvars.ContextVar[Argument] = contextvars.ContextVar("variable")
 

@@ -19,7 +19,7 @@ import anyio.from_thread
 import anyio.to_thread
 import process_functions
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured, in_plain_thread, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, captured, drops_at_once, in_plain_thread, wait_until
 
 from unfazed.concurrency import (
     LoopEndedError,
@@ -239,11 +239,13 @@ class NoCycle:
             gc.enable()
 
 
+@drops_at_once
 def test_errors_leave_no_reference_cycle(background: Any) -> None:
     with NoCycle() as test, pytest.raises(ValueError, match="no"):
         run_in_threadpool_sync(test.fail)
 
 
+@drops_at_once
 @pytest.mark.anyio
 async def test_errors_leave_no_reference_cycle_in_async_code() -> None:
     with NoCycle() as test, pytest.raises(ValueError, match="no"):
@@ -298,6 +300,7 @@ async def test_a_call_cancelled_by_asyncio_twice_waits_for_its_thread_and_raises
     assert blocking.ended
 
 
+@drops_at_once
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_call_cancelled_by_asyncio_twice_leaves_no_reference_cycle() -> None:

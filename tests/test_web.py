@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-import psutil
 import pytest
 import unfazed_compat.starlette as ours
 from conftest import GRACE_SECONDS, limit_threads, wait_until
 from test_compat_starlette import Connections, until
 
 if "UNFAZED_TEST_WEB" not in os.environ:
-    for name in ("fastapi", "httpx", "hypercorn", "PIL", "trio", "uvicorn"):
+    for name in ("fastapi", "httpx", "hypercorn", "PIL", "psutil", "trio", "uvicorn"):
         pytest.importorskip(name)
 
 import httpx
+import psutil
 from fastapi import Depends, FastAPI
 from PIL import Image
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import misbehaving_functions as misbehaving
 import process_functions as functions
-import psutil
 import pytest
 from conftest import (
     GRACE_SECONDS,
@@ -25,13 +24,13 @@ from conftest import (
     captured,
     captured_async,
     children,
-    is_dead,
     let_others_run,
     seen,
     wait_until,
     wait_until_none,
 )
 from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
+from processes import exists, is_dead
 from test_worker import run_program, write
 
 import unfazed.concurrency
@@ -173,7 +172,7 @@ def test_who_no_longer_waits_for_a_worker_leaves_it_to_the_next(background: Back
 
     pid = in_loop(background, main)
 
-    assert [child.pid for child in children()] == [pid]
+    assert children() == {pid}
     assert not (tmp_path / "ran").exists()
 
 
@@ -182,7 +181,7 @@ def test_idle_workers_beyond_the_first_few_end(background: Backend, monkeypatch:
     warm_up_processpool_sync(4)
 
     wait_until(lambda: len(children()) == _worker.KEPT, "idle workers stay")
-    assert run_in_processpool_sync(os.getpid) in {child.pid for child in children()}
+    assert run_in_processpool_sync(os.getpid) in children()
 
 
 def test_an_idle_worker_that_is_killed_is_forgotten_at_once(background: Backend) -> None:
@@ -191,7 +190,7 @@ def test_an_idle_worker_that_is_killed_is_forgotten_at_once(background: Backend)
     os.kill(pid, signal.SIGKILL)
 
     wait_until(lambda: not _pool.pool.workers, "it is taken for a worker")
-    assert not psutil.pid_exists(pid), "nobody has read its status"
+    assert not exists(pid), "nobody has read its status"
 
 
 def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(background: Backend) -> None:

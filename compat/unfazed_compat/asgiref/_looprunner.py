@@ -21,6 +21,7 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
 
 from ._shared import loop_thread_executors
@@ -153,7 +154,7 @@ class _DefaultExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         # In an empty context: this may start a thread, which inherits the context on Python's free-threaded builds.
-        future = Context().run(super().submit, fn, *args, **kwargs)
+        future = Context().run(partial(super().submit, fn, *args, **kwargs))  # PyPy's `run` has named parameters
         self.running.add(future)
         future.add_done_callback(self.running.discard)
         return future

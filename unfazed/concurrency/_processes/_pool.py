@@ -210,13 +210,13 @@ class Pool:
             for worker in lease:
                 worker.retire()
             if not lease:
-                for worker in tuple(self.workers):
+                for worker in self.workers.copy():  # one step, unlike `tuple`: threads that end change it meanwhile
                     if not worker.retires:
                         worker.kill()
                 if not self.workers:  # there is nothing but output left, which a child of a worker may hold open
                     deadline = min(deadline, time.monotonic() + LAST_OUTPUT_SECONDS)
                 time.sleep(STOP_CHECK_SECONDS)
-        for child in tuple(_starting.children):
+        for child in _starting.children.copy():  # as above
             child.disown()
 
 

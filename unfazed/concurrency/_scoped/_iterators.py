@@ -284,8 +284,9 @@ def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> Thr
 
     Cancellation:
         As for `run_in_threadpool`: the item that is being fetched is waited for. It is not lost, but the next one to be
-        delivered. Left early, by `break`, an exception or cancellation, the iterator is closed at once (its `close()`
-        is called, if there is one) in its thread, after the item that is being fetched. Nobody waits for that, unless
+        delivered. Left early, by `break`, an exception or cancellation, the iterator is closed at once, on PyPy when
+        it is collected: its `close()` is called, if there is one, in its thread, after the item that is being fetched.
+        Nobody waits for that, unless
         with `aclose()`, or `async with aclosing(iterate_in_threadpool(...)) as items`.
 
     Returns:
@@ -345,9 +346,9 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
 
     Cancellation:
         As for `run_in_eventloop_sync`: in a worker thread a step is cancelled with the task that is waiting for the
-        thread, elsewhere by Ctrl-C. Left early, by `break` or an exception, the iterator is closed at once (its
-        `aclose()` is awaited, if there is one) in its task, and that is waited for, unless an event loop is running
-        in the thread where the garbage collector ends the iteration.
+        thread, elsewhere by Ctrl-C. Left early, by `break` or an exception, the iterator is closed at once, on PyPy
+        when it is collected: its `aclose()` is awaited, if there is one, in its task. That is waited for, unless an
+        event loop is running in the thread where the garbage collector ends the iteration.
 
     Returns:
         A generator, with `close`.
