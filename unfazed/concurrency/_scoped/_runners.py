@@ -52,7 +52,7 @@ _ENDED = "the event loop of this iterator or context manager has ended, or cance
 class _Step(ThreadCall[T]):
     """One call in the thread of a lane."""
 
-    in_a_runner = True
+    chooses_its_thread = True
 
     def __init__(self, runner: ThreadRunner[Any], helper: str, func: Callable[[], T]) -> None:
         super().__init__(helper, func, (), {}, ThreadOptions(runner.limiter))
