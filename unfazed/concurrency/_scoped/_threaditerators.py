@@ -1,12 +1,32 @@
-"""Iterators across the border: a blocking one for async code, an async one for sync code.
+"""Sync iterables for async code: each is iterated over in a worker thread of its own.
 
-Each iteration has a lane of its own, and so one thread, or one task, and one context for its whole life.
+Two threads share a `_Feed`: the loop's, whose consumer takes items from `_items`, and the worker's, which runs `_fetch`
+and adds them.
+
+    what           who writes it                    who reads it
+    -------------  -------------------------------  ----------------------------------
+    `_items`       the worker adds, the loop takes  both
+    `_over`        both                             both
+    `_error`       both: the worker before `_over`  the loop, after the last item
+    `_paused`      the loop, and `drop`             the worker, before each item
+    `_news`        the loop sets, the worker takes  both
+    `_iterator`    the worker                       the worker
+    all the rest   the loop                         the loop
+
+Guarantees:
+
+- The consumer is woken for each item that comes while it waits. It makes `_news` before it looks at `_items` again; the
+  worker adds an item before it looks for `_news`. Both take a step on `_items` in between.
+- No item is lost if the consumer is cancelled: it gets the item at its next step.
+- The iterator is closed once if it was left early, in its thread, after the current item. `drop` is safe in any thread
+  and may be called again after a signal handler interrupted it.
+
+Assumption: each method of a deque is atomic.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
@@ -15,30 +35,27 @@ from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from .._core._checks import require_count, wrong_source
-from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
+from .._core._errors import InUseError, LoopEndedError, LoopStateError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
-from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
 from .._eventloops._workers import thread
-from ._runners import TaskRunner, ThreadRunner
+from ._threadrunner import ThreadRunner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T")
 
-CHECKPOINT_ITEMS: Final = 100  # after how many items that were there already other tasks get their turn; arbitrary
-
+CHECKPOINT_ITEMS: Final = 100  # after how many items that did not have to be awaited other tasks may run; arbitrary
 
 _END: Final = object()  # what follows the last item
 
 
 class _Feed(Generic[T]):
-    """A sync iterable in its thread, and the items that it has given. All but `_fetch` is for the loop's thread."""
+    """A sync iterable in its thread, and the items that it has given."""
 
     def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
         self._iterable = iterable
@@ -46,16 +63,16 @@ class _Feed(Generic[T]):
         self._ahead = max(1, prefetch)  # how many items to fetch at a time
         self._prefetch = prefetch
         self._items: deque[T | object] = deque()  # and `_END` after the last one
-        self._error: BaseException | None = None  # what comes after the items; None: the end
-        self._over = False  # whether no more items are to come
+        self._error: BaseException | None = None  # what to raise after the items; None: StopAsyncIteration
+        self._over = False  # whether no more items come
         self._paused = False  # whether to stop fetching after the current item
         self._closed = False
         self._busy = False
-        self._at_hand = 0  # how many items in a row were there already
+        self._at_hand = 0  # how many items in a row did not have to be awaited
         self._runner: ThreadRunner[None] | None = None
-        self._fetching: TaskCall[None] | None = None  # what fills the buffer behind the back of the consumer
+        self._fetching: TaskCall[None] | None = None  # fetches ahead, in a task of its own
         self._news: Event | None = None  # set when an item or the end has come
-        self._idle: Event | None = None  # set when nothing is being fetched any more
+        self._idle: Event | None = None  # set when `_fetching` has ended
 
     async def next(self) -> T:
         """Return the next item."""
@@ -79,7 +96,7 @@ class _Feed(Generic[T]):
             finally:
                 self._busy = False
         finally:
-            self._busy = False  # a signal handler may have raised just before the first time
+            self._busy = False  # again: a signal handler may have raised in the first `finally`
         if not self._items or self._items[0] is _END:
             self.drop()
             self._raise_end()
@@ -89,7 +106,7 @@ class _Feed(Generic[T]):
         return item
 
     async def close(self) -> None:
-        """Close the iterator and wait for that, whatever cancels us."""
+        """Close the iterator, and wait for that despite cancellation."""
         runner = self._runner
         if runner is not None:
             runner.heard = True
@@ -98,7 +115,7 @@ class _Feed(Generic[T]):
             await runner.left()
 
     def drop(self) -> None:
-        """Close the iterator, in its thread, after the item that is being fetched. From any thread."""
+        """Close the iterator in its thread, after the current item. From any thread; returns at once."""
         if self._closed:
             return
         self._over = self._paused = True
@@ -107,7 +124,7 @@ class _Feed(Generic[T]):
             fetching.cancel()
         if self._runner is not None:
             self._runner.leave()
-        self._closed = True  # not before: whoever is interrupted by a signal handler does it again
+        self._closed = True  # last: if a signal handler interrupts us, the next call does it all again
 
     def _raise_end(self) -> None:
         error, self._error = self._error, None
@@ -130,13 +147,13 @@ class _Feed(Generic[T]):
             try:
                 await self._runner.run(self._fetch)
             except LoopEndedError:
-                if not self._over:  # else another task closed it while we waited for a slot: that is the end
+                if not self._over:  # otherwise another task closed it while we waited for a slot: that is the end
                     raise
             return
         while not self._items and not self._over:
             self._news = news = Event()
             self._fetch_ahead()
-            self._items.extend(())  # a step on the deque: what was added before is there, who adds later sees the event
+            self._items.extend(())  # our step: we see what was added before, and who adds after it sees the event
             if self._items or self._over:
                 return
             try:
@@ -150,7 +167,7 @@ class _Feed(Generic[T]):
                 del cancellation
 
     async def _pause(self, cancellation: BaseException) -> BaseException:
-        """Fetch no more, wait for the item that is being fetched, and return what to raise then."""
+        """Stop fetching ahead, wait for the current item despite *cancellation*, and return what to raise."""
         fetching = self._fetching
         if fetching is not None:
             self._paused = True
@@ -160,7 +177,7 @@ class _Feed(Generic[T]):
         return cancellation
 
     def _fetch_ahead(self) -> None:
-        """Have the buffer filled, unless it is being filled already."""
+        """Have a task fill the buffer, unless one does."""
         if self._over:
             return
         assert self._runner is not None, "the first item has been asked for"
@@ -171,11 +188,11 @@ class _Feed(Generic[T]):
             submit_here(self._fetching, copy_context())
 
     def _fetched(self) -> None:
-        """Note that nothing is being fetched any more."""
+        """Note that `_fetching` has ended."""
         try:
             if self._fetching is not None:
                 self._fetching.future.read()
-        except BaseException as exc:  # it could not even be tried
+        except BaseException as exc:  # `_fetch` was not called
             if not self._paused:
                 self._over = True
                 self._error = exc
@@ -198,7 +215,7 @@ class _Feed(Generic[T]):
                 try:
                     item = fetch()
                 except StopIteration:
-                    self._iterator = None  # so that it is not closed: it has not been left early
+                    self._iterator = None  # at its end an iterator is not closed
                     self._over = True
                     break
                 items.append(item)
@@ -207,7 +224,7 @@ class _Feed(Generic[T]):
         except BaseException as exc:
             worker = thread.worker
             cancelled = worker is not None and worker.is_cancelled() and isinstance(exc, cancelled_classes())
-            if not cancelled:  # else the async code that it waited for has been, with the consumer
+            if not cancelled:  # otherwise the consumer was, and with it the async code that the iterator waited for
                 self._error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
             self._over = True
         if self._over:
@@ -221,7 +238,7 @@ class _Feed(Generic[T]):
             set_from_anywhere(self._runner.loop, news)
 
     def _close(self) -> None:
-        """Close the iterator if it was left early, in the thread."""
+        """Close the iterator in the thread, if it was left early."""
         close = getattr(self._iterator, "close", None)
         self._iterator = None
         if close is not None:
@@ -232,12 +249,12 @@ class _Feed(Generic[T]):
 class ThreadpoolIterator(Generic[T]):
     """An async iterator over a sync iterable, in a worker thread of its own. `iterate_in_threadpool` makes it.
 
-    One task at a time may use it, in one event loop. When it is dropped, as `async for` does when it is left, what it
-    iterates over is closed.
+    One task at a time may use it, in one event loop. When it is garbage-collected, as after `async for`, the iterator
+    underneath is closed.
     """
 
     def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
-        self._feed = _Feed(iterable, prefetch)  # whose thread must not keep this object, so that it can be dropped
+        self._feed = _Feed(iterable, prefetch)  # refers not to us, so that its thread does not keep us alive
 
     def __aiter__(self) -> ThreadpoolIterator[T]:
         return self
@@ -254,10 +271,10 @@ class ThreadpoolIterator(Generic[T]):
         try:
             return await self._feed.next()
         finally:
-            del self  # the traceback of what is raised leads here, and must not keep what is to be dropped
+            del self  # the traceback of an error refers to this frame, and must not keep us alive
 
     async def aclose(self) -> None:
-        """Close the iterator, in its thread, and wait for that, whatever cancels the wait.
+        """Close the iterator in its thread, and wait for that despite cancellation.
 
         Raises:
             BaseException: Whatever closing it raised.
@@ -265,7 +282,7 @@ class ThreadpoolIterator(Generic[T]):
         await self._feed.close()
 
     def __del__(self) -> None:
-        feed = getattr(self, "_feed", None)  # none where it could not even be made
+        feed = getattr(self, "_feed", None)  # missing if `__init__` was interrupted
         if feed is not None:
             feed.drop()
 
@@ -273,27 +290,27 @@ class ThreadpoolIterator(Generic[T]):
 def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> ThreadpoolIterator[T]:
     """Iterate over a sync iterable that blocks, from async code.
 
-    The whole iteration has one worker thread to itself, and one context, a copy of that of its first step. It holds a
-    slot of anyio's default thread limiter while it fetches items, and none while it waits for its consumer: any number
-    can be open at once.
+    The whole iteration has a worker thread of its own, and one context: a copy of the one in which its first step is
+    taken. It holds a slot of anyio's default thread limiter while it fetches items, and none while it waits for its
+    consumer. So any number of iterations can be open at once.
 
     Args:
         iterable: An iterable, an iterator, or what a generator function returned.
-        prefetch: How many items may be fetched in advance, from the first step on; with 0 each one is fetched when it
-            is asked for. What is there is delivered, without waiting for more.
+        prefetch: How many items may be fetched in advance, from the first step on. With 0, the default, each item is
+            fetched when it is asked for. An item that has been fetched is delivered without waiting for more.
 
     Cancellation:
-        As for `run_in_threadpool`: the item that is being fetched is waited for. It is not lost, but the next one to be
-        delivered. Left early, by `break`, an exception or cancellation, the iterator is closed at once (its `close()`
-        is called, if there is one) in its thread, after the item that is being fetched. Nobody waits for that, unless
-        with `aclose()`, or `async with aclosing(iterate_in_threadpool(...)) as items`.
+        As for `run_in_threadpool`, the wait ends when the current item has been fetched. That item is not lost: the
+        next step delivers it. If the iteration is left early, by `break`, an exception or cancellation, the iterator is
+        closed at once (its `close()` is called, if there is one), in its thread, after the current item. Nobody waits
+        for that, except with `aclose()`, or with `async with aclosing(iterate_in_threadpool(...)) as items`.
 
     Returns:
         An async iterator, with `aclose`.
 
     Raises:
-        WrongFunctionError: If *iterable* is none.
-        WrongOptionError: If *prefetch* is no number of items.
+        WrongFunctionError: If *iterable* is not an iterable.
+        WrongOptionError: If *prefetch* is not a number of items.
         BaseException: From a step, whatever the iterable raised there; `StopAsyncIteration` as a `RuntimeError`.
 
     Example:
@@ -304,95 +321,3 @@ def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> Thr
         raise wrong_source(iterable, "iterate_in_threadpool", "an iterable", "async for ... in", "__aiter__")
     require_count(prefetch, "prefetch", "iterate_in_threadpool")
     return ThreadpoolIterator(iterable, prefetch)
-
-
-class _Steps(Generic[T]):
-    """An async iterable in its task, step by step."""
-
-    def __init__(self, aiterable: AsyncIterable[T]) -> None:
-        self._aiterable = aiterable
-        self._aiterator: AsyncIterator[T] | None = None
-        self.over = False
-
-    async def next(self) -> T:
-        """Return the next item; at the end, say so in `over`."""
-        if self._aiterator is None:
-            self._aiterator = aiter(self._aiterable)
-        try:
-            return await anext(self._aiterator)
-        except StopAsyncIteration:
-            self._aiterator = None  # so that it is not closed: it has not been left early
-            self.over = True
-            return cast("T", None)
-
-    async def close(self, cancellation: BaseException | None = None) -> None:
-        """Close the iterator if it was left early, or has been cancelled meanwhile."""
-        aclose = getattr(self._aiterator, "aclose", None)
-        self._aiterator = None
-        if aclose is not None:
-            await aclose()
-
-
-def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, None, None]:
-    """Iterate over an async iterable from sync code.
-
-    The whole iteration runs in one task, and in one context, a copy of that of its first step: in the loop of the
-    worker thread that takes the first step, elsewhere on the background event loop. Later steps may come from other
-    threads, one at a time.
-
-    Args:
-        aiterable: An async iterable, an async iterator, or what an async generator function returned.
-
-    Cancellation:
-        As for `run_in_eventloop_sync`: in a worker thread a step is cancelled with the task that is waiting for the
-        thread, elsewhere by Ctrl-C. Left early, by `break` or an exception, the iterator is closed at once (its
-        `aclose()` is awaited, if there is one) in its task, and that is waited for, unless an event loop is running
-        in the thread where the garbage collector ends the iteration.
-
-    Returns:
-        A generator, with `close`.
-
-    Raises:
-        WrongFunctionError: If *aiterable* is none.
-        LoopThreadError: From a step, if an event loop is running in this thread, which it would block.
-        LoopStartError: From a step, if the background event loop cannot start.
-        LoopEndedError: From a step, if the event loop has ended, at exit for one.
-        BaseException: From a step, whatever the iterable raised there; `StopIteration` as a `RuntimeError`.
-
-    Example:
-        `for row in iterate_in_eventloop_sync(connection.cursor("select 1")): ...`
-    """
-    if not hasattr(type(aiterable), "__aiter__"):
-        helper = "iterate_in_eventloop_sync"
-        raise wrong_source(aiterable, helper, "an async iterable", "for ... in", "__iter__")
-    return _iterate(_Steps(aiterable), aiterable)
-
-
-def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
-    runner = TaskRunner(steps.close)
-    helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
-    try:
-        try:
-            call_from_sync(runner.start, source, helper, instead, submit_to_background)
-            while True:
-                try:
-                    item = call_from_sync(steps.next, source, helper, instead, runner.take, always=True)
-                except LoopEndedError:
-                    if runner.outcome is not None:  # a scope that it holds open was cancelled
-                        runner.outcome.read()
-                    raise
-                if steps.over:
-                    return
-                yield item
-        finally:
-            if not runner.over:  # as it is at the end of the interpreter, where nothing is there that a module imported
-                with suppress(LoopEndedError):  # it has been closed then, or its start was interrupted
-                    try:
-                        finish = partial(runner.finish, steps.close)
-                        call_from_sync(finish, source, helper, instead, runner.take, always=True)
-                    except LoopThreadError:  # the garbage collector is at work, in the thread of a loop
-                        runner.leave()
-    finally:
-        if not runner.over:  # a signal handler has raised in the `finally` above
-            with suppress(LoopEndedError):
-                runner.leave()
