@@ -212,7 +212,7 @@ async def test_what_leaving_raised_wins_over_what_the_body_raised() -> None:
 
 @pytest.mark.anyio
 async def test_what_leaving_raised_is_raised_however_fast_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1: the lane is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
+    """1: the runner is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
     leave = _threadrunner.ThreadRunner.leave
 
     def leave_and_let_it_end(runner: _threadrunner.ThreadRunner[Any]) -> None:

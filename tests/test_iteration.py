@@ -43,7 +43,7 @@ from unfazed.concurrency import (
     run_in_threadpool,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency._scoped import _threaditerators, _threadrunner
+from unfazed.concurrency._scoped import _feed, _threaditerators, _threadrunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -392,7 +392,7 @@ async def test_aclose_raises_what_closing_raised(prefetch: int) -> None:
 
 @pytest.mark.anyio
 async def test_aclose_raises_what_closing_raised_however_fast_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1: the lane is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
+    """1: the runner is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
     leave = _threadrunner.ThreadRunner.leave
 
     class Failing(Counter):
@@ -765,7 +765,7 @@ async def test_prefetch_delivers_what_there_is_without_waiting_for_a_full_batch(
 @pytest.mark.anyio
 async def test_an_item_that_comes_while_the_consumer_is_about_to_wait_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """1: the consumer has found nothing. 2: an item comes. 3: only now does the consumer look whether to wait."""
-    fetch_ahead = _threaditerators._Feed._fetch_ahead
+    fetch_ahead = _feed.Feed._fetch_ahead
     stale: list[Any] = []
 
     def fetch_ahead_and_let_it_come(feed: Any) -> None:
@@ -774,7 +774,7 @@ async def test_an_item_that_comes_while_the_consumer_is_about_to_wait_is_seen(mo
             stale.append(True)
             feed._items.append("came in between")
 
-    monkeypatch.setattr(_threaditerators._Feed, "_fetch_ahead", fetch_ahead_and_let_it_come)
+    monkeypatch.setattr(_feed.Feed, "_fetch_ahead", fetch_ahead_and_let_it_come)
     items: Any = iterate_in_threadpool(Counter(2), prefetch=3)
 
     assert await anext(items) == "came in between"
@@ -1112,7 +1112,7 @@ async def test_other_tasks_get_their_turn_though_items_are_always_there() -> Non
         turns_then = turns
         tasks.cancel_scope.cancel()
 
-    assert turns_then >= 4_000 // _threaditerators.CHECKPOINT_ITEMS - 2
+    assert turns_then >= 4_000 // _feed.CHECKPOINT_ITEMS - 2
 
 
 # An async iterable, from sync code

@@ -1,4 +1,4 @@
-"""Lanes: what no user can bring about at will, the races above all."""
+"""The threads and tasks of iterators and context managers: what no user can bring about at will, races above all."""
 
 from __future__ import annotations
 
@@ -149,17 +149,17 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = RuntimeError("can't start new thread")
-    lanes: list[_threadrunner.ThreadRunner[None]] = []
+    runners: list[_threadrunner.ThreadRunner[None]] = []
 
     async def fail(work: Callable[[], object], **options: object) -> None:
-        while lanes[0]._waiting is None:
+        while runners[0]._waiting is None:
             await anyio.lowlevel.checkpoint()
         raise error
 
     monkeypatch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", fail)
-    lanes.append(_threadrunner.ThreadRunner("helper", pytest.fail))
-    _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
-    _, raised_again = await captured_async(partial(lanes[0].run, pytest.fail))
+    runners.append(_threadrunner.ThreadRunner("helper", pytest.fail))
+    _, raised = await captured_async(partial(runners[0].run, pytest.fail))
+    _, raised_again = await captured_async(partial(runners[0].run, pytest.fail))
 
     assert raised is error
     assert raised_again is error
@@ -226,15 +226,15 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
 ) -> None:
     """1: the thread is asked for. 2: the loop ends. 3: whoever waits is told; a thread that comes late does nothing."""
     late: list[Callable[[], object]] = []
-    lanes: list[_threadrunner.ThreadRunner[None]] = []
+    runners: list[_threadrunner.ThreadRunner[None]] = []
 
     async def never(work: Callable[[], object], **options: object) -> None:
         late.append(work)
         await anyio.sleep_forever()
 
     async def begin() -> None:
-        lanes.append(_threadrunner.ThreadRunner("helper", pytest.fail))
-        lanes[0]._ensure_started()
+        runners.append(_threadrunner.ThreadRunner("helper", pytest.fail))
+        runners[0]._ensure_started()
         while not late:
             await anyio.lowlevel.checkpoint()
 
@@ -243,7 +243,7 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
     anyio.run(begin, backend=backend, backend_options=options)
     late.pop()()
 
-    assert isinstance(lanes[0]._error, LoopEndedError)
+    assert isinstance(runners[0]._error, LoopEndedError)
 
 
 def test_who_waits_for_the_last_step_when_the_loop_is_dropped_ends_in_silence() -> None:
@@ -385,7 +385,7 @@ async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> N
     await runner.start()
     call, done = call_of(partial(pytest.fail, "given up"))
     call.loop = runner.loop
-    call.cancel()  # posted before the lane is
+    call.cancel()  # posted before the runner is
     runner.take(call, contextvars.copy_context())
     await seen(done)
 
@@ -456,7 +456,7 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
 
 
 @pytest.mark.anyio
-async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> None:
+async def test_somebody_else_who_cancels_the_call_under_way_ends_the_runner() -> None:
     runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
     call, done = call_of(anyio.sleep_forever)
@@ -472,7 +472,7 @@ async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> N
 
 
 @pytest.mark.anyio
-async def test_a_last_step_that_is_cancelled_ends_the_lane() -> None:
+async def test_a_last_step_that_is_cancelled_ends_the_runner() -> None:
     began = threading.Event()
 
     async def last(cancellation: BaseException | None) -> None:
@@ -513,5 +513,5 @@ def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> Non
 
 
 @pytest.mark.anyio
-async def test_a_lane_that_was_never_started_can_be_left() -> None:
+async def test_a_runner_that_was_never_started_can_be_left() -> None:
     _taskrunner.TaskRunner(no_last_step).leave()

@@ -2,6 +2,7 @@
 
     _contextmanagers.py   context managers
     _threaditerators.py   sync iterables for async code
+    _feed.py              the items of a sync iterable, between its thread and its consumer
     _taskiterators.py     async iterables for sync code
     _threadrunner.py      the worker thread that each keeps for its whole life, for async code
     _taskrunner.py        the task that each keeps for its whole life, for sync code

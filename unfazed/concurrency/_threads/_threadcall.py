@@ -9,7 +9,7 @@ The life of a `ThreadCall`. "loop" is the thread whose loop waits for the call, 
     running      a worker has `_begun`              -                 cancelled             -             ended (loop)
     cancelled    the loop has claimed `outcome`     -                 cancelled             abandoned     ended (worker)
     abandoned    in `_abandoned`                    -                 -                     -             ended (worker)
-    bypassing    a worker runs `run_bypassing`      running, or       -                     -             ended (worker)
+    bypassing    a worker runs `run_bypassing`      running, or       ended (worker)        -             ended (worker)
                                                     queued: no slot
     ended        `_give_back` has been called       -                 -                     -             -
 
