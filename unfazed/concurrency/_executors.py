@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._core._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
+from ._core._checks import as_written, async_function_error, close_coroutine, name_of, require_sync, require_timeout
 from ._core._errors import ExecutorError, WrongFunctionError
 from ._core._futures import OneShotFuture
 from ._core._references import to_send
@@ -251,6 +251,9 @@ class ExecutorPlace(NamedTuple):
 
     executor: Executor
     timeout: float | None = None
+
+    def __repr__(self) -> str:
+        return as_written("in_executor", self)
 
     def check(self) -> None:
         """Refuse wrong options."""
