@@ -634,7 +634,7 @@ def leftovers() -> list[str]:
 
     def left() -> list[str]:
         found = [f"slots of {limit}" for limit in list(_limits.limits.values()) if limit.occupied or limit.running]
-        found += ["claims"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
+        found += ["leases"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
         if background is not None:
             calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]
             found += ["calls"] * sum(not isinstance(owner, _standby._Thread) for owner in calls)

@@ -43,7 +43,7 @@ from unfazed.concurrency import (
     run_in_threadpool,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency._scoped import _contextmanagers, _runners
+from unfazed.concurrency._scoped import _contextmanagers, _threadrunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -212,14 +212,14 @@ async def test_what_leaving_raised_wins_over_what_the_body_raised() -> None:
 
 @pytest.mark.anyio
 async def test_what_leaving_raised_is_raised_however_fast_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1: the lane is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
-    leave = _runners.ThreadRunner.leave
+    """1: the runner is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
+    leave = _threadrunner.ThreadRunner.leave
 
-    def leave_and_let_it_end(runner: _runners.ThreadRunner[Any]) -> None:
+    def leave_and_let_it_end(runner: _threadrunner.ThreadRunner[Any]) -> None:
         leave(runner)
         wait_until(lambda: runner._outcome is not None, "the thread ends")
 
-    monkeypatch.setattr(_runners.ThreadRunner, "leave", leave_and_let_it_end)
+    monkeypatch.setattr(_threadrunner.ThreadRunner, "leave", leave_and_let_it_end)
 
     with pytest.raises(ValueError, match="leaving"):
         async with contextmanager_in_threadpool(FailsToLeave()):
@@ -500,7 +500,7 @@ async def test_threads_that_cannot_be_started_give_their_error(monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", no_more_threads)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await contextmanager_in_threadpool(Manager()).__aenter__()
 
@@ -529,7 +529,7 @@ async def test_entering_and_leaving_may_call_async_code_with_a_single_slot() -> 
 def test_when_its_loop_ends_without_its_exit_it_is_left_in_its_thread_with_an_error(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
     inner = Manager()
     manager = contextmanager_in_threadpool(inner)
     backend, options = anyio_backend
@@ -967,7 +967,7 @@ def test_a_program_ends_though_some_are_still_entered(backend: str) -> None:
 
 
 def test_abandoned_is_an_error_that_says_so() -> None:
-    kind, error, _ = _contextmanagers._abandoned()
+    kind, error, _ = _contextmanagers._loop_ended()
 
     assert kind is LoopEndedError
     assert "has ended" in str(error)

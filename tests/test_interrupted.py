@@ -43,7 +43,7 @@ from unfazed.concurrency import (
 )
 from unfazed.concurrency._core import _contexts, _futures, _limits, _slots, _taskcall
 from unfazed.concurrency._eventloops import _loops, _synccalls
-from unfazed.concurrency._scoped import _iterators, _runners
+from unfazed.concurrency._scoped import _feed, _taskrunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -422,8 +422,8 @@ async def test_a_cancellation_that_was_not_carried_out_is_asked_for_again() -> N
 
 
 @pytest.mark.anyio
-async def test_an_alarm_as_a_lane_takes_a_call_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = _runners.TaskRunner(lambda _: one())
+async def test_an_alarm_as_a_runner_takes_a_call_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = _taskrunner.TaskRunner(lambda _: one())
     await runner.start()
     await let_others_run()
     call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
@@ -439,7 +439,7 @@ async def test_an_alarm_as_a_lane_takes_a_call_is_the_calls_answer(monkeypatch: 
 
 
 def test_a_buffer_that_is_told_twice_that_it_is_full_stays_so() -> None:
-    feed: _iterators._Feed[int] = _iterators._Feed([1], 1)
+    feed: _feed.Feed[int] = _feed.Feed([1], 1)
 
     feed._fetched()
 
@@ -644,7 +644,7 @@ def test_a_thread_may_be_told_twice_of_its_answer() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_lane_that_is_interrupted_between_its_calls_does_the_last_step_and_refuses_more(
+async def test_a_runner_that_is_interrupted_between_its_calls_does_the_last_step_and_refuses_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left: list[object] = []
@@ -655,7 +655,7 @@ async def test_a_lane_that_is_interrupted_between_its_calls_does_the_last_step_a
     async def interrupted(*_: object) -> None:
         raise Alarm
 
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     monkeypatch.setattr(runner, "_run_calls", interrupted)
     await runner.start()
     await let_others_run()

@@ -45,7 +45,7 @@ from unfazed.concurrency import (
     run_in_threadpool,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency._scoped import _iterators, _runners
+from unfazed.concurrency._scoped import _feed, _threaditerators, _threadrunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -397,18 +397,18 @@ async def test_aclose_raises_what_closing_raised(prefetch: int) -> None:
 
 @pytest.mark.anyio
 async def test_aclose_raises_what_closing_raised_however_fast_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1: the lane is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
-    leave = _runners.ThreadRunner.leave
+    """1: the runner is left. 2: its thread has ended. 3: only now does the loop get round to waiting for that."""
+    leave = _threadrunner.ThreadRunner.leave
 
     class Failing(Counter):
         def close(self) -> None:
             raise ValueError("closing")
 
-    def leave_and_let_it_end(runner: _runners.ThreadRunner[Any]) -> None:
+    def leave_and_let_it_end(runner: _threadrunner.ThreadRunner[Any]) -> None:
         leave(runner)
         wait_until(lambda: runner._outcome is not None, "the thread ends")
 
-    monkeypatch.setattr(_runners.ThreadRunner, "leave", leave_and_let_it_end)
+    monkeypatch.setattr(_threadrunner.ThreadRunner, "leave", leave_and_let_it_end)
     items = iterate_in_threadpool(Failing())
     await anext(items)
 
@@ -596,7 +596,7 @@ def test_a_consumer_that_is_cancelled_as_the_fetching_ends_is_cancelled() -> Non
 
 def test_an_iterator_that_could_not_be_made_is_dropped_in_silence() -> None:
     with pytest.raises(TypeError):
-        _iterators.ThreadpoolIterator()  # type: ignore[call-arg]
+        _threaditerators.ThreadpoolIterator()  # type: ignore[call-arg]
 
 
 @pytest.mark.anyio
@@ -771,7 +771,7 @@ async def test_prefetch_delivers_what_there_is_without_waiting_for_a_full_batch(
 @pytest.mark.anyio
 async def test_an_item_that_comes_while_the_consumer_is_about_to_wait_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """1: the consumer has found nothing. 2: an item comes. 3: only now does the consumer look whether to wait."""
-    fetch_ahead = _iterators._Feed._fetch_ahead
+    fetch_ahead = _feed.Feed._fetch_ahead
     stale: list[Any] = []
 
     def fetch_ahead_and_let_it_come(feed: Any) -> None:
@@ -780,7 +780,7 @@ async def test_an_item_that_comes_while_the_consumer_is_about_to_wait_is_seen(mo
             stale.append(True)
             feed._items.append("came in between")
 
-    monkeypatch.setattr(_iterators._Feed, "_fetch_ahead", fetch_ahead_and_let_it_come)
+    monkeypatch.setattr(_feed.Feed, "_fetch_ahead", fetch_ahead_and_let_it_come)
     items: Any = iterate_in_threadpool(Counter(2), prefetch=3)
 
     assert await anext(items) == "came in between"
@@ -1000,7 +1000,7 @@ async def test_threads_that_cannot_be_started_give_their_error(prefetch: int, mo
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", no_more_threads)
+        patch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", no_more_threads)
         items = iterate_in_threadpool(Counter(), prefetch=prefetch)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await anext(items)
@@ -1020,7 +1020,7 @@ async def test_threads_that_cannot_be_started_after_the_loop_has_waited_give_the
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", no_more_threads)
+    monkeypatch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", no_more_threads)
     items = iterate_in_threadpool(Counter(), prefetch=prefetch)
 
     with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -1059,7 +1059,7 @@ async def test_errors_of_closing_that_nobody_waits_for_reach_the_excepthook(
 def test_an_idle_iterator_is_closed_in_its_thread_when_its_loop_has_ended(
     prefetch: int, anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
     source = Counter()
     backend, options = anyio_backend
     kept: list[Any] = []
@@ -1080,7 +1080,7 @@ def test_an_idle_iterator_is_closed_in_its_thread_when_its_loop_has_ended(
 def test_a_loop_thread_ends_with_an_idle_iterator_open(
     prefetch: int, anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
     source = Counter()
     items = iterate_in_threadpool(source, prefetch=prefetch)
     backend, options = anyio_backend
@@ -1119,7 +1119,7 @@ async def test_other_tasks_get_their_turn_though_items_are_always_there() -> Non
         turns_then = turns
         tasks.cancel_scope.cancel()
 
-    assert turns_then >= 4_000 // _iterators.CHECKPOINT_ITEMS - 2
+    assert turns_then >= 4_000 // _feed.CHECKPOINT_ITEMS - 2
 
 
 # An async iterable, from sync code

@@ -1,4 +1,4 @@
-"""Lanes: what no user can bring about at will, the races above all."""
+"""The threads and tasks of iterators and context managers: what no user can bring about at will, races above all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from conftest import (
 from unfazed.concurrency import LoopEndedError
 from unfazed.concurrency._core import _futures, _slots, _taskcall
 from unfazed.concurrency._eventloops import _workers
-from unfazed.concurrency._scoped import _runners
+from unfazed.concurrency._scoped import _taskrunner, _threadrunner
 from unfazed.concurrency._threads import _threadcall
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Steps:
 @pytest.mark.anyio
 async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
     steps = Steps()
-    runner = _runners.ThreadRunner("helper", steps)
+    runner = _threadrunner.ThreadRunner("helper", steps)
 
     results = [await runner.run(steps), await runner.run(steps)]
     runner.leave()
@@ -70,7 +70,7 @@ async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
 @pytest.mark.anyio
 async def test_left_before_its_thread_has_started_it_does_the_last_step_all_the_same() -> None:
     steps = Steps()
-    runner = _runners.ThreadRunner("helper", steps)
+    runner = _threadrunner.ThreadRunner("helper", steps)
 
     runner.leave()
 
@@ -80,7 +80,7 @@ async def test_left_before_its_thread_has_started_it_does_the_last_step_all_the_
 @pytest.mark.anyio
 async def test_left_twice_it_does_the_last_step_once() -> None:
     steps = Steps()
-    runner = _runners.ThreadRunner("helper", steps)
+    runner = _threadrunner.ThreadRunner("helper", steps)
 
     runner.leave()
     runner.leave()
@@ -92,7 +92,7 @@ async def test_left_twice_it_does_the_last_step_once() -> None:
 
 @pytest.mark.anyio
 async def test_a_step_that_comes_after_it_was_left_is_refused() -> None:
-    runner = _runners.ThreadRunner("helper", int)
+    runner = _threadrunner.ThreadRunner("helper", int)
     runner.leave()
 
     with pytest.raises(LoopEndedError):
@@ -104,7 +104,7 @@ async def test_a_step_that_comes_after_it_was_left_is_refused() -> None:
 async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done() -> None:
     """1: the thread is held up by a step. 2: another one is handed over, and cancelled. 3: the thread gets to it."""
     held_up, may_go_on = threading.Event(), threading.Event()
-    runner = _runners.ThreadRunner("helper", int)
+    runner = _threadrunner.ThreadRunner("helper", int)
 
     def hold_up() -> None:
         held_up.set()
@@ -133,8 +133,8 @@ async def test_a_thread_that_comes_after_it_could_not_be_started_does_nothing(mo
         late.append(work)
         raise error
 
-    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", fail)
-    runner: _runners.ThreadRunner[None] = _runners.ThreadRunner("helper", pytest.fail)
+    monkeypatch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", fail)
+    runner: _threadrunner.ThreadRunner[None] = _threadrunner.ThreadRunner("helper", pytest.fail)
     _, raised = await captured_async(partial(runner.run, pytest.fail))
     runner.leave()
     await runner.left()
@@ -149,17 +149,17 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = RuntimeError("can't start new thread")
-    lanes: list[_runners.ThreadRunner[None]] = []
+    runners: list[_threadrunner.ThreadRunner[None]] = []
 
     async def fail(work: Callable[[], object], **options: object) -> None:
-        while lanes[0]._waiting is None:
+        while runners[0]._waiting is None:
             await anyio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", fail)
-    lanes.append(_runners.ThreadRunner("helper", pytest.fail))
-    _, raised = await captured_async(partial(lanes[0].run, pytest.fail))
-    _, raised_again = await captured_async(partial(lanes[0].run, pytest.fail))
+    monkeypatch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", fail)
+    runners.append(_threadrunner.ThreadRunner("helper", pytest.fail))
+    _, raised = await captured_async(partial(runners[0].run, pytest.fail))
+    _, raised_again = await captured_async(partial(runners[0].run, pytest.fail))
 
     assert raised is error
     assert raised_again is error
@@ -169,7 +169,7 @@ async def test_a_thread_that_fails_to_start_after_a_step_was_handed_over_wakes_t
 async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = 1
-    runner = _runners.ThreadRunner("helper", Steps())
+    runner = _threadrunner.ThreadRunner("helper", Steps())
     await runner.run(int)
     other = _slots.acquire(limiter, lambda: True)
     done = threading.Event()
@@ -190,7 +190,7 @@ async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
 @pytest.mark.anyio
 async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
     workers: list[Any] = []
-    runner = _runners.ThreadRunner("helper", lambda: workers.append(_workers.thread.worker))
+    runner = _threadrunner.ThreadRunner("helper", lambda: workers.append(_workers.thread.worker))
 
     runner.leave()
     await runner.left()
@@ -203,7 +203,7 @@ async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
 @pytest.mark.anyio
 async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = threading.Event()
-    runner = _runners.ThreadRunner("helper", int)
+    runner = _threadrunner.ThreadRunner("helper", int)
     await runner.run(int)
     is_gone = runner.loop.is_gone
 
@@ -211,7 +211,7 @@ async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(m
         looked.set()
         return is_gone()
 
-    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.001)
     monkeypatch.setattr(type(runner.loop), "is_gone", lambda self: look())
     await runner.run(int)  # so that it waits anew
     await seen(looked)
@@ -226,29 +226,29 @@ def test_a_loop_that_ends_before_the_thread_has_started_says_so(
 ) -> None:
     """1: the thread is asked for. 2: the loop ends. 3: whoever waits is told; a thread that comes late does nothing."""
     late: list[Callable[[], object]] = []
-    lanes: list[_runners.ThreadRunner[None]] = []
+    runners: list[_threadrunner.ThreadRunner[None]] = []
 
     async def never(work: Callable[[], object], **options: object) -> None:
         late.append(work)
         await anyio.sleep_forever()
 
     async def begin() -> None:
-        lanes.append(_runners.ThreadRunner("helper", pytest.fail))
-        lanes[0]._have_a_thread()
+        runners.append(_threadrunner.ThreadRunner("helper", pytest.fail))
+        runners[0]._ensure_started()
         while not late:
             await anyio.lowlevel.checkpoint()
 
     backend, options = anyio_backend
-    monkeypatch.setattr("unfazed.concurrency._scoped._runners.to_thread.run_sync", never)
+    monkeypatch.setattr("unfazed.concurrency._scoped._threadrunner.to_thread.run_sync", never)
     anyio.run(begin, backend=backend, backend_options=options)
     late.pop()()
 
-    assert isinstance(lanes[0]._error, LoopEndedError)
+    assert isinstance(runners[0]._error, LoopEndedError)
 
 
 def test_who_waits_for_the_last_step_when_the_loop_is_dropped_ends_in_silence() -> None:
     async def main() -> None:
-        runner = _runners.ThreadRunner("helper", gate.wait)
+        runner = _threadrunner.ThreadRunner("helper", gate.wait)
         runner.leave()
         waiting = runner.left()
         waiting.send(None)
@@ -264,7 +264,7 @@ def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepth
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[object] = []
-    monkeypatch.setattr(_runners, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
     error = ValueError("last")
 
@@ -272,7 +272,7 @@ def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepth
         raise error
 
     async def begin() -> None:
-        await _runners.ThreadRunner("helper", last).run(int)
+        await _threadrunner.ThreadRunner("helper", last).run(int)
 
     backend, options = anyio_backend
     anyio.run(begin, backend=backend, backend_options=options)
@@ -294,7 +294,7 @@ def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_taskcall.TaskCall[Any]
     return _taskcall.TaskCall(work, _futures.OneShotFuture(done.set)), done
 
 
-async def taken(runner: _runners.TaskRunner, work: Callable[[], Awaitable[Any]]) -> Any:
+async def taken(runner: _taskrunner.TaskRunner, work: Callable[[], Awaitable[Any]]) -> Any:
     call, done = call_of(work)
     runner.take(call, contextvars.copy_context())
     await seen(done)
@@ -318,7 +318,7 @@ async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
         tasks.append(await task_id())
         ended.set()
 
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     await runner.start()
     for _ in range(3):
         tasks.append(await taken(runner, task_id))
@@ -337,7 +337,7 @@ async def test_finish_does_something_else_instead_of_the_last_step() -> None:
     async def end() -> str:
         return "finished"
 
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     await runner.start()
 
     assert await taken(runner, partial(runner.finish, end)) == "finished"
@@ -345,7 +345,7 @@ async def test_finish_does_something_else_instead_of_the_last_step() -> None:
 
 @pytest.mark.anyio
 async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
-    runner = _runners.TaskRunner(no_last_step)
+    runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
     runner.leave()
     await until(lambda: runner._leaving)
@@ -357,7 +357,7 @@ async def test_a_call_that_comes_after_it_was_left_is_refused() -> None:
 @pytest.mark.anyio
 async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_way_ends() -> None:
     may_end = anyio.Event()
-    runner = _runners.TaskRunner(no_last_step)
+    runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
 
     async def first() -> str:
@@ -381,11 +381,11 @@ async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_wa
 
 @pytest.mark.anyio
 async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> None:
-    runner = _runners.TaskRunner(no_last_step)
+    runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
     call, done = call_of(partial(pytest.fail, "given up"))
     call.loop = runner.loop
-    call.cancel()  # posted before the lane is
+    call.cancel()  # posted before the runner is
     runner.take(call, contextvars.copy_context())
     await seen(done)
 
@@ -396,7 +396,7 @@ async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> N
 @pytest.mark.anyio
 async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_runs() -> None:
     may_end = anyio.Event()
-    runner = _runners.TaskRunner(no_last_step)
+    runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
     (first, _), (queued, done) = call_of(may_end.wait), call_of(anyio.sleep_forever)
     runner.take(first, contextvars.copy_context())
@@ -418,7 +418,7 @@ async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_
     async def last(cancellation: BaseException | None) -> None:
         ended.set()
 
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     await runner.start()
     call, done = call_of(anyio.sleep_forever)
     runner.take(call, contextvars.copy_context())
@@ -447,7 +447,7 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
         raise error
 
     monkeypatch.setattr(threading, "excepthook", excepthook)
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     await runner.start()
     runner.leave()
     await seen(told)
@@ -456,8 +456,8 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
 
 
 @pytest.mark.anyio
-async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> None:
-    runner = _runners.TaskRunner(no_last_step)
+async def test_somebody_else_who_cancels_the_call_under_way_ends_the_runner() -> None:
+    runner = _taskrunner.TaskRunner(no_last_step)
     await runner.start()
     call, done = call_of(anyio.sleep_forever)
     runner.take(call, contextvars.copy_context())
@@ -472,14 +472,14 @@ async def test_somebody_else_who_cancels_the_call_under_way_ends_the_lane() -> N
 
 
 @pytest.mark.anyio
-async def test_a_last_step_that_is_cancelled_ends_the_lane() -> None:
+async def test_a_last_step_that_is_cancelled_ends_the_runner() -> None:
     began = threading.Event()
 
     async def last(cancellation: BaseException | None) -> None:
         began.set()
         await anyio.sleep_forever()
 
-    runner = _runners.TaskRunner(last)
+    runner = _taskrunner.TaskRunner(last)
     await runner.start()
     await let_others_run()
     runner.leave()
@@ -496,7 +496,7 @@ def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> Non
     """Only asyncio does that."""
 
     async def main() -> None:
-        runner = _runners.TaskRunner(no_last_step)
+        runner = _taskrunner.TaskRunner(no_last_step)
         others = asyncio.all_tasks()
         await runner.start()
         call, _ = call_of(nothing)
@@ -513,5 +513,5 @@ def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> Non
 
 
 @pytest.mark.anyio
-async def test_a_lane_that_was_never_started_can_be_left() -> None:
-    _runners.TaskRunner(no_last_step).leave()
+async def test_a_runner_that_was_never_started_can_be_left() -> None:
+    _taskrunner.TaskRunner(no_last_step).leave()

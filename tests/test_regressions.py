@@ -64,7 +64,7 @@ async def test_timeout_applies_after_the_cleanup_of_a_scope_within() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("what", ["next(it)", "it.close()", "cm.__exit__(None, None, None)"])
-def test_forked_child_with_an_open_lane_does_not_hang(what: str) -> None:
+def test_forked_child_with_an_open_runner_does_not_hang(what: str) -> None:
     program = f"""if 1:
         import os
         from unfazed.concurrency import *
@@ -102,7 +102,7 @@ def test_cancelled_error_of_the_iterable_is_no_end(prefetch: int) -> None:
     asyncio.run(main())
 
 
-def test_cancellation_is_not_lost_on_the_start_of_a_lane() -> None:
+def test_cancellation_is_not_lost_on_the_start_of_a_runner() -> None:
     seen: list[str] = []
     started, go = threading.Event(), threading.Event()
 

@@ -38,7 +38,7 @@ from unfazed.concurrency import (
 from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
-from unfazed.concurrency._eventloops import _background, _synccalls, _workers
+from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls, _workers
 from unfazed.concurrency._eventloops._loops import current_loop
 from unfazed.concurrency._threads import _standby, _threadcall
 
@@ -72,8 +72,8 @@ def hold_up(owner: EventLoopThread) -> Gate:
 def have_it_go(owner: EventLoopThread) -> _standby._Thread:
     """Have the thread that stands by go, as if it had been idle for long enough."""
     thread = _standby._idle[0]
-    thread._errands.put(None)
-    wait_until(lambda: thread._gone or thread._errands.empty(), "it does not go")
+    thread._calls.put(None)
+    wait_until(lambda: thread._gone or thread._calls.empty(), "it does not go")
     return thread
 
 
@@ -235,7 +235,7 @@ def test_the_loop_does_what_a_thread_was_called_for_just_when_it_went(owner: Eve
     thread = have_it_go(owner)
 
     call = Calling(partial(run_in_threadpool_sync, int, "1"))
-    wait_until(lambda: not thread._errands.empty(), "it is not taken for idle")
+    wait_until(lambda: not thread._calls.empty(), "it is not taken for idle")
     gate.opened.set()
 
     assert call.outcome() == (1, None)
@@ -278,7 +278,7 @@ def test_what_is_raised_in_the_thread_from_outside_reaches_the_caller(
         raise FromOutsideError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_threadcall.ThreadCall, "run_here", raise_it)
+        patch.setattr(_threadcall.ThreadCall, "run_bypassing", raise_it)
         with pytest.raises(FromOutsideError):
             run_in_threadpool_sync(int)
 
@@ -343,7 +343,7 @@ def test_the_end_of_the_loop_cancels_what_a_thread_waits_for(owner: EventLoopThr
     assert isinstance(call.outcome()[1], LoopEndedError)
 
 
-@pytest.mark.parametrize("when", ["before it is asked", "while it is asked", "before it is passed on", "after that"])
+@pytest.mark.parametrize("when", ["before it is asked", "while it is asked", "before it is handed back", "after that"])
 def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
     when: str, owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,15 +364,15 @@ def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
 
     with monkeypatch.context() as patch:
         if when == "before it is asked":
-            then_end(_threadcall.ThreadCall, "may_go_past", first=True)
+            then_end(_threadcall.ThreadCall, "may_bypass", first=True)
         elif when == "while it is asked":
-            then_end(EventLoopThread, "_let_past")
-        elif when == "before it is passed on":
+            then_end(_standby, "bypass")
+        elif when == "before it is handed back":
             have_it_gone(owner)
-            then_end(_standby._DirectCall, "pass_on", first=True)
+            then_end(_standby, "hand_back", first=True)
         else:
             have_it_gone(owner)
-            then_end(_standby._DirectCall, "_come_back")
+            then_end(TaskCall, "hand_back")
         value, error = captured(partial(run_in_threadpool_sync, int, "1"))
 
     assert value == 1 or isinstance(error, LoopEndedError)
@@ -385,11 +385,9 @@ def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
 def test_a_thread_of_another_loop_is_left_alone(owner: EventLoopThread) -> None:
     """That of the one before, which has just ended, and the thread does not know yet."""
     thread = _standby._idle[0]
-    loop = thread.loop
-    with EventLoopThread() as another:
-        thread.loop = another._require_running()
+    with EventLoopThread() as thread.owner:
         assert run_in_threadpool_sync(int, "1") == 1
-    thread.loop = loop
+    thread.owner = owner
 
     assert thread not in _standby._idle
 
@@ -401,8 +399,8 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
     have_it_go(owner)
     wait_until(lambda: not owner._calls, "it does not go")
     call: TaskCall[None] = TaskCall(partial(anyio.sleep, 0), OneShotFuture())
-    owner._let_past(call, int)
-    monkeypatch.setattr(call, "cancel", lambda _: owner._forget_past(call))
+    _loopthread.bypass(owner, call, int)
+    monkeypatch.setattr(call, "cancel", lambda _: call.end_bypassing(None))
 
     owner.stop(GRACE_SECONDS)
 
@@ -410,20 +408,19 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
     assert owner._thread is not None and not owner._thread.is_alive()
 
 
-def test_a_call_that_comes_back_to_a_loop_that_has_ended_is_run_nowhere(
+def test_a_call_that_is_handed_back_to_a_loop_that_has_ended_is_run_nowhere(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its caller may have been told so by then."""
     have_it_gone(owner)
-    come_back = _standby._DirectCall._come_back
     ran: list[bool] = []
 
-    def come_back_late(self: _standby._DirectCall) -> None:
+    def hand_back_late(*args: Any) -> None:
         in_plain_thread(owner.stop)
-        come_back(self)
+        _loopthread.hand_back(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_standby._DirectCall, "pass_on", come_back_late)
+        patch.setattr(_standby, "hand_back", hand_back_late)
         with pytest.raises(LoopEndedError, match="stopped"):
             run_in_threadpool_sync(ran.append, True)
 
@@ -509,14 +506,14 @@ def test_ctrl_c_while_the_loop_takes_a_call_back_leaves_nothing_behind(
         if gone == "before":
             take(*args)
         else:
-            thread._errands.put(args[1])
+            thread._calls.put(args[1])
         threading.Timer(0.05, gates[0].opened.set).start()
 
     with monkeypatch.context() as patch:
         interrupt(patch, _standby._Thread, "take", take_or_wait)
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(ran.append, True)
-    thread._pass_on()
+    thread._hand_back_all()
 
     assert run_in_threadpool_sync(int, "1") == 1
     wait_until(lambda: all(limit.occupied == 0 for limit in list(_limits.limits.values())), "a slot is not given back")

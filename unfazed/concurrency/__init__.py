@@ -49,7 +49,8 @@ from ._processes import (
     warm_up_processpool_sync,
 )
 from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
-from ._scoped._iterators import ThreadpoolIterator, iterate_in_eventloop_sync, iterate_in_threadpool
+from ._scoped._taskiterators import iterate_in_eventloop_sync
+from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
 from ._threads._threadcall import count_abandoned_threads
 from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
 

@@ -1,7 +1,7 @@
 """A call in any `concurrent.futures.Executor`, from async and from sync code.
 
-The door to everything else: a thread of one's own, another process pool, a cluster. The executor decides where the
-function runs and how many run at once, so there are no slots here; a worker that waits lends its own all the same.
+An executor may be a thread of one's own, another process pool, or a cluster. It decides where the function runs and how
+many run at once. So a call takes no slot here; but a worker that waits for one lends its slot, as always.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._core._checks import async_function_error, close_coroutine, name_of, require_sync, require_timeout
+from ._core._checks import as_written, async_function_error, close_coroutine, name_of, require_sync, require_timeout
 from ._core._errors import ExecutorError, WrongFunctionError
 from ._core._futures import OneShotFuture
 from ._core._references import to_send
@@ -46,7 +46,7 @@ def _require_executor(executor: object, helper: str) -> None:
 
 
 def _runs_in_our_threads(executor: Executor) -> bool:
-    """Return whether a context can go along: not to other processes or interpreters."""
+    """Return whether a call can have a context: not in another process or interpreter."""
     loaded: Any = sys.modules.get("concurrent.futures.thread")
     return (
         loaded is not None
@@ -55,7 +55,7 @@ def _runs_in_our_threads(executor: Executor) -> bool:
     )
 
 
-class _ExecutorCall(Generic[T]):
+class ExecutorCall(Generic[T]):
     """One call in an executor."""
 
     def __init__(
@@ -73,10 +73,10 @@ class _ExecutorCall(Generic[T]):
         self._timeout = None if seconds is None else Timeout(seconds, name_of(func))
 
     def run(self) -> Awaitable[OneShotFuture[T]]:
-        """Submit the call and wait for its outcome, which only its reader raises.
+        """Submit the call, wait for its end, and return its outcome. The error in it is not raised here.
 
-        Who wakes us: the executor, which ends each future that it has accepted. Cancelled before the call has
-        started, it never starts; later, we wait for its end as for a thread, but not beyond the timeout.
+        Who wakes us: the executor, which ends every future that it has accepted. Cancelled before the function has
+        begun, it never begins. Cancelled later, we wait for its end, at most until the timeout.
         """
         return lending(within(self._timeout, self._run))
 
@@ -92,14 +92,14 @@ class _ExecutorCall(Generic[T]):
             else:
                 future = executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
         except Exception as exc:
-            # it was shut down, or is broken, which its library may have a word of its own for
+            # The executor was shut down or is broken. Some libraries have an exception class of their own for that.
             if not isinstance(exc, RuntimeError) and not _is_of_library(exc, executor):
                 raise
             reason = f"was not accepted by its {type(executor).__name__}: {exc}"
             raise ExecutorError(name_of(self._func), reason) from exc
         wake = partial(set_from_anywhere, loop, event)
         future.add_done_callback(lambda _: wake())
-        if future.done():  # perhaps in the line above: what a signal handler raises there is lost
+        if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
             wake()
         await wait_for_end(event, future.cancel, timer)
         return _outcome(future, executor, self._func)
@@ -111,14 +111,14 @@ _SENDING_BY_NAME = ("concurrent.futures.process", "concurrent.futures.interprete
 def _to_send(executor: Executor, func: Callable[P, T]) -> Callable[P, T]:
     """Return what to submit in order to send *func*.
 
-    Those that send what is in a script by value, and not by name, find nothing there by the name.
+    Executors that send functions of a script by value must get the function itself: its name leads nowhere there.
     """
     by_name = any(kind.__module__ in _SENDING_BY_NAME for kind in type(executor).__mro__)
     return func if getattr(func, "__module__", None) == "__main__" and not by_name else to_send(func)
 
 
 def _libraries(executor: Executor) -> set[str]:
-    """Return the packages that *executor* comes from, without Python's own."""
+    """Return the top-level packages of the classes of *executor*, without the standard library."""
     found = {kind.__module__.partition(".")[0] for kind in type(executor).__mro__}
     return found - sys.stdlib_module_names
 
@@ -128,11 +128,11 @@ def _is_of_library(error: BaseException, executor: Executor) -> bool:
 
 
 def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
-    """Return whether *error* says what became of the call, and is not what *func* raised.
+    """Return whether the executor raised *error*, and not *func*.
 
-    Libraries have exceptions of their own for that (Dask's `KilledWorker`), of which we know nothing. It is one where
-    its class is of the executor's library, and neither *func* nor any frame that it went through is from elsewhere:
-    what has been raised in another process has the frames there, or the text of them as its cause.
+    Libraries have exception classes for a lost call that we do not know, such as Dask's `KilledWorker`. It is one if
+    its class is of the executor's library, *func* is not, and all frames of its traceback are of that library. An error
+    that *func* raised in another process has the frames from there, or their text as its cause.
     """
     libraries = _libraries(executor)
     while isinstance(func, partial):
@@ -147,8 +147,8 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
 
 
 def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> OneShotFuture[T]:
-    """Return what came of a future that is done."""
-    outcome: OneShotFuture[T] = OneShotFuture()  # nobody listens any more
+    """Return the outcome of a future that is done."""
+    outcome: OneShotFuture[T] = OneShotFuture()
     name = name_of(func)
     try:
         error = future.exception()
@@ -175,26 +175,28 @@ def _read(outcome: OneShotFuture[T], func: object, helper: str) -> T:
 async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in any executor and await its result.
 
-    The same as `loop.run_in_executor`, but on trio as well, with keyword arguments, and with cancellation that waits.
-    In a `ThreadPoolExecutor` the function runs in a copy of the caller's context; other executors may be elsewhere,
-    where no context can go. What the executor needs of the function and its arguments (that they can be pickled, for
-    most of those in other processes) is documented there.
+    The same as `loop.run_in_executor`, but also on trio, with keyword arguments, and with cancellation that waits. In a
+    `ThreadPoolExecutor` the function runs in a copy of the caller's context. Other executors may run it in another
+    process or interpreter, where it has no such context. See the executor's documentation for what it needs of the
+    function and its arguments: most of those that use other processes pickle them.
 
     Args:
         executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Before the executor has started the function, it never starts. Later, this call waits for its end, drops
-        what it returned or raised, and raises the cancellation; so it does on asyncio's own `task.cancel()`. An
-        executor that cannot tell what runs (Dask's) cancels either: then the function may run on unseen.
+        A function that the executor has not started never starts. If it runs, this call waits for its end, drops
+        what it returned or raised, and raises the cancellation. That holds for asyncio's own `task.cancel()` too. An
+        executor that cannot tell what runs (Dask's) also cancels a call that runs: then the function may run on unseen.
 
     Returns:
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
-        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, loses or cancels it.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async, returns a coroutine, or cannot be
+            called.
+        ExecutorError: If the executor does not accept the call, for example after its shutdown, or if it breaks, or
+            loses or cancels the call.
         BaseException: Whatever *func* raised.
 
     Example:
@@ -202,7 +204,7 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     """
     _require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    return _read(await _ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
+    return _read(await ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -215,7 +217,7 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     Cancellation:
         Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
         one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting. In a worker
-        thread it is cancelled with the task that waits for the thread.
+        thread, the call is cancelled with the task that waits for the thread.
 
     Returns:
         What *func* returned.
@@ -224,8 +226,10 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *executor* is none, or *func* is async, or returns a coroutine, or cannot be called.
-        ExecutorError: If the executor does not accept the call, as it was shut down; or breaks, loses or cancels it.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async, returns a coroutine, or cannot be
+            called.
+        ExecutorError: If the executor does not accept the call, for example after its shutdown, or if it breaks, or
+            loses or cancels the call.
         BaseException: Whatever *func* raised.
 
     Example:
@@ -234,11 +238,11 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     helper = "run_in_executor_sync"
     _require_executor(executor, helper)
     require_sync(func, helper)
-    call = _ExecutorCall(executor, func, args, kwargs)
+    call = ExecutorCall(executor, func, args, kwargs)
     return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
 
 
-def _wait_for(call: _ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
+def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
     return _read(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
 
 
@@ -247,6 +251,9 @@ class ExecutorPlace(NamedTuple):
 
     executor: Executor
     timeout: float | None = None
+
+    def __repr__(self) -> str:
+        return as_written("in_executor", self)
 
     def check(self) -> None:
         """Refuse wrong options."""
@@ -259,9 +266,9 @@ class ExecutorPlace(NamedTuple):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        return _read(await _ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
+        return _read(await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        call = _ExecutorCall(self.executor, func, args, kwargs, self.timeout)
+        call = ExecutorCall(self.executor, func, args, kwargs, self.timeout)
         return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")

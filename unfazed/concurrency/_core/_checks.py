@@ -32,6 +32,17 @@ def name_of(func: object) -> str:
     return (name if isinstance(name, str) else type(func).__qualname__).rpartition("<locals>.")[2]
 
 
+def as_written(helper: str, options: Any) -> str:
+    """Return what users write to give *options*, a named tuple, to the decorator *helper*."""
+    defaults = options._field_defaults
+    parts = [
+        f"{name}={value!r}" if name in defaults else repr(value)
+        for name, value in zip(options._fields, options, strict=True)
+        if name not in defaults or value is not defaults[name]
+    ]
+    return f"{helper}({', '.join(parts)})"
+
+
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 

@@ -1,10 +1,12 @@
-"""Contexts that users hand to several calls in a row: who is in which. Runs nothing of its own accord.
+"""Which call is in which of the contexts that users give to calls.
 
-A `contextvars.Context` can be entered by one thread at a time. Two calls at once in one would get Python's "cannot
-enter context", sometimes, and by whoever comes second; so a call claims its context from its beginning to its end.
+Only one thread at a time can enter a `contextvars.Context`. Of two calls in one context, the second would sometimes get
+Python's "cannot enter context". So a call takes a lease of its context, from its beginning to its end.
 
-`_leases` needs no lock: `dict.setdefault`, `get` and `pop` are atomic, and a call removes its own claim alone. A forked
-child starts without claims.
+Guarantee: at most one call has the lease of a context.
+
+Assumptions: `dict.setdefault`, `get` and `pop` are atomic. So `_leases` needs no lock. A call removes only its own
+lease. A forked child starts without leases.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ T = TypeVar("T")
 
 
 class ContextLease:
-    """A call's right to a context, from `take` until it is released. Made first, to be given back whatever happens.
+    """A call's right to a context, from `take` to `release`.
+
+    It is made before it is taken, so that a call that is interrupted can release it.
 
     Args:
         context: The context.
@@ -38,12 +42,12 @@ class ContextLease:
         self.name = name
 
     def take(self) -> None:
-        """Claim the context.
+        """Take the lease.
 
         Raises:
-            InUseError: If another call has it, or some thread is in it: this one, for instance.
+            InUseError: If another call has it, or if some thread has entered the context, perhaps this one.
         """
-        holder = _leases.setdefault(id(self.context), self)  # keeps the context, so the number is not used again
+        holder = _leases.setdefault(id(self.context), self)  # keeps the context, so that no other one gets its id
         if holder is not self:
             raise self._in_use(f"{holder.name}() has not ended in it yet")
         try:
@@ -59,55 +63,59 @@ class ContextLease:
         )
 
     def release(self) -> None:
-        """End the claim. Doing so twice is harmless."""
+        """End the lease. It may be called twice."""
         if _leases.get(id(self.context)) is self:
             _leases.pop(id(self.context), None)
 
     def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
-        """Run *func* in the context, on behalf of the same call as the current code."""
-        result: T = self._enter(_on_behalf_of, current_slot.get(), func, mark_context)
+        """Run *func* in the context, with the slot of the current call."""
+        result: T = self._enter(_with_slot, current_slot.get(), func, mark_context)
         return result
 
     async def run_async(self, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
-        """Run *func* in the context, step by step: tasks take a context to run in only since Python 3.11."""
-        result: T = await self._run_steps(_on_behalf_of_async(current_slot.get(), func, mark_context))
+        """Run *func* in the context, with the slot of the current call.
+
+        The context is entered for each step: before Python 3.11, a task takes no context to run in.
+        """
+        result: T = await self._run_steps(_with_slot_async(current_slot.get(), func, mark_context))
         return result
 
     def _enter(self, func: Callable[..., Any], *args: Any) -> Any:
         try:
             return self.context.run(func, *args)
         except RuntimeError as exc:
-            if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:  # raised here, not by the function
+            # With no frame but ours in its traceback, it was raised by `Context.run`, and not by *func*.
+            if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
                 raise self._in_use("it was entered meanwhile") from None
             raise
         finally:
-            del args  # a cancellation perhaps, whose traceback leads here
+            del args  # one may be a cancellation, whose traceback refers to this frame
 
     @coroutine
     def _run_steps(self, running: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Pass on what the loop and *running* have to say to each other, with the context entered for each step."""
-        step, said = running.send, None
+        """Run *running* in the current task, and enter the context for each step."""
+        step, sent = running.send, None
         try:
             while True:
                 try:
-                    asked = self._enter(step, said)
+                    yielded = self._enter(step, sent)
                 except StopIteration as end:
                     result: T = end.value
                     return result
                 try:
-                    said, step = (yield asked), running.send
+                    sent, step = (yield yielded), running.send
                 except GeneratorExit:
                     self._enter(running.close)
                     raise
                 except BaseException as exc:
-                    said, step = exc, running.throw
+                    sent, step = exc, running.throw
         finally:
-            running.close()  # where the context was entered meanwhile; otherwise it has ended
-            del said
+            running.close()  # if the context was entered by others meanwhile; otherwise it has ended
+            del sent
 
 
-def _on_behalf_of(slot: Any, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
-    """Run *func* as *slot*'s, in a context that knows others, and leave no trace of it there."""
+def _with_slot(slot: Any, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
+    """Run *func* with *slot* as the current one. After that, the context has the slot that it had before."""
     mark_context()
     token = current_slot.set(slot)
     try:
@@ -116,7 +124,7 @@ def _on_behalf_of(slot: Any, func: Callable[[], T], mark_context: Callable[[], N
         current_slot.reset(token)
 
 
-async def _on_behalf_of_async(slot: Any, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
+async def _with_slot_async(slot: Any, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
     mark_context()
     token = current_slot.set(slot)
     try:

@@ -1,8 +1,8 @@
-"""How a function that has been decorated is sent to another process, where its name leads to the decorated one.
+"""How a decorated function is sent to another process.
 
-Pickle sends a function by module and name, and a method by object and name. Where what is found there wraps the
-function, `__wrapped__` is one step more, which the other process takes when it unpickles the reference. It stays a
-reference there: who sends it on (Dask's scheduler, to a worker) would otherwise send the name of the decorated one.
+Pickle sends a function by module and name, and a method by object and name. After decoration that name leads to the
+wrapper. So we send a `Reference` to the wrapper, and the other process takes its `__wrapped__`. There it stays a
+`Reference`, because that process may send it on, as Dask's scheduler does.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 @final
 class Reference(Generic[P, T]):
-    """Stands for the function that *wrapper* wraps, and calls it, in whichever process."""
+    """Stands for the function that *wrapper* wraps, and calls it, in any process."""
 
     def __init__(self, func: Callable[P, T], wrapper: object) -> None:
-        self.__name__ = getattr(func, "__name__", "")  # by which others name the call
+        self.__name__ = getattr(func, "__name__", "")  # for whoever names the call
         self._func = func
         self._wrapper = wrapper
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function here."""
+        """Call the function, in this process."""
         return self._func(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -43,7 +43,7 @@ def _refer_to_wrapped(wrapper: Any) -> Reference[..., Any]:
 
 
 def owner_of(func: object) -> object:
-    """Return the object, class or module in which pickle looks for *func*, or `None`."""
+    """Return the object, class or module in which pickle looks *func* up, or `None`."""
     if isinstance(func, MethodType):
         return func.__self__
     module, path = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
@@ -54,7 +54,7 @@ def owner_of(func: object) -> object:
 
 
 def found_by_name(func: object) -> object:
-    """Return what pickle finds where *func* says that it is, or `None`."""
+    """Return what pickle finds under the name of *func*, or `None`."""
     return getattr(owner_of(func), getattr(func, "__name__", ""), None)
 
 
@@ -63,7 +63,7 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
     if not isinstance(func, (FunctionType, MethodType)):
         return func
     named: object = getattr(sys.modules.get(func.__module__), func.__name__, None)
-    if named is func:  # as most are
+    if named is func:  # the common case, and the fastest
         return func
     wrapper = found_by_name(func)
     if wrapper is None or wrapper is func or getattr(wrapper, "__wrapped__", None) != func:
@@ -72,7 +72,7 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads what a worker sent, to which our `__main__` goes by another name, as in `multiprocessing`."""
+    """Reads what a worker process sent. There our `__main__` has another name, as in `multiprocessing`."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         return super().find_class("__main__" if module == "__mp_main__" else module, name)

@@ -8,8 +8,8 @@ The life of a `TaskCall`. "loop" and "caller" say which thread may take the step
     submitted      `loop` is set                  loop: never begins                     loop: `give_up`
     begun          `accepted`                     loop: cancelled in its first step      loop: `run`, `fail_unless_run`
     running        `_abort` is set                loop: task is cancelled, `aborted`     loop: `run`
-    bypassing      `past`: a worker runs it       loop: worker's own calls cancelled     worker: `end_past`
-    handed back    `past` no more: as submitted   as submitted                           as submitted
+    bypassing      `bypassing`: a worker runs it  loop: worker's own calls cancelled     worker: `end_bypassing`
+    handed back    not `bypassing`: as submitted  as submitted                           as submitted
     ended          `future.done`                  nothing                                -
 
 Whatever the way, `end` or `run` writes the future and calls `on_end`, and only the first to write counts.
@@ -59,7 +59,7 @@ class TaskCall(Generic[T]):
     cancelled_by_others = False  # whether the task was cancelled, and not by us
     task_has_ended: Callable[[], bool] | None = None  # if the library does not tell us; for the loop's thread only
     accepted = False  # whether the loop has begun it or given it up; for the loop's thread only
-    past = False  # whether a worker thread runs it, bypassing the loop
+    bypassing = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
     loop: Loop | None = None  # where it is, or is about to be, submitted
 
@@ -76,19 +76,19 @@ class TaskCall(Generic[T]):
         self.loop = loop
         self._steps.append("set_loop")
 
-    def go_past(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[TaskCall[Any]], None]) -> None:
+    def bypass(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[TaskCall[Any]], None]) -> None:
         """Say that a worker thread of *loop* will run the call; *abort* cancels it, in the loop's thread."""
-        self.past = True
+        self.bypassing = True
         self.on_end = on_end
         self._abort = abort
         self.set_loop(loop)
 
-    def come_back(self) -> None:
+    def hand_back(self) -> None:
         """Say that the loop is to run the call after all; in the loop's thread."""
-        self.past = False
+        self.bypassing = False
         self._abort = None
 
-    def end_past(self, value: T) -> None:
+    def end_bypassing(self, value: T) -> None:
         """Finish a call that bypassed the loop: with *value*, or with `LoopEndedError` if the loop ended meanwhile."""
         if self._reason is None:
             self.future.write(value, None)
@@ -190,7 +190,7 @@ class TaskCall(Generic[T]):
         """
         if self._cancelled and not self.aborted:
             self.cancel()
-        return not (self.accepted or self.past)
+        return not (self.accepted or self.bypassing)
 
     def fail_if_lost(self) -> None:
         """Finish the call if its task has ended without a result and nobody told us; in the loop's thread."""

@@ -1,18 +1,18 @@
-"""How this package starts its threads, and what Python keeps us from making safe. Nothing else.
+"""How this package starts threads, and what a signal handler that raises can break in spite of us.
 
-All threads start here: as daemons, because the interpreter would wait for others before it tells anybody that it exits,
-and in an empty context. Otherwise a thread would inherit, and keep, the context of whoever happened to call first:
-Python's free-threaded builds do that from 3.14 on, the others with `-X thread_inherit_context=1`.
+All our threads start here. They are daemons: at exit, the interpreter would wait for others before it calls any exit
+function. They run in an empty context: otherwise a thread would inherit, and keep alive, the context of its first
+caller. Free-threaded builds do that since Python 3.14, the others with `-X thread_inherit_context=1`.
 
-What a signal handler that raises can still break, because it raises inside of Python itself:
+A signal handler can raise inside Python itself. There we cannot help:
 
-- in `Thread.start`: the thread may have started, or not. Whoever needs one of our threads asks again, and gets one.
-- in `Lock.__enter__` on 3.14 and later: the lock stays taken. So no lock of ours that others wait for is taken by
-  `with` where a signal handler can run; `_slots.py` shows the way.
-- by raising again while its first exception is still on its way through us.
-- after a helper of ours has returned, before the caller has bound its result: `with` and `for` do not see the object.
-- in the event loop's own code, or in anyio's: asyncio logs what was raised there, trio ends its run. Threads that wait
-  for that loop get an answer or an error all the same: they look once a second.
+- In `Thread.start`, the thread may have started or not. Whoever needs one of our threads asks again, and gets one.
+- In `Lock.__enter__`, since Python 3.14, the lock stays taken. So we never use `with` for a lock that others wait for
+  where a signal handler can run; `_slots.py` shows what we do instead.
+- It may raise a second time while its first exception passes through our code.
+- After a helper of ours has returned, and before the caller has its result, `with` and `for` do not see the object.
+- In the code of the event loop or of anyio, asyncio logs the error, and trio ends its run. Threads that wait for that
+  loop still get a result or an error: they check once a second.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def start_thread(target: Callable[..., object], name: str, *args: object) -> Thr
 
 
 def new_thread(target: Callable[..., object], name: str, *args: object) -> Thread:
-    """Make such a thread, to be started by whoever must know it before."""
+    """Make such a thread without starting it, for callers that must have the object first."""
     options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
     return Thread(target=target, name=name, args=args, daemon=True, **options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from .._core._checks import name_of, require_async, require_context, require_timeout
+from .._core._checks import as_written, name_of, require_async, require_context, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from ._limiters import NO_LIMIT
@@ -162,6 +162,9 @@ class EventloopPlace(NamedTuple):
 
     timeout: float | None = None
     context: Context | None = None
+
+    def __repr__(self) -> str:
+        return as_written("in_eventloop", self)
 
     def check(self) -> None:
         """Refuse wrong options."""

@@ -212,14 +212,8 @@ class EventLoopThread:
         if self._closed is not None:  # else the end of the loop, which says so before it looks, has seen this call
             call.cancel(LoopEndedError(self._closed))
 
-    def _let_past(self, call: TaskCall[Any], abort: Callable[[], object]) -> None:
-        """Account for *call*, which one of the loop's threads is to run, or to hand back to the loop."""
-        assert self._loop is not None, "it has been running"
-        call.go_past(self._loop, abort, self._forget_past)
-        self._calls.add(call)
-
-    def _forget_past(self, call: TaskCall[Any]) -> None:
-        """Note that *call*, which went past the loop, has ended, or is to come back to it. From any thread."""
+    def _forget_bypassing(self, call: TaskCall[Any]) -> None:
+        """Note that *call*, which bypassed the loop, has ended. From any thread."""
         self._calls.discard(call)
         if self._drained is not None and self._loop is not None:  # else `_serve`, which makes it first, sees no call
             with suppress(LoopEndedError):
@@ -284,6 +278,51 @@ def submit_here(call: TaskCall[Any], context: Context) -> None:
             loop_thread._submit(call, context)
             return
     current_loop().submit(call, context)
+
+
+def loop_of(loop_thread: EventLoopThread) -> Loop | None:
+    """Return the loop that runs, or ran, in *loop_thread*."""
+    return loop_thread._loop
+
+
+def submit_to(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
+    """Have the loop of *loop_thread* run *call*, in *context* or a copy of it. Returns at once; raises if it ended."""
+    loop_thread._submit(call, context)
+
+
+def bypass(loop_thread: EventLoopThread, call: TaskCall[Any], abort: Callable[[], object]) -> bool:
+    """Count *call* among the calls of *loop_thread*, though a worker thread is to run it and its loop is not asked.
+
+    The worker finishes the call, or `hand_back` gives it to the loop. The end of the loop waits for that. *abort* is
+    called in the loop's thread if the call is cancelled, by the end of the loop for one.
+
+    Return `False` if the end of the loop has begun, which may not have seen the call: hand it back then.
+    """
+    assert loop_thread._loop is not None, "it has been running"
+    call.bypass(loop_thread._loop, abort, loop_thread._forget_bypassing)
+    loop_thread._calls.add(call)
+    return loop_thread.is_running()  # after we added the call: the end says so before it looks at the calls
+
+
+def hand_back(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
+    """Have the loop of *loop_thread* run a call after all that was to bypass it. From any thread; returns at once."""
+    assert loop_thread._loop is not None, "it has been running"
+
+    def submit() -> None:
+        if call.future.done:  # it has been cancelled
+            return
+        call.hand_back()
+        try:
+            loop_thread._submit(call, context)
+        except Exception as exc:  # the loop has ended, for one
+            call.end(exc)
+
+    try:
+        loop_thread._loop.post(
+            submit
+        )  # in the loop's thread, so that it comes before or after a cancellation, not amid it
+    except LoopEndedError:
+        submit()
 
 
 def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedError | LoopStartError:

@@ -123,7 +123,7 @@ async def wait_for_end(
         cancellation = await wait_shielded(event, cancellation, timer, check)
         if on_timeout is not None and not event.is_set() and not isinstance(cancellation, GeneratorExit):
             on_timeout()
-            cancellation = await wait_shielded(event, cancellation)
+            cancellation = await wait_shielded(event, cancellation, check=check)
         raise cancellation
     finally:
         del cancellation

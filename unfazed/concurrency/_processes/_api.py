@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from anyio import Event
 
-from .._core._checks import Dual, require_count, require_flag, require_limiter, require_sync, require_timeout
+from .._core._checks import (
+    Dual,
+    as_written,
+    require_count,
+    require_flag,
+    require_limiter,
+    require_sync,
+    require_timeout,
+)
 from .._core._futures import OneShotFuture
 from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
@@ -196,6 +204,9 @@ class ProcessPlace(ProcessOptions):
     """Where `in_processpool` runs a function, and how."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return as_written("in_processpool", self)
 
     def check(self) -> None:
         """Refuse wrong options."""

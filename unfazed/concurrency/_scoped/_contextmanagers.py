@@ -1,6 +1,8 @@
-"""Context managers across the border: a blocking one for async code, an async one for sync code.
+"""Context managers across the border: sync ones for async code, async ones for sync code.
 
-Each has a lane of its own while it is entered, and so is left in the thread, or task, and context of its entry.
+Each keeps a runner while it is entered. So it is left in the same thread or task, and in the same context.
+
+Guarantee: what has been entered is left, even if a signal handler raises on the way in or out.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from .._core._checks import require_limiter, wrong_source
 from .._core._errors import InUseError, LoopEndedError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import call_from_sync
-from ._runners import TaskRunner, ThreadRunner
+from ._taskrunner import TaskRunner
+from ._threadrunner import ThreadRunner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,8 +33,8 @@ def _info_of(exc: BaseException) -> _ExcInfo:
     return type(exc), exc, exc.__traceback__
 
 
-def _abandoned() -> _ExcInfo:
-    """Return what to leave a context manager with where the end of its loop does that, and not its user."""
+def _loop_ended() -> _ExcInfo:
+    """Return what a context manager is left with if its loop ends before its user leaves it."""
     return _info_of(LoopEndedError("the event loop of this context manager has ended"))
 
 
@@ -49,7 +52,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
         self._limiter = limiter
         self._runner: ThreadRunner[bool | None] | None = None
         self._entered = False
-        self._exc_info: _ExcInfo | None = None  # what to leave it with
+        self._exc_info: _ExcInfo | None = None  # what it is left with
 
     async def __aenter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_threadpool")
@@ -58,7 +61,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
             self._runner = runner
             return await runner.run(self._enter)
         except BaseException as exc:
-            await self._leave(runner, _info_of(exc))  # it may have been entered all the same
+            await self._leave(runner, _info_of(exc))  # it may have been entered
             raise
 
     async def __aexit__(
@@ -86,7 +89,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
         if not self._entered:
             return None
         self._entered = False
-        return self._manager.__exit__(*self._exc_info or _abandoned())
+        return self._manager.__exit__(*self._exc_info or _loop_ended())
 
 
 def contextmanager_in_threadpool(
@@ -95,25 +98,25 @@ def contextmanager_in_threadpool(
     """Use a sync context manager that blocks from async code.
 
     It is entered and left in the same worker thread and in the same context, a copy of the caller's. Entering it takes
-    a slot, while it is entered it holds none, and leaving it never waits for one.
+    a slot. While it is entered it holds none, and leaving it never waits for one.
 
     Args:
-        manager: A sync context manager. It can be entered as often as that one can, but not twice at once.
-        limiter: Bounds how many are being entered at once, from any loop or thread; `None` is anyio's default thread
-            limiter. One that waits for what others hold until they get a slot there, such as a connection, needs
-            another limiter.
+        manager: A sync context manager. It can be entered as often as *manager* can, but not twice at once.
+        limiter: Bounds how many managers are being entered at once, from any loop or thread; `None`, the default, is
+            anyio's default thread limiter. If entering waits for something, such as a connection, that others hold
+            until they get a slot of the same limiter, use another limiter.
 
     Cancellation:
-        Entering is cancelled as `run_in_threadpool` is, and what has been entered by then is left again, with the
-        cancellation. Leaving is waited for, whatever cancels the wait; then the cancellation is raised, unless
-        leaving raised something else.
+        Entering is cancelled as `run_in_threadpool` is. What has been entered by then is left again, with the
+        cancellation. Leaving is waited for despite cancellation. Then the cancellation is raised, unless leaving
+        raised something else.
 
     Returns:
         An async context manager. Exceptions are passed in, and can be suppressed.
 
     Raises:
-        WrongFunctionError: If *manager* is none.
-        WrongOptionError: If *limiter* is none.
+        WrongFunctionError: If *manager* is not a sync context manager.
+        WrongOptionError: If *limiter* is not a limiter.
         InUseError: On entering, if it has been entered already.
         BaseException: Whatever entering or leaving raised.
 
@@ -146,8 +149,8 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
             return value
         except BaseException as exc:
             self._runner = None
-            with suppress(LoopEndedError):  # it has been left then, or it was never started
-                self._leave(runner, _info_of(exc))  # it may have been entered all the same
+            with suppress(LoopEndedError):  # it has been left, or was never started
+                self._leave(runner, _info_of(exc))  # it may have been entered
             raise
 
     def __exit__(
@@ -158,7 +161,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
             return self._leave(self._runner, (exc_type, exc, traceback))
         finally:
             runner, self._runner = self._runner, None
-            if runner is not None and not runner.over:  # a signal handler has kept us from it
+            if runner is not None and not runner.over:  # a signal handler raised before we could leave it
                 with suppress(LoopEndedError):
                     runner.leave()
 
@@ -168,7 +171,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         except LoopEndedError:
             if runner.outcome is None:
                 raise
-            return runner.outcome.read()  # a scope that the manager holds was cancelled: it has been left with that
+            return runner.outcome.read()  # it was left when a scope was cancelled that it holds
         return suppressed
 
     def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:
@@ -187,7 +190,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         return await self._manager.__aexit__(*exc_info)
 
     async def _exit_by_itself(self, cancellation: BaseException | None) -> bool | None:
-        return await self._exit(_abandoned() if cancellation is None else _info_of(cancellation))
+        return await self._exit(_loop_ended() if cancellation is None else _info_of(cancellation))
 
 
 def contextmanager_in_eventloop_sync(
@@ -195,27 +198,29 @@ def contextmanager_in_eventloop_sync(
 ) -> AbstractContextManager[T, bool | None]:
     """Use an async context manager from sync code.
 
-    It is entered and left in the same task and in the same context, a copy of the caller's, so it may hold a cancel
-    scope or a task group: in the loop of the worker thread that enters it, elsewhere on the background event loop.
+    It is entered and left in the same task and in the same context, a copy of the caller's. So it may hold a cancel
+    scope or a task group. If a worker thread enters it, it runs in the loop of that worker, otherwise on the background
+    event loop.
 
     Args:
-        manager: An async context manager. It can be entered as often as that one can, but not twice at once.
+        manager: An async context manager. It can be entered as often as *manager* can, but not twice at once.
 
     Cancellation:
         Entering and leaving are cancelled as `run_in_eventloop_sync` is: in a worker thread with the task that is
         waiting for the thread, elsewhere by Ctrl-C. What has been entered by then is left again. Leaving always
-        begins, and its cleanup is waited for. Where its loop ends, or a scope that it holds open is cancelled, it is
-        left at once, with that; in the latter case leaving it raises what came of it.
+        begins, and its cleanup is waited for. If its loop ends, it is left at once, with a `LoopEndedError`. If a scope
+        that it holds is cancelled, it is left at once, with the cancellation; then the end of the `with` block raises
+        what leaving raised.
 
     Returns:
         A context manager. Exceptions are passed in, and can be suppressed.
 
     Raises:
-        WrongFunctionError: If *manager* is none.
+        WrongFunctionError: If *manager* is not an async context manager.
         InUseError: On entering, if it has been entered already.
-        LoopThreadError: If an event loop is running in this thread, which it would block.
+        LoopThreadError: If an event loop is running in this thread: it would be blocked.
         LoopStartError: On entering, if the background event loop cannot start.
-        LoopEndedError: If the event loop has ended, at exit for one.
+        LoopEndedError: If the event loop has ended, for example at exit.
         BaseException: Whatever entering or leaving raised.
 
     Example:

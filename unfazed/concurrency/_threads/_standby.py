@@ -1,14 +1,29 @@
-"""Worker threads that stand by for sync callers, who reach them without waking a loop in between.
+"""Worker threads that stand by for sync callers, who reach them without waking the loop.
 
-They are anyio's, held by the background event loop: what they run belongs to that loop, as in any other worker of it,
-and is cancelled and waited for at its end. Who wakes a thread: a caller, with an errand. Who wakes the caller: the
-thread; or the loop, where Ctrl-C or the loop's end has cancelled what had not begun. What no thread can do, the loop
-does: where no slot is free, no thread can start, or the thread has just gone.
+They are anyio's threads, each held by a task of the background event loop. What they run belongs to that loop: it is
+cancelled and waited for when the loop ends. The loop itself does what they cannot do: it runs the call if no slot is
+free, if no thread can be started, or if the thread has just gone.
 
-Guarantees and assumptions: putting into a `SimpleQueue`, taking from it, and each step on a deque or a set, are atomic.
-So an errand that comes as the thread goes is seen by one of them: the thread says that it is gone before it empties
-its queue, and the caller looks after it has put the errand there. A signal handler that raises in a caller leaves
-behind an idle thread at worst, which ends by itself. A forked child starts with none.
+The life of a thread:
+
+    state   how to tell    a caller takes it    its call ends    nobody takes it in time    its loop ends
+    ------  -------------  -------------------  ---------------  -------------------------  ---------------------
+    idle    in `_idle`     busy                 -                gone                       gone
+    busy    in `_threads`  -                    idle             -                          gone, after its call
+    gone    `_gone`        the call is handed   -                -                          -
+                           back to the loop
+
+Who wakes a thread: a caller, with a call, or the end of the loop, with `None`. Who wakes the caller: the thread, or the
+loop if the call was handed back, or was cancelled before it began.
+
+Guarantees:
+
+- A call that comes when its thread goes is not lost. The thread sets `_gone` before it empties its queue, and the
+  caller reads `_gone` after it has put the call there: one of the two hands the call back.
+- If a signal handler raises in a caller, at worst a thread stays idle that nobody knows. It ends by itself in time.
+
+Assumptions: each method of `SimpleQueue`, `deque` and `set` that is called here is atomic. A forked child starts
+without threads.
 """
 
 from __future__ import annotations
@@ -27,6 +42,7 @@ from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._limiters import NO_LIMIT
+from .._eventloops._loopthread import bypass, hand_back, loop_of, submit_to
 from .._eventloops._waiting import set_from_anywhere, wait_shielded
 
 if TYPE_CHECKING:
@@ -34,36 +50,35 @@ if TYPE_CHECKING:
     from .._eventloops._loopthread import EventLoopThread
     from ._threadcall import ThreadCall
 
-IDLE_SECONDS: Final = 10.0  # how long a thread waits for the next caller, as long as anyio's own wait
+IDLE_SECONDS: Final = 10.0  # how long a thread waits for the next caller; as long as anyio's threads wait
 
 
 def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) -> None:
-    """Have a thread that stands by run *job*, for the sync caller of *call*; or else the loop run *call*."""
+    """Have a thread that stands by run *thread_call* for the sync caller of *call*, or else the loop run *call*."""
     owner = running_background()
-    loop = owner and owner._loop
-    if owner is not None and loop is not None and thread_call.may_go_past(loop):
-        thread = _thread_of(owner, loop, thread_call)
+    loop = None if owner is None else loop_of(owner)
+    if owner is not None and loop is not None and thread_call.may_bypass(loop):
+        thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
-            direct_call = _DirectCall(thread_call, call, context, owner, loop)
-            owner._let_past(call, direct_call.abort)
-            if owner.is_running():  # else its end may not have seen the call, which we added before we looked
+            direct_call = _DirectCall(thread_call, call, context)
+            if bypass(owner, call, direct_call.abort):
                 thread.take(direct_call)
             else:
-                direct_call.pass_on()
+                hand_back(owner, call, context)
             return
     submit_to_background(call, context)
 
 
-def _thread_of(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any]) -> _Thread | None:
-    """Return a thread of *owner* that does nothing else, unless there are too many."""
+def _take_thread(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any]) -> _Thread | None:
+    """Return an idle thread of *owner*, or a new one unless there are as many as calls may run at once."""
     with suppress(IndexError):
         thread = _idle.pop()
-        return thread if thread.loop is loop else None  # that of a loop which has just ended goes with it
-    if thread_call.limiter is None or len(_threads) >= thread_call.limiter.total_tokens:  # a crowd has come in at once
+        return thread if thread.owner is owner else None  # the loop of another owner has ended, and its threads go
+    if thread_call.limiter is None or len(_threads) >= thread_call.limiter.total_tokens:
         return None
-    thread = _Thread(loop)
+    thread = _Thread(owner, loop)
     try:
-        thread.start(owner)
+        thread.start()
     except LoopEndedError:
         return None
     return thread
@@ -71,90 +86,68 @@ def _thread_of(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any])
 
 @final
 class _DirectCall:
-    """One call, which a thread is to run past the loop."""
+    """One call that a thread runs, bypassing the loop."""
 
-    __slots__ = ("_call", "_context", "_loop", "_owner", "_thread_call")
+    __slots__ = ("_thread_call", "call", "context")
 
-    def __init__(
-        self, thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context, owner: EventLoopThread, loop: Loop
-    ) -> None:
+    def __init__(self, thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) -> None:
         self._thread_call = thread_call
-        self._call = call
-        self._context = context
-        self._owner = owner
-        self._loop = loop
+        self.call = call
+        self.context = context
 
-    def run(self) -> bool:
-        """Run the call in this thread, if a slot is free. Return whether one was; if not, the loop waits for it."""
+    def run(self, loop: Loop) -> bool:
+        """Run the call in this thread, a worker of *loop*, if a slot is free. Return whether one was."""
         try:
-            done = self._context.run(self._thread_call.run_here, self._loop)
+            done = self.context.run(self._thread_call.run_bypassing, loop)
             if done:
-                self._call.end_past(self._thread_call.outcome)
-            else:
-                self.pass_on()
+                self.call.end_bypassing(self._thread_call.outcome)
             return done
-        except BaseException as exc:  # which somebody raised in this thread from another one, and not in the function
-            self._call.end(exc)
+        except BaseException as exc:  # raised in this thread by another one, and not in the function
+            self.call.end(exc)
             raise
         finally:
-            del self  # the traceback of an error, which the user may keep, leads here
+            del self  # the traceback of an error refers to this frame, and the user may keep the error
 
     def abort(self) -> None:
-        """Cancel what the thread waits for; or if it has not begun, have it never do so. In the loop's thread."""
-        if self._thread_call.never_begin():
-            self._call.give_up()
+        """Cancel the call, in the loop's thread: it never begins, or what it waits for is cancelled."""
+        if self._thread_call.prevent_start():
+            self.call.give_up()
         elif not self._thread_call.is_cancelled():
             self._thread_call.cancel()
-
-    def pass_on(self) -> None:
-        """Have the loop run the call after all. From any thread."""
-        try:
-            self._loop.post(self._come_back)  # in one thread with what may cancel the call
-        except LoopEndedError:
-            self._come_back()
-
-    def _come_back(self) -> None:
-        if self._call.future.done:  # it has been cancelled
-            return
-        self._call.come_back()
-        self._owner._forget_past(self._call)
-        try:
-            self._owner._submit(self._call, self._context)
-        except Exception as exc:  # it has ended, for one
-            self._call.end(exc)
 
 
 @final
 class _Thread:
-    """A worker thread of the background event loop, which runs one errand after another."""
+    """A worker thread of the background event loop, which runs one call after another."""
 
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self._errands: SimpleQueue[_DirectCall | None] = SimpleQueue()
+    def __init__(self, owner: EventLoopThread, loop: Loop) -> None:
+        self.owner = owner
+        self._loop = loop
+        self._calls: SimpleQueue[_DirectCall | None] = SimpleQueue()
         self._current: _DirectCall | None = None  # the one that the thread runs
-        self._free: Event | None = None  # set by the thread at the end of that, where the loop waits for it
-        self._gone = False  # whether the thread is to take no more
+        self._free: Event | None = None  # set by the thread when that has ended; made by the loop, which waits for it
+        self._gone = False  # whether the thread takes no more calls
         _threads.add(self)
 
-    def start(self, owner: EventLoopThread) -> None:
+    def start(self) -> None:
         hold = TaskCall(self._stay, OneShotFuture(self._retire), made_elsewhere=True)
         try:
-            owner._submit(hold, Context())
+            submit_to(self.owner, hold, Context())
         except BaseException:  # Ctrl-C, for one
             hold.cancel()
             self.leave()
             raise
 
     def take(self, direct_call: _DirectCall) -> None:
-        """Have the thread run *errand*. From any thread; returns at once."""
-        self._errands.put(direct_call)
+        """Have the thread run *direct_call*. From any thread; returns at once."""
+        self._calls.put(direct_call)
         if self._gone:
-            self._pass_on()
+            self._hand_back_all()
 
     async def _stay(self) -> None:
-        """Hold the thread, in a task of the loop. Cancelled with the loop, wait for the function that it runs.
+        """Hold the thread, in a task of the loop. If that is cancelled, wait for the function that the thread runs.
 
-        An ordered end of the loop waits for the call itself; this is for one that something in the loop has forced.
+        A loop that ends in good order waits for the call itself. This wait is for a loop that something has broken.
         """
         try:
             await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
@@ -162,10 +155,10 @@ class _Thread:
         except BaseException as exc:
             cancellation = exc
         self._retire()
-        self._free = Event()
+        self._free = Event()  # before we read `_current`: if the thread ends the call after that, it sees the event
         direct_call = self._current
         try:
-            if direct_call is not None:  # or else the thread sees the event
+            if direct_call is not None:
                 direct_call.abort()
                 cancellation = await wait_shielded(self._free, cancellation)
             raise cancellation
@@ -173,50 +166,58 @@ class _Thread:
             del cancellation, direct_call
 
     def _serve(self) -> None:
-        """Run one errand after another, in the thread, until none has come for a while."""
+        """Run one call after another, in the thread, until none has come for a while."""
         with suppress(Empty):
-            while self._run(self._errands.get(timeout=IDLE_SECONDS)):
+            while self._run(self._calls.get(timeout=IDLE_SECONDS)):
                 _idle.append(self)
 
     def _run(self, direct_call: _DirectCall | None) -> bool:
-        """Run *errand*, and return whether to stay."""
+        """Run *direct_call* or hand it back. Return whether to stay."""
         self._current = direct_call
         try:
-            return direct_call is not None and direct_call.run() and not self._gone
+            if direct_call is None:
+                return False
+            if not direct_call.run(self._loop):
+                self._hand_back(direct_call)
+                return False
+            return not self._gone
         finally:
             self._current = None
             if self._free is not None:
-                set_from_anywhere(self.loop, self._free)
+                set_from_anywhere(self._loop, self._free)
             del direct_call  # as in `_DirectCall.run`
 
     def _retire(self) -> None:
-        """Have the thread take no more: it was idle for long, has never started, or nothing holds it any more."""
+        """Have the thread take no more calls: it was idle for long, never started, or its task has ended."""
         self.leave()
         with suppress(ValueError):
             _idle.remove(self)
-        self._pass_on()
+        self._hand_back_all()
 
     def leave(self) -> None:
-        """Have the thread end after what it does."""
+        """Have the thread end after its current call."""
         self._gone = True
         _threads.discard(self)
 
-    def _pass_on(self) -> None:
-        """Have the loop run what the thread has not begun, and the thread end."""
+    def _hand_back_all(self) -> None:
+        """Hand back what the thread has not begun, and have it end."""
         with suppress(Empty):
             while True:
-                direct_call = self._errands.get_nowait()
+                direct_call = self._calls.get_nowait()
                 if direct_call is not None:
-                    direct_call.pass_on()
-        self._errands.put(None)
+                    self._hand_back(direct_call)
+        self._calls.put(None)
+
+    def _hand_back(self, direct_call: _DirectCall) -> None:
+        hand_back(self.owner, direct_call.call, direct_call.context)
 
 
-_threads: set[_Thread] = set()  # all of them, until they go
-_idle: deque[_Thread] = deque()  # the last one was busy last
+_threads: set[_Thread] = set()  # all that have not gone
+_idle: deque[_Thread] = deque()  # the one that was busy last is the last
 
 
 def _reset_after_fork() -> None:
-    """After a fork: no thread has come along, but perhaps the one that has forked."""
+    """In a forked child: no thread is there, except perhaps the one that forked."""
     for thread in _threads.copy():
         thread.leave()
     _idle.clear()

@@ -1,8 +1,35 @@
-"""One call in a worker thread: its slot, its start, its end, and what becomes of it when nobody waits any more.
+"""One call in a worker thread: how it gets its slot, begins and ends.
 
-Guarantees: who begins first is decided by trying to take a lock, which is atomic; who abandons or ends first, by
-`list.append`, which is too. What the call takes it gives back, whatever a signal handler raises and wherever.
-`_abandoned` needs no lock: `set.add` and `discard` are atomic. A forked child starts with none.
+The life of a `ThreadCall`. "loop" is the thread whose loop waits for the call, "worker" the thread that runs it.
+
+    state        how to tell                        thread takes it   caller is cancelled   wait ends     function ends
+    -----------  ---------------------------------  ----------------  --------------------  ------------  -------------
+    queued       `slot.held` is false               -                 ended (loop)          -             -
+    handed over  `slot.held`, nobody has `_begun`   running           ended (loop)          -             -
+    running      a worker has `_begun`              -                 cancelled             -             ended (loop)
+    cancelled    the loop has claimed `outcome`     -                 cancelled             abandoned     ended (worker)
+    abandoned    in `_abandoned`                    -                 -                     -             ended (worker)
+    bypassing    a worker runs `run_bypassing`      running, or       ended (worker)        -             ended (worker)
+                                                    queued: no slot
+    ended        `_give_back` has been called       -                 -                     -             -
+
+"thread takes it": a thread is about to run it. "wait ends": the loop waits no longer for a cancelled call, because its
+timeout is over, its options say so, a signal handler raised, or the loop is gone. A call with `called_back_in_the_task`
+(trio) goes from running to ended: anyio's own shield makes the loop wait.
+
+All calls end in `_give_back`, which returns the slot and the context. In brackets: who calls it. While a sync caller
+waits for the outcome, the worker always does, before it wakes the caller. A call that ends as queued or handed over
+never runs its function. What the function of a cancelled or abandoned call returns or raises is dropped.
+
+Guarantees:
+
+- Either the worker begins the call or somebody else prevents that: whoever acquires `_begun`, which nobody releases.
+- Either the worker writes the outcome or the loop claims it: `OneShotFuture` decides.
+- What a call takes it gives back, even if a signal handler raises at any bytecode of `_run`. So `_run` has two
+  `finally`: the first may be interrupted.
+
+Assumptions: `Lock.acquire`, `list.append`, `set.add` and `set.discard` are atomic. So `_abandoned` needs no lock. A
+forked child starts with none.
 """
 
 from __future__ import annotations
@@ -36,7 +63,7 @@ T = TypeVar("T")
 
 
 class ThreadOptions(NamedTuple):
-    """What `in_threadpool` takes; it says what each one means."""
+    """The options of `in_threadpool`, which documents them."""
 
     limiter: CapacityLimiter | None = None
     abandon_on_cancel: bool = False
@@ -48,15 +75,15 @@ NO_OPTIONS: Final = ThreadOptions()
 
 
 class ThreadCall(Worker, Generic[T]):
-    """One call in a worker thread. *helper* is the name to use in error messages."""
+    """One call in a worker thread. Error messages name *helper*."""
 
-    in_a_runner = False  # whether it goes to a thread of its own choice
+    chooses_its_thread = False  # whether `hand_over` does not use just any thread of anyio's
     _timeout: Timeout | None = None
-    limiter: CapacityLimiter | None = None  # where that is looked up before the slot is taken
-    _lease: ContextLease | None = None  # of a context that was given
-    _abandoned = False  # whether the loop has stopped waiting for the worker
-    _ended: Event | None = None  # set where the loop waits for the worker after all
-    _waiting: OneShotFuture[OneShotFuture[T]] | None = None  # of a sync caller, to be told by the worker
+    limiter: CapacityLimiter | None = None  # set by `may_bypass`
+    _lease: ContextLease | None = None  # of the context that the options name
+    _is_abandoned = False
+    _ended: Event | None = None  # set by the worker of a cancelled call; made by the loop, which waits for it
+    _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
 
     def __init__(
         self,
@@ -74,18 +101,17 @@ class ThreadCall(Worker, Generic[T]):
         if options.timeout is not None:
             self._timeout = Timeout(options.timeout, name_of(func))
         self._parting: list[str] = []  # "ended" by the worker, "abandoned" by the loop: which came first
-        self._started = Lock()  # taken by the worker when it starts, or by the loop so that it never does
-        # Nobody listens, for anyio does the waking. The loop claims it so that what the worker comes to is dropped.
-        self.outcome: OneShotFuture[T] = OneShotFuture()
+        self._begun = Lock()
+        self.outcome: OneShotFuture[T] = OneShotFuture()  # without `on_done`: anyio wakes the loop
 
-    def answer_directly(self, waiting: OneShotFuture[OneShotFuture[T]]) -> None:
-        """Have the worker hand the outcome to a sync caller, ahead of the loop."""
-        self._waiting = waiting
+    def answer_directly(self, sync_caller: OneShotFuture[OneShotFuture[T]]) -> None:
+        """Have the worker write the outcome to *sync_caller*, ahead of the loop."""
+        self._sync_caller = sync_caller
 
-    def may_go_past(self, loop: Loop) -> bool:
-        """Return whether a sync caller's call needs nothing that *loop* alone can do, such as to wait for a slot.
+    def may_bypass(self, loop: Loop) -> bool:
+        """Return whether a sync caller's call needs nothing that only *loop* can do, such as wait for a slot.
 
-        On trio, the task that waits for the worker is what cancels the calls that it makes by means of anyio.
+        Not on trio: there the task that waits for the worker cancels the calls that the worker makes through anyio.
         """
         self.limiter = self._options.limiter or _default_limiter.known(loop)
         return (
@@ -95,14 +121,14 @@ class ThreadCall(Worker, Generic[T]):
             and _slots.seems_free(self.limiter)
         )
 
-    def run_here(self, loop: Loop) -> bool:
-        """Run the call in this thread, a worker of *loop*, if a slot is still free. Return whether there was one."""
-        assert self.limiter is not None, "known, or the call would not have gone past the loop"
+    def run_bypassing(self, loop: Loop) -> bool:
+        """Run the call in this thread, a worker of *loop*, if a slot is free. Return whether one was."""
+        assert self.limiter is not None, "found by `may_bypass`"
         slot = _slots.acquire(self.limiter)
         if not slot.held:
             return False
         self.loop, self.slot = loop, slot
-        self._waiting = None  # is told when this has returned
+        self._sync_caller = None  # whoever called us writes it after this
         forget_library()
         try:
             self.work()
@@ -110,19 +136,18 @@ class ThreadCall(Worker, Generic[T]):
             self._give_back()
         return True
 
-    def never_begin(self) -> bool:
-        """Keep the worker from running the function, unless it has begun."""
-        return self._started.acquire(blocking=False)
+    def prevent_start(self) -> bool:
+        """Keep the worker from running the function. Return `False` if it has begun."""
+        return self._begun.acquire(blocking=False)
 
     def run(self) -> Awaitable[OneShotFuture[T]]:
-        """Run the call, from the loop whose worker thread is to do it, and return its outcome.
+        """Run the call in a worker thread of the current loop, and return its outcome.
 
-        Only its reader may raise what the function raised: Python lets no `StopIteration` out of async code.
+        The outcome is not read here: Python lets no `StopIteration` out of async code.
 
-        Cancelled before the worker has started, it never starts. Cancelled later, the async calls that the worker
-        waits for are cancelled as well, and the worker is waited for: it wakes us when it has ended, as there is
-        no way to end a thread. What it comes to is dropped then. It is not waited for any longer than the timeout,
-        nor at all where that is the option: abandoned, it gives its slot back itself.
+        Cancelled before the function has begun, it never begins. Cancelled later, the async calls that the worker waits
+        for are cancelled too, and the worker is waited for, because a thread cannot be ended. The wait ends with the
+        timeout, or at once if the call may be abandoned.
         """
         running = self._run(None) if self._timeout is None else self._timeout.bound(self._run)
         return running if thread.worker is None else lending(running)
@@ -131,11 +156,12 @@ class ThreadCall(Worker, Generic[T]):
         loop = self.loop = running_loop()
         assert loop is not None, "async code runs in a loop"
         limiter, abandon_on_cancel, _, context = self._options
-        # Made before anything is taken, and given back in two `finally`: a signal handler may raise between any two
-        # bytecodes, those of the first one included.
+        # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or _default_limiter.of(loop))
         self._lease = None if context is None else ContextLease(context, name_of(self._func))
-        in_the_task = loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.in_a_runner
+        in_the_task = (
+            loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.chooses_its_thread
+        )
         try:
             try:
                 if self._lease is not None:
@@ -151,39 +177,37 @@ class ThreadCall(Worker, Generic[T]):
                     else:
                         await self.hand_over()
                 except BaseException as exc:
-                    if self.never_begin():
+                    if self.prevent_start():
                         raise
                     cancellation = exc
                 if cancellation is not None:
                     try:
-                        raise await self._outlive(cancellation, timer)
+                        raise await self._wait_for_worker(cancellation, timer)
                     finally:
                         del cancellation
             finally:
-                if not self._abandoned:  # pragma: no branch (that always raises)
-                    self._give_back()
+                self._give_back_in_loop()
         finally:
-            if not self._abandoned:  # pragma: no branch
-                self._give_back()
+            self._give_back_in_loop()  # again: a signal handler may have raised in the first `finally`
         return self.outcome
 
     def hand_over(self) -> Awaitable[None]:
-        """Have a thread do the work, and wait for that. Cancelled meanwhile, do not wait for it."""
+        """Have a thread call `work`, and wait for that. If we are cancelled, stop waiting at once."""
         return to_thread.run_sync(self.work, abandon_on_cancel=True, limiter=NO_LIMIT)
 
-    async def _outlive(self, cancellation: BaseException, timer: CancelScope | None) -> BaseException:
-        """Do on asyncio what anyio's shield does on trio; and on both, what no shield does: wait, but not for ever.
+    async def _wait_for_worker(self, cancellation: BaseException, timer: CancelScope | None) -> BaseException:
+        """Wait for the running worker despite *cancellation*, at most until *timer* ends. Return what to raise.
 
-        Return what to raise then.
+        anyio's own wait is not enough: asyncio's `task.cancel()` ignores its shield.
         """
-        self._ended = Event()  # before the claim: a worker that comes second sets it
+        self._ended = Event()  # before the claim, because the worker sets it after a claim
         try:
             if self.outcome.try_claim():
                 try:
                     self.cancel()
                     if not self._options.abandon_on_cancel:
                         cancellation = await wait_shielded(self._ended, cancellation, timer)
-                finally:  # though a signal handler raised
+                finally:  # also if a signal handler raises
                     if not self._ended.is_set():
                         self._abandon()
             return cancellation
@@ -191,18 +215,18 @@ class ThreadCall(Worker, Generic[T]):
             del cancellation
 
     def _abandon(self) -> None:
-        """Wait no longer for the worker, which gives its slot back itself, and may have done so by now."""
-        self._abandoned = True
+        """Wait no longer for the worker."""
+        self._is_abandoned = True
         _abandoned.add(self)
         self._parting.append("abandoned")
-        if self._parting[0] == "ended":  # before we added it: the worker will not come back to remove it
+        if self._parting[0] == "ended":  # before we added the call: the worker will not remove it
             _abandoned.discard(self)
 
     def work(self) -> None:
         """Run the call, in the worker thread."""
-        if not self._started.acquire(blocking=False):
+        if not self._begun.acquire(blocking=False):
             return
-        assert self.slot is not None, "taken before the worker starts"
+        assert self.slot is not None, "taken before the worker begins"
         _limits.current_slot.set(self.slot)
         thread.worker = self
         value: T | None = None
@@ -217,21 +241,28 @@ class ThreadCall(Worker, Generic[T]):
         except BaseException as exc:
             error = without_our_frame(exc)
         thread.worker = None
-        if self._waiting is not None:
-            self._give_back()  # before its caller goes on; otherwise the loop does it, which costs it less
-        if self.outcome.write(value, error):
-            if self._waiting is not None:
-                self._waiting.write(self.outcome, None)
-        else:
+        if self._sync_caller is not None:
+            self._give_back()  # before its caller goes on. Otherwise the loop does it, which is faster
+        if not self.outcome.write(value, error):
+            self._end_cancelled()
+        elif self._sync_caller is not None:
+            self._sync_caller.write(self.outcome, None)
+        del value, error  # the traceback of the error refers to the function's frame, and that one to ours
+
+    def _end_cancelled(self) -> None:
+        """End a cancelled or abandoned call, in the worker thread."""
+        self._give_back()
+        self._parting.append("ended")  # before the removal: if the loop adds the call after that, it sees this
+        _abandoned.discard(self)
+        assert self._ended is not None, "made by the loop before it claimed the outcome"
+        set_from_anywhere(self.way_back(), self._ended)
+
+    def _give_back_in_loop(self) -> None:
+        if not self._is_abandoned:
             self._give_back()
-            self._parting.append("ended")  # before the removal: if the loop adds us after that, it sees this
-            _abandoned.discard(self)
-            assert self._ended is not None, "the loop has claimed the outcome to wait for us"
-            set_from_anywhere(self.way_back(), self._ended)
-        del value, error  # the traceback of the error leads to the function's frame, and that one back to this
 
     def _give_back(self) -> None:
-        """Give back what the call has taken. Doing so twice is harmless."""
+        """Give back what the call has taken. It may be called twice."""
         if self.slot is not None:  # pragma: no branch  without one, asking for it has failed
             _slots.release(self.slot)
         if self._lease is not None:
@@ -245,9 +276,9 @@ _abandoned: set[ThreadCall[Any]] = set()
 def count_abandoned_threads() -> int:
     """Return how many worker threads still run a function that nobody waits for any more.
 
-    A thread is abandoned at the end of a `timeout`, or where a call with `abandon_on_cancel=True` is cancelled. It
-    keeps its slot until its function ends. Counted for the whole process; an `EventLoopThread` and the background
-    event loop included.
+    A thread is abandoned if the `timeout` of its call ends, or if a call with `abandon_on_cancel=True` is cancelled. It
+    keeps its slot until its function ends. The count is that of the whole process: an `EventLoopThread` and the
+    background event loop are included.
 
     Returns:
         The number of threads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from .._core._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
+from .._core._checks import as_written, require_context, require_flag, require_limiter, require_sync, require_timeout
 from .._eventloops._synccalls import call_from_sync
 from . import _standby
 from ._threadcall import ThreadCall, ThreadOptions
@@ -20,26 +20,26 @@ T = TypeVar("T")
 async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in a worker thread and await its result.
 
-    The same as `anyio.to_thread.run_sync`, but for keyword arguments, for slots that cannot deadlock however calls
-    are nested, and for cancellation that waits for the thread on asyncio as well. The function runs in a copy of the
-    caller's context. Limited by anyio's default thread limiter: 40 threads for each event loop.
+    The same as `anyio.to_thread.run_sync`, except that it takes keyword arguments, that nested calls cannot deadlock,
+    and that cancellation waits for the thread on asyncio too. The function runs in a copy of the caller's context.
+    anyio's default thread limiter bounds how many run at once: 40 for each event loop.
 
     Args:
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Before the function has started, it never starts. While it runs, the async code that it waits for (in
-        `run_in_eventloop_sync` and the like) is cancelled too; then this call waits for the thread to end, drops
-        what it returned or raised, and raises the cancellation: a thread cannot be cancelled. The same holds for
-        asyncio's own `task.cancel()`, however often. The slot is given back when the thread ends.
+        A function that has not started never starts. If it runs, the async code that it waits for (in
+        `run_in_eventloop_sync` and the like) is cancelled too. Then this call waits for the function to end, because a
+        thread cannot be cancelled, drops what it returned or raised, and raises the cancellation. The same holds for
+        asyncio's own `task.cancel()`, however often. The slot is given back when the function has ended.
 
     Returns:
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
-        BaseException: Whatever *func* raised, with its traceback; Python turns `StopIteration` into a
-            `RuntimeError` where it leaves async code.
+        WrongFunctionError: If *func* is async, returns a coroutine, or cannot be called.
+        BaseException: Whatever *func* raised, with its traceback. Python itself turns a `StopIteration` that leaves
+            async code into a `RuntimeError`.
 
     Example:
         `text = await run_in_threadpool(path.read_text, encoding="utf-8")`
@@ -52,7 +52,8 @@ async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.
 def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in a worker thread and wait for its result: `run_in_threadpool` for sync code.
 
-    In a worker thread of an event loop the worker belongs to that loop, elsewhere to the background event loop.
+    If this thread is a worker of an event loop, the new worker belongs to that loop, otherwise to the background event
+    loop.
 
     Args:
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
@@ -68,7 +69,7 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
+        WrongFunctionError: If *func* is async, returns a coroutine, or cannot be called.
         BaseException: Whatever *func* raised, with its traceback.
 
     Example:
@@ -88,6 +89,9 @@ class ThreadPlace(ThreadOptions):
     """Where `in_threadpool` runs a function, and how."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return as_written("in_threadpool", self)
 
     def check(self) -> None:
         """Refuse wrong options."""

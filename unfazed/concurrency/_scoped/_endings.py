@@ -1,0 +1,33 @@
+"""What both runners say at their end: to whom comes too late, and when nobody waits for the last step."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .._core._errors import LoopEndedError
+from .._eventloops._waiting import cancelled_classes
+
+if TYPE_CHECKING:
+    from .._core._futures import OneShotFuture
+
+
+def ended_error() -> LoopEndedError:
+    """Return the error of a step that comes after the last one, or after the loop has ended."""
+    return LoopEndedError("the event loop of this iterator or context manager has ended, or cancelled it")
+
+
+def show_error(outcome: OneShotFuture[Any]) -> None:
+    """If *outcome* is an error, show it by `threading.excepthook`, unless it is the end of the loop."""
+    try:
+        outcome.read()
+    except BaseException as exc:
+        if _is_only(exc, (LoopEndedError, *cancelled_classes())):
+            return
+        threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+
+
+def _is_only(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Return whether *error* is of these kinds, or a group that has only such members."""
+    members: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
+    return isinstance(error, kinds) if members is None else all(_is_only(member, kinds) for member in members)

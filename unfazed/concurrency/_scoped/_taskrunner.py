@@ -1,0 +1,202 @@
+"""One task that runs one call after another, in one context, for sync code.
+
+So one call can leave what an earlier one entered: a cancel scope, a task group, a context variable.
+
+The life of a `TaskRunner`. It is a `TaskCall` itself: what that says about its own beginning holds here too.
+
+    state  how to tell           a call comes           it is left      its loop ends        a scope is cancelled
+    -----  --------------------  ---------------------  --------------  -------------------  --------------------
+    new    `loop` is None        `LoopEndedError`       -               -                    -
+    idle   `_current` is None    busy                   last            last                 last
+    busy   `_current` is set     the call queues        last, after it  it is cancelled,     it is cancelled,
+                                                                        then last            then last
+    last   `_left`               the call queues        -               the step is          the step is
+                                                                        cancelled            cancelled
+    ended  `over`                `LoopEndedError`       -               -                    -
+
+"a scope is cancelled": one that an earlier call entered and a later one is to leave. In "last" the runner does its last
+step, once. `finish` does another step instead, within a call. Calls that queue when the runner ends fail with
+`LoopEndedError`.
+
+Who wakes the task: the caller, with the next call or by leaving, or the end of the loop.
+
+Guarantee: a runner is made before its task starts. So whoever is interrupted by a signal handler has it and can leave
+it.
+
+All state is for the loop's thread, except `over`, which any thread may read, and that of `TaskCall`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from anyio import Event, get_cancelled_exc_class
+
+from .._core import _limits
+from .._core._futures import OneShotFuture, without_our_frame
+from .._core._taskcall import TaskCall
+from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import submit_here
+from ._endings import ended_error, show_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from .._core._loop import Loop
+
+T = TypeVar("T")
+
+
+@final
+class TaskRunner(TaskCall[None]):
+    """A task that runs one call after another, and *last* when it is left or cancelled.
+
+    *last* gets the cancellation if a scope was cancelled that a call had entered; otherwise, at the end of the loop for
+    one, it gets `None`. In the first case the user comes too late to leave the scope. So if *last* raises anything but
+    a cancellation, or returns true because it has suppressed the cancellation, that is the `outcome` for the user.
+    """
+
+    def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
+        super().__init__(self._serve, OneShotFuture())
+        self._last = last
+        self._process = os.getpid()  # in a forked child, the copy of the loop takes calls and never runs
+        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None]] = deque()
+        self._current: TaskCall[Any] | None = None
+        self._wake: Event | None = None
+        self._leaving = False
+        self._left = False  # whether the last step has begun
+        self.over = False  # whether no calls are taken any more
+        self.outcome: OneShotFuture[None] | None = None  # of the last step, if a scope was cancelled
+
+    async def start(self) -> None:
+        """Start the task, in the current loop."""
+        submit_here(self, copy_context())
+
+    def take(self, call: TaskCall[Any], context: Context) -> None:
+        """Have the task run *call*, with the slot that *context* holds. From any thread; returns at once."""
+        if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
+            raise ended_error()
+        call.set_loop(self.loop)
+        self.loop.post(self._take, call, context.run(_limits.current_slot.get))
+
+    def leave(self) -> None:
+        """Have the task do its last step, after the current call. From any thread; returns at once."""
+        if self.loop is not None and not self.over:
+            self.loop.post(self._leave)
+
+    async def finish(self, last: Callable[[], Awaitable[T]]) -> T:
+        """Do *last* instead of the last step; within a call."""
+        self._leaving = self._left = True
+        return await last()
+
+    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None) -> None:
+        if call.accepted:
+            return
+        try:
+            died = self.task_has_ended is not None and self.task_has_ended()
+            if self.over or died or not self.accepted:  # not begun, because that was interrupted
+                call.end(ended_error())
+            else:
+                self._calls.append((call, slot))
+                self._wake_up()
+            call.accepted = True
+        except BaseException as exc:  # raised by a signal handler
+            call.end(without_our_frame(exc))
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+    def _cancel(self) -> None:
+        """End the runner, because its loop ends."""
+        if self._current is not None:
+            self._leaving = True
+            self._current.cancel(self._reason)
+        else:
+            super()._cancel()
+
+    async def _serve(self) -> None:
+        """Run one call after another, and the last step, in the task."""
+        cancellation: BaseException | None = None
+        interruption: BaseException | None = None
+        try:
+            try:
+                await self._run_calls(self._abort or _do_nothing, current_loop())
+            except get_cancelled_exc_class() as exc:  # between calls: the loop ends, or a scope was cancelled
+                cancellation = exc if self._reason is None else None
+            except BaseException as exc:  # raised by a signal handler
+                interruption = exc
+            if not self._left:
+                await self._do_last(cancellation)
+            if interruption is not None:
+                raise interruption
+        finally:
+            del cancellation, interruption
+            self._end()  # after the last step: whoever is refused by this may read its outcome
+
+    async def run(self, abort: Callable[[], object]) -> None:
+        try:
+            await super().run(abort)
+        finally:  # again: a signal handler may have raised before `_serve` began, or in its `finally`
+            self._end()
+
+    def end(self, error: BaseException | None) -> None:
+        self._end()
+        super().end(error)
+
+    def _end(self) -> None:
+        """Refuse the calls that queue, and all that come."""
+        self.over = True
+        for call, _ in self._calls:
+            call.end(ended_error())
+
+    async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
+        try:
+            while not self._leaving:
+                if not self._calls:
+                    self._wake = Event()
+                    await self._wake.wait()
+                    continue
+                call, slot = self._calls[0]
+                self._current = call
+                _limits.current_slot.set(slot)
+                await call.run(abort)
+                self._current = None
+                self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call
+                if call.aborted:
+                    loop.forget_cancellation()
+                elif call.cancelled_by_others:
+                    break
+        finally:
+            self._leaving = True
+
+    async def _do_last(self, cancellation: BaseException | None) -> None:
+        """Do the last step. Keep its outcome for the user if a scope was cancelled; otherwise show its error."""
+        self._left = True
+        error: BaseException | None = None
+        try:
+            if not await self._last(cancellation):
+                return
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as exc:
+            error = without_our_frame(exc)
+        outcome: OneShotFuture[None] = OneShotFuture()
+        outcome.write(None, error)
+        if cancellation is None:
+            show_error(outcome)
+        else:
+            self.outcome = outcome
+        del error
+
+
+def _do_nothing() -> None:
+    """Do instead of cancelling the task: it has been cancelled already."""

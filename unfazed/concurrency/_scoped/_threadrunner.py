@@ -1,0 +1,208 @@
+"""One worker thread that does one step after another, in one context, for async code.
+
+So one step can leave what an earlier one entered: reset a context variable, end a transaction.
+
+The life of a `ThreadRunner`. A task of the loop, `_hold`, starts and holds the thread.
+
+    state     how to tell                 a step comes      the thread starts  it is left   the loop cancels `_hold`
+    --------  --------------------------  ----------------  -----------------  -----------  ------------------------
+    new       `_hold` is not accepted     starting          -                  leaving      -
+    starting  `_starts` is empty          starting          running            leaving      failed
+    running   `_starts[0]` is "thread"    the step is done  -                  leaving      leaving, when the thread
+                                                                                            sees it
+    leaving   `_leaving`                  `LoopEndedError`  leaving            -            failed if not started
+    failed    `_starts[0]` is "released"  `_error`          ends at once       -            -
+    ended     `_ended` is set             `LoopEndedError`  -                  -            -
+
+A runner that is left does the steps that it has been given, then the last step, then it ends. A new one starts its
+thread for the last step only if somebody waits for that, in `left`.
+
+Who wakes the thread: the loop, with a step, or whoever leaves the runner, with `None`. Who wakes the loop: the thread,
+after each step. An idle runner holds no slot, and the last step never waits for one.
+
+Guarantees:
+
+- A runner is made before its thread starts. So whoever is interrupted by a signal handler has it and can leave it.
+- The last step runs once, unless the thread cannot start; also if the loop has ended by then.
+- `_ended` is set when the last step has ended and nothing holds the thread: not earlier, as asyncio may drop what is
+  left when its last task has ended.
+
+Assumptions: `list.append`, reading `list[0]` and `SimpleQueue.put` are atomic. Other state is for the loop's thread.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+from anyio import Event, to_thread
+
+from .._core import _slots
+from .._core._futures import OneShotFuture
+from .._core._taskcall import TaskCall
+from .._eventloops._limiters import NO_LIMIT
+from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import submit_here
+from .._eventloops._synccalls import GONE_CHECK_SECONDS
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
+from .._threads._threadcall import ThreadCall, ThreadOptions
+from ._endings import ended_error, show_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio import CapacityLimiter
+
+    from .._core._loop import Loop
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class _StepCall(ThreadCall[T]):
+    """One step, in the thread of a runner."""
+
+    chooses_its_thread = True
+
+    def __init__(self, runner: ThreadRunner[Any], helper: str, func: Callable[[], T]) -> None:
+        super().__init__(helper, func, (), {}, ThreadOptions(runner.limiter))
+        self._runner = runner
+
+    async def hand_over(self) -> None:
+        await self._runner.hand_over(self.work)
+
+
+@final
+class ThreadRunner(Generic[T]):
+    """A worker thread of the current loop. It does one step after another, and *last* when it is left."""
+
+    def __init__(self, helper: str, last: Callable[[], T], limiter: CapacityLimiter | None = None) -> None:
+        self._helper = helper
+        self._last = last
+        self.loop: Loop = current_loop()
+        self.limiter: CapacityLimiter = limiter or to_thread.current_default_thread_limiter()
+        self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._hold: TaskCall[None] = TaskCall(self._stay, OneShotFuture(self._released))
+        self._starts: list[str] = []  # "thread" if that starts, "released" by the loop: which came first
+        self._error: BaseException | None = None  # why the thread could not start
+        self._waiting: Event | None = None  # of the current step
+        self._leaving = False
+        self._ends: list[str] = []  # "last step" by the thread, "released" by the loop: the second sets `_ended`
+        self._ended = Event()
+        self._outcome: OneShotFuture[T] | None = None  # of the last step
+        self.heard = False  # whether somebody waits for the last step; set before `leave`, for the thread to see it
+
+    async def run(self, func: Callable[[], S]) -> S:
+        """Run *func* in the thread, when a slot is free, and await its result. It is cancelled as a thread call is."""
+        outcome = await _StepCall(self, self._helper, func).run()
+        return outcome.read()
+
+    def leave(self) -> None:
+        """Have the thread do the last step, after the current one. From any thread; returns at once."""
+        self._leaving = True
+        self._steps.put(None)
+
+    async def left(self) -> T:
+        """Wait for the end of the last step despite cancellation, and return its result.
+
+        Raise its error, or else the cancellation, if there was one.
+        """
+        cancellation: BaseException | None = None
+        try:
+            self._ensure_started()
+            await self._ended.wait()
+        except BaseException as exc:
+            cancellation = exc
+        try:
+            if cancellation is not None:
+                self._ensure_started()  # a signal handler may have raised before that, or ended `_hold`
+                self._hold.fail_if_lost()
+                cancellation = await wait_shielded(self._ended, cancellation, check=self._hold.fail_if_lost)
+                if not self._ended.is_set():  # the loop is gone, and nobody can wait
+                    raise cancellation
+            assert self._outcome is not None, "set before `_ended`"
+            result = self._outcome.read()
+            if cancellation is not None:
+                raise cancellation
+            return result
+        finally:
+            del cancellation
+
+    async def hand_over(self, work: Callable[[], None]) -> None:
+        """Have the thread call *work*, and wait for that."""
+        if self._leaving:
+            raise ended_error()
+        self._ensure_started()
+        loop, event = self.loop, Event()
+
+        def step() -> None:
+            work()
+            set_from_anywhere(loop, event)
+
+        self._waiting = event
+        self._steps.put(step)
+        if self._error is None:
+            await event.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _ensure_started(self) -> None:
+        if not self._hold.accepted:
+            submit_here(self._hold, copy_context())
+
+    async def _stay(self) -> None:
+        """Hold the thread, in a task. If the end of the loop cancels the task, the thread sees that by itself."""
+        await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
+
+    def _released(self) -> None:
+        """Note that nothing holds the thread any more, or that it could not start, and why."""
+        self._starts.append("released")
+        if self._starts[0] != "released":
+            self._ends.append("released")
+            if self._ends[0] == "last step":
+                self._ended.set()
+            return
+        try:
+            self._hold.future.read()
+        except cancelled_classes():
+            self._error = ended_error()
+        except BaseException as exc:
+            self._error = exc
+        self._outcome = OneShotFuture()
+        self._outcome.write(None, None)
+        self._ended.set()
+        if self._waiting is not None:
+            self._waiting.set()
+
+    def _serve(self) -> None:
+        """Do one step after another, and the last one, in the thread."""
+        self._starts.append("thread")
+        if self._starts[0] != "thread":
+            return
+        while True:
+            try:
+                step = self._steps.get(timeout=GONE_CHECK_SECONDS)
+            except Empty:
+                if not self.loop.is_gone():
+                    continue
+                step = None
+            if step is None:
+                break
+            step()
+        self._do_last()
+
+    def _do_last(self) -> None:
+        """Do the last step, and tell who waits for it, or show its error."""
+        thread_call = ThreadCall(self._helper, self._last, (), {})
+        thread_call.loop = self.loop
+        thread_call.slot = _slots.acquire_now(self.limiter)
+        thread_call.work()
+        _slots.release(thread_call.slot)
+        self._outcome = thread_call.outcome
+        heard = self.heard and not self.loop.is_gone()
+        self._ends.append("last step")
+        if self._ends[0] == "released":
+            heard = set_from_anywhere(self.loop, self._ended) and heard
+        if not heard:
+            show_error(thread_call.outcome)
