@@ -25,7 +25,8 @@ from conftest import (
 
 from unfazed.concurrency import LoopEndedError
 from unfazed.concurrency._core import _futures, _slots, _taskcall
-from unfazed.concurrency._eventloops import _workers
+from unfazed.concurrency._eventloops import _waiting, _workers
+from unfazed.concurrency._eventloops._loops import current_loop
 from unfazed.concurrency._scoped import _taskrunner, _threadrunner
 from unfazed.concurrency._threads import _threadcall
 
@@ -515,3 +516,21 @@ def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> Non
 @pytest.mark.anyio
 async def test_a_runner_that_was_never_started_can_be_left() -> None:
     _taskrunner.TaskRunner(no_last_step).leave()
+
+
+@pytest.mark.anyio
+async def test_a_thread_runner_whose_task_died_after_its_cancellation_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: leaving is cancelled. 2: the task that is to hold the thread dies before its first step, and nobody tells."""
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
+    runner, died, loop = _threadrunner.ThreadRunner("iterate_in_threadpool", int), list[bool](), current_loop()
+    runner._hold.accepted = True  # so that no task is made
+    runner._hold.task_has_ended = lambda: bool(died)
+    runner.leave()
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        loop.post(died.append, True)
+        await runner.left()
+
+    assert scope.cancelled_caught
+    assert died
