@@ -70,8 +70,8 @@ def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> Thr
     Cancellation:
         As for `run_in_threadpool`, the wait ends when the current item has been fetched. That item is not lost: the
         next step delivers it. If the iteration is left early, by `break`, an exception or cancellation, the iterator is
-        closed at once (on PyPy when it is collected): its `close()` is called, if there is one, in its thread, after the
-        current item. Nobody waits for that, except with `aclose()`, or with
+        closed at once (on PyPy when it is collected): its `close()` is called, if there is one, in its thread, after
+        the current item. Nobody waits for that, except with `aclose()`, or with
         `async with aclosing(iterate_in_threadpool(...)) as items`.
 
     Returns:
