@@ -511,6 +511,53 @@ def test_async_code_that_calls_thread_sensitive_code_stays_in_its_thread(inner: 
     assert "run_in_eventloop_sync(work)" in migrated(source, NO_AFFINITY).new.decode()
 
 
+@pytest.mark.parametrize(
+    "of_orm",
+    [
+        "from shop.models import Order",
+        "from .models.order import Order",
+        "from . import models",
+        "import shop.models",
+        "from django.db import transaction",
+        "import django.db.transaction as t",
+        "from django.shortcuts import get_object_or_404",
+        "from django.contrib.auth import get_user_model",
+        "from django.test import TestCase",
+        "from channels.db import database_sync_to_async",
+        "from unfazed_compat.django import database_sync_to_async",
+        "def orders(): return Order.objects.all()",
+        "Order = apps.get_model('shop', 'Order')",
+        "@pytest.mark.django_db\ndef test(): pass",
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "async_to_sync(notify)(1)",
+        "notify_sync = async_to_sync(notify)",
+        "def f():\n    @async_to_sync\n    async def inner(): pass\n    inner()",
+    ],
+)
+def test_calls_of_async_code_stay_in_their_thread_where_it_may_have_a_transaction(of_orm: str, call: str) -> None:
+    """The background event loop has threads of its own, in which the transaction is not seen."""
+    source = f"from unfazed_compat.asgiref import async_to_sync\n{of_orm}\n{call}\n"
+    result = migrated(source, NATIVE)
+
+    assert call in result.new.decode()
+    assert "this file uses Django's ORM: `async_to_sync` stays" in reasons(result)
+    assert result.counts["in_orm"] == 1
+    assert "unfazed.concurrency import" in migrated(source, NO_AFFINITY).new.decode()
+
+
+@pytest.mark.parametrize(
+    "other", ["from django.http import HttpResponse", "from shop import remodels", "import djangos.db", "x.object = 1"]
+)
+def test_what_is_not_of_the_orm_keeps_no_call(other: str) -> None:
+    source = f"{ASYNC_HEAD}{other}\nasync_to_sync(notify)(1)\n"
+
+    assert "run_in_eventloop_sync(notify, 1)" in migrated(source, NATIVE).new.decode()
+
+
 def test_names_that_other_files_need_stay() -> None:
     source = "from asgiref.sync import sync_to_async\nsync_to_async(f, thread_sensitive=False)()\n"
     result = migrated(source, Options(native=True, patched=frozenset({"sync_to_async"})))

@@ -118,6 +118,18 @@ def test_findings_are_named_by_file_and_line(capsys: pytest.CaptureFixture[str])
     assert output.endswith("1 place left alone, named above\n")
 
 
+def test_calls_that_stay_beside_the_orm_are_listed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    head = "from unfazed_compat.asgiref import async_to_sync\nfrom shop.models import Order\n"
+    write("a.py", f"{head}async_to_sync(f)()\nasync_to_sync(g)()\n")
+    write("b.py", f"{head}async_to_sync(f)()\n")
+    _command.main(["--native", "--write", "."])
+
+    output = capsys.readouterr().out
+    assert "a.py:3: this file uses Django's ORM: `async_to_sync` stays" in output
+    assert "3 calls of `async_to_sync` in files that use Django's ORM left to the adapter: --no-affinity" in output
+    assert output.endswith("3 places left alone, named above\n")
+
+
 def test_no_affinity_is_for_its_paths() -> None:
     for name in ("a/b.py", "c.py", "d.py"):
         write(name, f"{OLD}sync_to_async(f)()\n")

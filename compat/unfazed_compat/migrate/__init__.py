@@ -8,6 +8,7 @@
 | the default changes no meaning | names of asgiref and channels come from our adapters: only imports change |
 | names are resolved, never guessed | by libcst's scopes; what could be something else is left and reported |
 | what is thread-sensitive stays so | `--native` leaves it to the adapter, but in paths named by `--no-affinity` |
+| what is inside a transaction stays in it | so it leaves `async_to_sync` in files that use Django's ORM, and lists it |
 | twice is as good as once | what has moved is not touched again |
 
 With `--native`, context variables that a function sets do not come back to its caller any more. Where that can be seen
@@ -20,6 +21,7 @@ in the same file, the call is left and reported.
     _mentions.py   what files say about each other's names
     _source.py     one file: what it is, and what becomes of it
     _module.py     a parsed file: scopes, parents, lines
+    _orm.py        whether a file uses Django's ORM
     _origins.py    the names that move, and where to
     _bindings.py   what an import binds, and every use of it
     _findings.py   what is reported and not rewritten

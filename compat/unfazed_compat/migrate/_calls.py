@@ -29,6 +29,10 @@ _WRAPPERS = ("sync_to_async", "database_sync_to_async", "async_to_sync")
 # What wrappers of asgiref have, and ours have not.
 _ATTRIBUTES = frozenset({"_executor", "_thread_sensitive", "awaitable", "context", "force_new_loop", "func"})
 
+_MAY_BE_IN_TRANSACTION = (
+    "this file uses Django's ORM: `async_to_sync` stays, for it keeps thread-sensitive code in the calling thread, and "
+    "so in its transaction"
+)
 _SETS_CONTEXT = "it sets context variables, which native helpers do not bring back"
 
 
@@ -121,6 +125,9 @@ def _plan_native(plan: Plan, site: _Site, affine: set[cst.CSTNode]) -> str:
     if site.call is not None and loses_comment(site.call, site.wrapping):
         return "a comment is in the way"
     if name == "async_to_sync":
+        if not plan.options.no_affinity and plan.uses_orm:
+            plan.counts["in_orm"] += 1
+            return _MAY_BE_IN_TRANSACTION
         return _plan_loop(plan, site, site.wrapping, affine)
     return _plan_thread(plan, site, site.wrapping)
 

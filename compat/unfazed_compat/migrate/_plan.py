@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import libcst as cst
@@ -11,6 +12,7 @@ from libcst.metadata import Assignment
 
 from ._module import full_name
 from ._origins import NATIVE
+from ._orm import uses_orm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +54,11 @@ class Plan:
     _statements: dict[cst.CSTNode, Sequence[cst.BaseSmallStatement]] = field(
         default_factory=dict[cst.CSTNode, "Sequence[cst.BaseSmallStatement]"]
     )
+
+    @cached_property
+    def uses_orm(self) -> bool:
+        """Whether the file uses Django's ORM."""
+        return uses_orm(self.module)
 
     def report(self, node: cst.CSTNode, reason: str) -> None:
         finding = Finding(self.module.line(node), reason)

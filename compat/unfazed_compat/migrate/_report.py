@@ -27,6 +27,12 @@ _KINDS = {
     "iterators": "iterator",
 }
 
+# What is counted though it does not change, and what is said of it.
+_LEFT = {
+    "stays": "thread-sensitive call",
+    "in_orm": "call of `async_to_sync` in files that use Django's ORM",
+}
+
 
 class Report:
     """Writes to the user: results on stdout, or where it is told, progress and errors on stderr."""
@@ -59,15 +65,16 @@ class Report:
         counts: Counter[str] = Counter()
         changed = findings = 0
         for result in results:
-            counts.update(result.counts if result.old != result.new else {"stays": result.counts.get("stays", 0)})
+            counts.update({kind: n for kind, n in result.counts.items() if result.old != result.new or kind in _LEFT})
             changed += result.old != result.new
             findings += len(result.findings)
         said = [_count(counts[kind], name) for kind, name in _KINDS.items() if counts[kind]]
         verb = "changed" if written else "to change"
         self._print(f"{_count(changed, 'file')} of {looked_at} {verb}{': ' if said else ''}{', '.join(said)}", "bold")
-        if counts["stays"]:
-            calls = _count(counts["stays"], "thread-sensitive call")
-            self._print(f"{calls} left to the adapter: --no-affinity names paths that need no thread of their own")
+        for kind, name in _LEFT.items():
+            if counts[kind]:
+                calls = _count(counts[kind], name)
+                self._print(f"{calls} left to the adapter: --no-affinity names paths that need no thread of their own")
         if findings:
             self._print(f"{_count(findings, 'place')} left alone, named above")
 
@@ -82,7 +89,8 @@ class Report:
 
 
 def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    first, *others = name.split(" of ", 1)
+    return " of ".join([f"{number} {first}{'' if number == 1 else 's'}", *others])
 
 
 def _lines(source: bytes) -> list[str]:
