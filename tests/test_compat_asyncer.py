@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.from_thread
@@ -20,8 +20,13 @@ import anyio.to_thread
 import pytest
 import unfazed_compat.asyncer as ours
 from conftest import Blocking, captured, in_plain_thread, let_others_run, limit_threads
+from starlette.responses import Response
+from starlette.routing import Route
 
 from unfazed.concurrency import LoopThreadError, WrongFunctionError, count_abandoned_threads, run_in_threadpool
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -143,10 +148,39 @@ def test_asyncify_refuses_async_functions() -> None:
         ours.asyncify(async_work)
 
 
-def test_asyncify_has_a_twin_for_sync_code() -> None:
-    call: Any = ours.asyncify(work)
+class Shop:
+    def price(self, item: int) -> int:
+        return 10 * item
 
-    assert call.sync(1) == ((1,), {}, "unset", False)
+    async_price = ours.asyncify(price)
+
+
+@pytest.mark.anyio
+async def test_asyncify_returns_a_real_async_function() -> None:
+    """Frameworks ask for functions: Starlette's `Route` takes anything else for an ASGI application."""
+    assert all(map(inspect.isfunction, (ours.asyncify(work), ours.asyncify(partial(work)))))
+    assert ours.asyncify(partial(work, 1)).__name__ == "work"
+    assert inspect.ismethod(Shop().async_price)
+    assert await Shop().async_price(2) == 20
+
+
+@pytest.mark.anyio
+async def test_asyncify_makes_an_endpoint_of_a_sync_function() -> None:
+    def show(request: Request) -> Response:
+        return Response(request.url.path)
+
+    route = Route("/shop", ours.asyncify(show))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        pytest.fail("nothing is to be read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await route.handle({"type": "http", "method": "GET", "path": "/shop", "headers": []}, receive, send)
+
+    assert (sent[0]["status"], sent[1]["body"]) == (200, b"/shop")
 
 
 # syncify

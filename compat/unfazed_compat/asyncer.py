@@ -3,7 +3,8 @@
 | promise of asyncer 0.0.18 (https://asyncer.tiangolo.com) | kept |
 |---|---|
 | the functions that they return take what the original takes, and are typed so | yes |
-| … and have its name and docstring | yes; those of `asyncify` have a `.sync` twin as well |
+| … and have its name and docstring | yes |
+| … and are real functions, `async def` ones from `asyncify`, which frameworks ask for (Starlette's `Route`) | yes |
 | `asyncify` runs a function in a worker thread, in a copy of the caller's context | yes |
 | … at most as many at once as `limiter`, or else anyio's default one, says | yes, from all loops and threads together |
 | `abandon_on_cancel`: a cancelled call leaves its thread behind | yes; it keeps its slot until it ends |
@@ -51,7 +52,7 @@ def asyncify(
 ) -> Callable[P, Awaitable[T]]:
     """Make an async function of a sync one, which it calls in a worker thread.
 
-    `in_threadpool`, which it returns the result of, documents the cancellation and the errors.
+    `in_threadpool` documents the cancellation and the errors; what that returns has a `.sync` twin as well.
 
     Args:
         function: A sync function.
@@ -70,7 +71,15 @@ def asyncify(
             "write `abandon_on_cancel=` instead"
         )
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return in_threadpool(function, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
+    dual: Any = in_threadpool(function, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = await dual(*args, **kwargs)
+        return result
+
+    call.__name__, call.__qualname__ = dual.__name__, dual.__qualname__  # which a `partial` has not
+    return call
 
 
 def syncify(async_function: Callable[P, Coroutine[Any, Any, T]], raise_sync_error: bool = True) -> Callable[P, T]:

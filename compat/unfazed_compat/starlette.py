@@ -18,6 +18,9 @@
 | … in another thread and another context, perhaps | no: in those of its entry |
 | … with the exception, which it can suppress | yes |
 | asyncio and trio | yes |
+
+Starlette's `Route` takes whatever is no function for an ASGI application, and so a dual callable (`in_threadpool(f)`).
+Give it an `async def` that awaits that, or `unfazed_compat.asyncer.asyncify(f)`. FastAPI takes dual callables.
 """
 
 from __future__ import annotations
