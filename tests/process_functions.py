@@ -62,6 +62,27 @@ def fail_in_group() -> NoReturn:
     raise ExceptionGroup("group", [ValueError(1), KeyError(2)])
 
 
+class WorkerOnlyError(Exception):
+    def __reduce__(self) -> tuple[object, ...]:
+        return _only_in_process, (os.getpid(),)
+
+
+def raise_group() -> NoReturn:
+    inner = ExceptionGroup("some of them", [TwoArgumentError(3, 4), KeyError("key")])
+    raise ExceptionGroup("all of them", [ValueError(1), TwoArgumentError(1, 2), inner, WorkerOnlyError()])
+
+
+def local_object() -> object:
+    class Local:
+        pass
+
+    return Local()
+
+
+def echo_of_one(value: object) -> object:
+    return value
+
+
 def returns_coroutine() -> object:
     return async_function()
 

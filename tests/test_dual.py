@@ -282,15 +282,6 @@ def test_the_representation_names_the_decorator_and_the_function(
     assert repr(wrap(func).sync).endswith(".sync")
 
 
-def test_the_representation_has_the_options_as_they_were_written() -> None:
-    assert repr(in_threadpool(len)) == f"<in_threadpool() of {len!r}>"
-    assert repr(in_threadpool(len, abandon_on_cancel=True, timeout=5)) == (
-        f"<in_threadpool(abandon_on_cancel=True, timeout=5) of {len!r}>"
-    )
-    with ThreadPoolExecutor(1) as executor:
-        assert repr(in_executor(executor, timeout=5)(len)) == f"<in_executor({executor!r}, timeout=5) of {len!r}>"
-
-
 # What they wrap
 
 

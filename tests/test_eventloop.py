@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import importlib.util
+import math
+import pickle
+import sys
 import threading
 import traceback
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.from_thread
@@ -25,7 +31,9 @@ from unfazed.concurrency import (
     LoopStartError,
     LoopStateError,
     LoopThreadError,
+    NotSendableError,
     WrongFunctionError,
+    WrongOptionError,
     configure_background_eventloop,
     run_in_eventloop,
     run_in_eventloop_sync,
@@ -35,6 +43,9 @@ from unfazed.concurrency import (
 )
 from unfazed.concurrency._core import _slots
 from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 trio_only = pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="trio is not installed")
 
@@ -88,7 +99,7 @@ def test_anything_that_gives_an_awaitable_will_do(caller: Caller) -> None:
 
 
 def test_sync_functions_are_refused_with_the_right_call(caller: Caller) -> None:
-    instead = "run_in_threadpool" if caller.kind == "async" else "run_in_threadpool_sync"
+    instead = "await run_in_threadpool" if caller.kind == "async" else "run_in_threadpool_sync"
 
     with pytest.raises(WrongFunctionError, match=rf"`{instead}\(len, ...\)`"):
         caller("eventloop", len, "abc")
@@ -199,8 +210,22 @@ async def test_a_thread_whose_own_loop_runs_is_refused(helper: Any, instead: str
     with pytest.raises(LoopThreadError) as caught:
         helper(print)
 
-    assert instead in str(caught.value)
-    assert "notebook" in str(caught.value)
+    assert f"`{instead}` here" in str(caught.value)
+    assert "or call the sync function that this is in with `await run_in_threadpool(...)` further up" in str(
+        caught.value
+    )
+    assert "notebook" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shell", [None, object()])
+def test_a_notebook_is_named_only_where_ipython_runs(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    ipython = ModuleType("IPython")
+    monkeypatch.setattr(ipython, "get_ipython", lambda: shell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+    text = str(LoopThreadError("f.sync", "await f(...)"))
+
+    assert ("in a notebook, `await` works at the top level of a cell" in text) == (shell is not None)
 
 
 @pytest.mark.anyio
@@ -366,15 +391,67 @@ def test_it_is_configured_before_its_first_use_only(background: Any) -> None:
 
 
 def test_settings_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LoopStateError, match=r"configure_background_eventloop.*must be one of.*not 'curio'"):
+    with pytest.raises(WrongOptionError, match=r"configure_background_eventloop.*must be one of.*not 'curio'"):
         configure_background_eventloop(backend="curio")
-    with pytest.raises(LoopStateError, match=r"EventLoopThread.*'curio'"):
+    with pytest.raises(ValueError, match=r"EventLoopThread.*'curio'"):
         EventLoopThread("curio")
     monkeypatch.setenv("UNFAZED_BACKEND", "curio")
-    with pytest.raises(LoopStateError, match="environment variable UNFAZED_BACKEND"):
+    with pytest.raises(WrongOptionError, match="environment variable UNFAZED_BACKEND"):
         run_in_eventloop_sync(echo)
     monkeypatch.setenv("UNFAZED_BACKEND", "")
     assert run_in_eventloop_sync(echo, 1) == ((1,), {})
+
+
+def test_backend_options_are_checked_at_once(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """With asyncio, anyio takes no notice of those that it does not know."""
+    backend, _ = anyio_backend
+    for make in (partial(EventLoopThread, backend), partial(configure_background_eventloop, backend=backend)):
+        with pytest.raises(WrongOptionError, match=rf"has no option 'polici' with {backend}: they are \w+"):
+            make(backend_options={"polici": 1})
+        wrong: Any = "use_uvloop"
+        with pytest.raises(WrongOptionError, match=r"\(backend_options=...\) must be a dict"):
+            make(backend_options=wrong)
+        make(backend_options={})
+
+
+def test_options_of_a_backend_that_is_not_there_are_its_own_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trio", None)
+
+    assert not EventLoopThread("trio", {"clock": 1}).is_running()
+
+
+@pytest.mark.parametrize("timeout", [-1, "x", True])
+def test_a_timeout_of_stop_is_checked(timeout: Any) -> None:
+    with EventLoopThread() as loop, pytest.raises(WrongOptionError, match=r"stop\(timeout=...\) must be a number"):
+        loop.stop(timeout)
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    name: Any = 5
+    with pytest.raises(WrongOptionError, match=r"EventLoopThread\(name=...\) must be a string, or None, not 5"):
+        EventLoopThread(name=name)
+
+
+def test_stop_takes_any_number_of_seconds() -> None:
+    loop = EventLoopThread()
+    loop.start()
+
+    loop.stop(math.inf)
+
+    assert not loop.is_running()
+
+
+@pytest.mark.parametrize("copy_it", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loop_thread_cannot_be_copied(copy_it: Callable[[object], object]) -> None:
+    with pytest.raises(NotSendableError, match=r"<EventLoopThread.*> can be neither copied nor pickled"):
+        copy_it(EventLoopThread())
+
+
+def test_what_is_private_is_not_shown() -> None:
+    shown = dir(EventLoopThread())
+
+    assert {"run_sync", "native", "__class__"} <= {*shown}
+    assert not [name for name in shown if name.startswith("_") and not name.startswith("__")]
 
 
 def test_the_environment_chooses_the_backend(
@@ -413,7 +490,7 @@ def test_uvloop_is_a_backend_option() -> None:
 def test_a_loop_thread_lasts_for_its_block(anyio_backend: tuple[str, dict[str, Any]]) -> None:
     backend, options = anyio_backend
     loop = EventLoopThread(backend, options, "my-loop")
-    assert repr(loop) == f"<EventLoopThread 'my-loop' on {backend}, not started>"
+    assert repr(loop) == f"<EventLoopThread('{backend}', name='my-loop'), not started>"
     with pytest.raises(LoopStateError, match="has not been started"):
         loop.run_sync(echo)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast, overload
 
 from anyio import CapacityLimiter
 from typing_extensions import assert_type
@@ -183,13 +183,109 @@ async def methods(holder: Holder) -> None:
     assert_type(await Holder.async_of_class("a"), list[int])
 
 
+# Subclasses and protocols
+
+
+class Reader(Protocol):
+    async def read(self, path: str) -> bytes: ...
+    async def fetch(self, url: str) -> list[int]: ...
+    async def of_class(self, path: str) -> bytes: ...
+
+
+class SubHolder(Holder):
+    @in_threadpool  # pyright takes what a subclass adds for another type
+    def read(self, path: str, *, size: int = 1, more: int = 2) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise NotImplementedError
+
+    @in_eventloop(timeout=1)
+    async def fetch(self, url: str) -> list[int]:
+        raise NotImplementedError
+
+
+class SameHolder(Holder):
+    @in_threadpool(timeout=1)
+    def read(self, path: str, *, size: int = 1) -> bytes:
+        raise NotImplementedError
+
+    @in_eventloop
+    async def fetch(self, url: str) -> list[int]:
+        raise NotImplementedError
+
+
+def takes_reader(reader: Reader) -> None:
+    takes_reader(Holder())
+    takes_reader(SameHolder())
+
+
+class InOrder:
+    """Wrappers above `@classmethod`, and the recipe for static methods."""
+
+    @in_threadpool
+    @classmethod
+    def of_class(cls, path: str) -> bytes:
+        raise NotImplementedError
+
+    @in_eventloop(timeout=1)
+    @classmethod
+    async def async_of_class(cls, url: str) -> list[int]:
+        raise NotImplementedError
+
+    static = in_threadpool(staticmethod(read_static))
+
+
+async def in_order() -> None:
+    assert_type(await InOrder.of_class("a"), bytes)
+    assert_type(InOrder().of_class.sync("a"), bytes)
+    assert_type(await InOrder().async_of_class("a"), list[int])
+    assert_type(InOrder.async_of_class.sync("a"), list[int])
+    assert_type(InOrder.static.sync("a"), bytes)
+    assert_type(await InOrder().static("a"), bytes)
+
+    await InOrder.of_class(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Overloads: checkers give a wrapper the first one alone. The recipe: one wrapper for each.
+
+
+@overload
+def parse(text: str) -> int: ...
+@overload
+def parse(text: bytes) -> float: ...
+def parse(text: str | bytes) -> int | float:
+    raise NotImplementedError
+
+
+class Parse(Protocol):
+    @overload
+    async def __call__(self, text: str) -> int: ...
+    @overload
+    async def __call__(self, text: bytes) -> float: ...
+    @property
+    def sync(self) -> ParseSync: ...
+
+
+class ParseSync(Protocol):
+    @overload
+    def __call__(self, text: str) -> int: ...
+    @overload
+    def __call__(self, text: bytes) -> float: ...
+
+
+async def overloads() -> None:
+    assert_type(in_threadpool(parse).sync("1"), int)
+    parse_in_threadpool = cast("Parse", in_threadpool(parse))
+    assert_type(parse_in_threadpool.sync("1"), int)
+    assert_type(parse_in_threadpool.sync(b"1"), float)
+    assert_type(await parse_in_threadpool(b"1"), float)
+
+
 async def wrong_arguments(holder: Holder) -> None:
     await decorated(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     decorated.sync("a", length=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await decorated_with_options()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     decorated_async.sync(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     holder.read.sync(holder, "a")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
-    await Holder.read("a")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    await Holder.read("a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await holder.static(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Holder.of_class.sync()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     in_threadpool(read, kill_on_cancel=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]

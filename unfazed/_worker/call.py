@@ -99,8 +99,25 @@ def _error(exc: BaseException, kind: str = ERROR) -> list[bytes]:
         packed = pickle.dumps((kind, exc, text), channel.PROTOCOL)
         pickle.loads(packed)  # an exception whose constructor takes other arguments than it passes on fails here
     except BaseException:  # whatever its `__reduce__` raises
-        return _outcome(UNREADABLE_ERROR if kind == ERROR else kind, _summary_of(exc), text)
+        return _outcome(UNREADABLE_ERROR if kind == ERROR else kind, _legible(exc), text)
     return channel.in_frame(channel.OUTCOME, [packed])
+
+
+def _legible(exc: BaseException) -> object:
+    """Return the type and text of *exc*; of a group what it says, and its members: each pickled if it can be."""
+    members: tuple[BaseException, ...] | None = getattr(exc, "exceptions", None)
+    if not isinstance(members, tuple) or not hasattr(exc, "derive"):  # what a group has on each Python
+        return _summary_of(exc)
+    return str(getattr(exc, "message", "")), [_pickled(member) or _legible(member) for member in members]
+
+
+def _pickled(exc: BaseException) -> bytes | None:
+    try:
+        packed = pickle.dumps(exc, channel.PROTOCOL)
+        pickle.loads(packed)
+    except BaseException:  # as above
+        return None
+    return packed
 
 
 def _text_of(exc: BaseException) -> str:

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
+import inspect
+import pickle
+from reprlib import repr as short_repr
+from types import CoroutineType, MethodType
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
-from ._core._checks import Dual, name_of
+from anyio import CapacityLimiter
+
+from ._core._checks import Dual, name_of, refuse_options, visible_names
+from ._core._errors import NotSendableError, WrongFunctionError
 from ._core._references import found_by_name, owner_of
 from ._eventloops._background import EventloopPlace
 from ._executors import ExecutorPlace
@@ -23,17 +30,22 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Concatenate
 
-    from anyio import CapacityLimiter
     from typing_extensions import Self, TypedDict, Unpack
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Owner = TypeVar("Owner")
 
 
 # What `inspect` and `asyncio` mark functions with that are to be taken for async ones.
 _COROUTINE_FUNCTION_MARKS = ("_is_coroutine_marker", "_is_coroutine")
+
+
+def _as_coroutine_function(func: Any) -> CodeType:
+    code: CodeType = func.__code__
+    return code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
 
 
 class _Place(Protocol):
@@ -46,6 +58,16 @@ class _Place(Protocol):
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+_PLACES: Final[dict[type, str]] = {
+    ThreadPlace: "in_threadpool",
+    ProcessPlace: "in_processpool",
+    ExecutorPlace: "in_executor",
+    EventloopPlace: "in_eventloop",
+}
 
 
 class _Twin(Generic[P, T]):
@@ -60,6 +82,14 @@ class _Twin(Generic[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         result: T = self._dual._place.run_sync(self._dual._func, args, kwargs)
         return result
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
+        """Bind the function as it would be without this. What has this method is a routine for `help`."""
+        bind: Any = self._dual.__get__
+        dual = bind(instance, owner)
+        return self if dual is self._dual else _Twin(dual)
+
+    __dir__ = visible_names
 
     def __repr__(self) -> str:
         return f"{self._dual!r}.sync"
@@ -80,17 +110,39 @@ class DualCallable(Dual, Generic[P, T]):
         `await read(path)` in async code, `read.sync(path)` in sync code
     """
 
-    __slots__ = ("_func", "_place")  # not in the `__dict__`, which takes what the function has in its own
+    if TYPE_CHECKING:  # as in `Dual`
+        __name__: str
+        __qualname__: str
+        _unbound: Any
 
-    def __init__(self, place: _Place, func: Callable[P, Any]) -> None:
+    # not in the `__dict__`, which takes what the function has in its own
+    __slots__ = ("_func", "_place", "_unbound")  # the last one: only if it is bound
+
+    def __new__(cls, place: _Place | DualCallable[..., Any], func: Callable[P, Any]) -> Self:
+        """Make one; or bind one, where it is called as the class of a method is: with a function and an object."""
+        if type(place) in _PLACES:
+            return super().__new__(cls)
+        if not isinstance(place, DualCallable):
+            raise WrongFunctionError(
+                "DualCallable() expected what in_threadpool(), in_processpool(), in_executor() and in_eventloop() give "
+                "it: call one of these"
+            )
+        dual: Any = cast("Any", place)
+        bound: Self = dual.__get__(None, func) if isinstance(dual._func, classmethod) else dual.__get__(func)
+        return bound
+
+    def __init__(self, place: _Place | DualCallable[..., Any], func: Callable[P, Any]) -> None:
+        if isinstance(place, DualCallable):
+            return
         _copy_metadata(self, func)
         self._place = place
         self._func = func
 
-    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]:
         """Call the function from async code and await its result."""
-        result: T = await self._place.run(self._func, args, kwargs)
-        return result
+        coroutine: Any = self._place.run(self._func, args, kwargs)
+        coroutine.__name__, coroutine.__qualname__ = self.__name__, self.__qualname__  # where it is never awaited
+        return cast("CoroutineType[Any, Any, T]", coroutine)
 
     @property
     def sync(self) -> Callable[P, T]:
@@ -98,8 +150,8 @@ class DualCallable(Dual, Generic[P, T]):
         return _Twin(self)
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
-    # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12.
-    __code__: CodeType = cast("Any", __call__).__code__
+    # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12. Nobody runs this code.
+    __code__: CodeType = _as_coroutine_function(__call__)
     __defaults__ = None
     __kwdefaults__ = None
 
@@ -117,14 +169,37 @@ class DualCallable(Dual, Generic[P, T]):
         func = bind(self._func, instance, owner)
         return self if func is self._func else self._rebound(func)
 
+    # What a bound method has, so that `weakref.WeakMethod` takes it for one, and signals that use it (Django's) do. A
+    # weak reference to what is bound would be dead at once.
+
+    @property
+    def __self__(self) -> object:
+        """What the function is bound to."""
+        bound: Any = self._func if self.__func__ is not None else None
+        return bound.__self__
+
+    @property
+    def __func__(self) -> Any:
+        """What has been bound."""
+        return self._unbound
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Have `help` of a class say what each of its methods is."""
+        if self.__qualname__ == f"{owner.__qualname__}.{name}":
+            _add_line(self.__dict__, f"`await {name}(...)` in async code, `{name}.sync(...)` in sync code.")
+
     def _rebound(self, func: Any) -> Self:
         bound: Any = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound.__dict__["__wrapped__"] = func
         bound._place = self._place
         bound._func = func
+        bound._unbound = self
         rebound: Self = bound
         return rebound
+
+    def __copy__(self) -> Self:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy what the function is bound to, as for a function: where it runs, with its limiter, is shared."""
@@ -139,8 +214,16 @@ class DualCallable(Dual, Generic[P, T]):
     def __hash__(self) -> int:
         return hash((id(self._place), self._func))
 
+    __dir__ = visible_names
+
     def __repr__(self) -> str:
-        return f"<{self._place!r} of {self._func!r}>"
+        func: Any = self._func
+        name = name_of(func)
+        if isinstance(func, (classmethod, staticmethod)):
+            name = f"{'class' if isinstance(func, classmethod) else 'static'}method({name})"
+        bound = f", of {short_repr(func.__self__)}" if isinstance(func, MethodType) else ""
+        helper, first, options = _described(self._place)
+        return f"<{helper}({', '.join([*first, name])}){''.join(f', {option}' for option in options)}{bound}>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         func: Any = self._func
@@ -149,6 +232,12 @@ class DualCallable(Dual, Generic[P, T]):
             return cast("str", func.__qualname__)
         if found == self:  # a method: looked up, it is another one each time
             return getattr, (owner_of(func), func.__name__)
+        for name, value in _options_of(self._place).items():
+            if isinstance(value, CapacityLimiter) or not _can_be_pickled(value):
+                raise NotSendableError(
+                    f"{self!r} cannot be pickled with its `{name}`, which stays in this process: decorate a function "
+                    f"at the top level of a module, which is pickled by its name, or wrap it where it is called"
+                )
         return DualCallable, (self._place, self._func)
 
 
@@ -163,10 +252,59 @@ class DualMethod(Generic[P, T]):
         )  # no copy in a `__dict__`
         self._dual = dual
 
+    if TYPE_CHECKING:  # what it is where it is looked up: protocols ask here
+
+        @property
+        def sync(self) -> Callable[P, T]: ...
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Have `help` of a class say what each of its methods is."""
+        self._dual.__set_name__(owner, name)
+        self.__dict__["__doc__"] = self._dual.__doc__
+
+    __dir__ = visible_names
+
+    def __repr__(self) -> str:
+        return repr(self._dual)
+
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
         """Bind the method as it would be without this."""
         bound: Any = self._dual.__get__(instance, owner)
         return cast("DualCallable[P, T]", bound)
+
+
+if TYPE_CHECKING:
+    # What checkers see of a decorated function in a class. They know it by the name of its first parameter, and get
+    # its type without that one: or else no subclass could override it for them, and no protocol would know it.
+
+    class _TakesSelf(Protocol[P, T_co]):
+        def __call__(
+            _me,  # noqa: N805
+            self: Any,
+            *args: P.args,
+            **kwargs: P.kwargs,
+        ) -> T_co: ...
+
+    class _TakesCls(Protocol[P, T_co]):
+        def __call__(
+            _me,  # noqa: N805
+            cls: Any,
+            *args: P.args,
+            **kwargs: P.kwargs,
+        ) -> T_co: ...
+
+    class _Method(Generic[P, T]):
+        """A dual callable for a method, from where it is looked up on."""
+
+        @property
+        def sync(self) -> Callable[P, T]: ...
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
+        @overload
+        def __get__(self, instance: None, owner: type, /) -> DualCallable[Concatenate[Any, P], T]: ...
+        @overload
+        def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
 
 
 def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
@@ -177,6 +315,7 @@ def _copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
     if hasattr(inner, "__name__"):
         functools.update_wrapper(dual, inner)
         dual.__annotations__ = _annotations_of(inner)
+        dual.__dict__.setdefault("__qualname__", dual.__name__)
     else:  # an object that can be called; its attributes are its own
         dual.__annotations__ = _annotations_of(type(inner).__call__)
         dual.__doc__ = inner.__doc__
@@ -198,8 +337,44 @@ def _annotations_of(func: object) -> dict[str, Any]:
     return annotations
 
 
-def _make(place: _Place, func: Any) -> Any:
+def _add_line(attributes: dict[str, Any], line: str) -> None:
+    doc: str | None = attributes["__doc__"]
+    if doc is None or line not in doc:
+        attributes["__doc__"] = f"{inspect.cleandoc(doc)}\n\n{line}" if doc else line
+
+
+def _options_of(place: Any) -> dict[str, Any]:
+    """Return the options of *place* that are not as they are by default."""
+    defaults = place._field_defaults
+    return {name: value for name, value in place._asdict().items() if value is not defaults.get(name, place)}
+
+
+def _described(place: Any) -> tuple[str, list[str], list[str]]:
+    """Return a helper's name, what it takes before the function, and its options, as the user has written them."""
+    options = _options_of(place)
+    executor = options.pop("executor", None)
+    said = [f"{name}={_said(value)}" for name, value in options.items()]
+    return _PLACES[type(place)], [] if executor is None else [type(executor).__name__], said
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, CapacityLimiter):
+        return f"CapacityLimiter({value.total_tokens:g})"
+    return name_of(value) if callable(value) else short_repr(value)
+
+
+def _can_be_pickled(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _make(place: _Place, func: Any, others: dict[str, object]) -> Any:
     """Return the dual callable for *func*, or the decorator that makes one of what it is given."""
+    if others:
+        refuse_options(_PLACES[type(place)], others)
     place.check()
     return _Decorator(place) if func is None else _wrap(place, func)
 
@@ -219,11 +394,19 @@ class _Decorator:
         self._place = place
 
     @overload
-    def __call__(self, func: classmethod[Any, P, T] | staticmethod[P, T], /) -> DualMethod[P, T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, func: _TakesSelf[P, T], /) -> _Method[P, T]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T], /) -> DualMethod[P, T]: ...
     @overload
     def __call__(self, func: Callable[P, T], /) -> DualCallable[P, T]: ...
     def __call__(self, func: Any, /) -> Any:
         return _wrap(self._place, func)
+
+    __dir__ = visible_names
+
+    def __repr__(self) -> str:
+        helper, first, options = _described(self._place)
+        return f"<{helper}({', '.join([*first, *options])})>"
 
 
 if TYPE_CHECKING:
@@ -232,8 +415,14 @@ if TYPE_CHECKING:
         """The same for async functions."""
 
         @overload
-        def __call__(  # type: ignore[overload-overlap]
-            self, func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, func: _TakesSelf[P, Awaitable[T]], /
+        ) -> _Method[P, T]: ...
+        @overload
+        def __call__(
+            self,
+            func: _TakesCls[P, Awaitable[T]] | classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]],
+            /,
         ) -> DualMethod[P, T]: ...
         @overload
         def __call__(self, func: Callable[P, Awaitable[T]], /) -> DualCallable[P, T]: ...
@@ -260,8 +449,14 @@ if TYPE_CHECKING:
 
 
 @overload
-def in_threadpool(  # type: ignore[overload-overlap]
-    func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ThreadOptions]
+def in_threadpool(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, T], /, **options: Unpack[_ThreadOptions]
+) -> _Method[P, T]: ...
+@overload
+def in_threadpool(
+    func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
+    /,
+    **options: Unpack[_ThreadOptions],
 ) -> DualMethod[P, T]: ...
 @overload
 def in_threadpool(func: Callable[P, T], /, **options: Unpack[_ThreadOptions]) -> DualCallable[P, T]: ...
@@ -275,6 +470,7 @@ def in_threadpool(
     abandon_on_cancel: bool = False,
     timeout: float | None = None,
     context: Context | None = None,
+    **others: object,
 ) -> Any:
     """Make a dual callable that runs a sync function in a worker thread; also a decorator.
 
@@ -308,12 +504,18 @@ def in_threadpool(
     Example:
         `read = in_threadpool(read_file, limiter=disk, timeout=5)`
     """
-    return _make(ThreadPlace(limiter, abandon_on_cancel, timeout, context), func)
+    return _make(ThreadPlace(limiter, abandon_on_cancel, timeout, context), func, others)
 
 
 @overload
-def in_processpool(  # type: ignore[overload-overlap]
-    func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ProcessOptions]
+def in_processpool(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, T], /, **options: Unpack[_ProcessOptions]
+) -> _Method[P, T]: ...
+@overload
+def in_processpool(
+    func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
+    /,
+    **options: Unpack[_ProcessOptions],
 ) -> DualMethod[P, T]: ...
 @overload
 def in_processpool(func: Callable[P, T], /, **options: Unpack[_ProcessOptions]) -> DualCallable[P, T]: ...
@@ -328,6 +530,7 @@ def in_processpool(
     timeout: float | None = None,
     initializer: Callable[[], object] | None = None,
     max_calls: int | None = None,
+    **others: object,
 ) -> Any:
     """Make a dual callable that runs a sync function in a worker process; also a decorator.
 
@@ -365,12 +568,19 @@ def in_processpool(
     Example:
         `digest = in_processpool(hash_file, kill_on_cancel=True)`
     """
-    return _make(ProcessPlace(limiter, kill_on_cancel, timeout, initializer, max_calls), func)
+    return _make(ProcessPlace(limiter, kill_on_cancel, timeout, initializer, max_calls), func, others)
 
 
 @overload
-def in_executor(  # type: ignore[overload-overlap]
-    executor: Executor, func: classmethod[Any, P, T] | staticmethod[P, T], /, **options: Unpack[_ExecutorOptions]
+def in_executor(  # pyright: ignore[reportOverlappingOverload]
+    executor: Executor, func: _TakesSelf[P, T], /, **options: Unpack[_ExecutorOptions]
+) -> _Method[P, T]: ...
+@overload
+def in_executor(
+    executor: Executor,
+    func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
+    /,
+    **options: Unpack[_ExecutorOptions],
 ) -> DualMethod[P, T]: ...
 @overload
 def in_executor(
@@ -378,7 +588,7 @@ def in_executor(
 ) -> DualCallable[P, T]: ...
 @overload
 def in_executor(executor: Executor, /, **options: Unpack[_ExecutorOptions]) -> _Decorator: ...
-def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | None = None) -> Any:
+def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | None = None, **others: object) -> Any:
     """Make a dual callable that runs a sync function in an executor; also a decorator.
 
     Called as `await f(...)` it does what `run_in_executor` does, called as `f.sync(...)` what `run_in_executor_sync`
@@ -406,18 +616,26 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
     Example:
         `query = in_executor(one_thread, connection.execute, timeout=5)`
     """
-    return _make(ExecutorPlace(executor, timeout), func)
+    return _make(ExecutorPlace(executor, timeout), func, others)
 
 
 @overload
-def in_eventloop(  # type: ignore[overload-overlap]
-    func: classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]
+def in_eventloop(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]
+) -> _Method[P, T]: ...
+@overload
+def in_eventloop(
+    func: _TakesCls[P, Awaitable[T]] | classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]],
+    /,
+    **options: Unpack[_EventloopOptions],
 ) -> DualMethod[P, T]: ...
 @overload
 def in_eventloop(func: Callable[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]) -> DualCallable[P, T]: ...
 @overload
 def in_eventloop(**options: Unpack[_EventloopOptions]) -> _AsyncDecorator: ...
-def in_eventloop(func: Any = None, /, *, timeout: float | None = None, context: Context | None = None) -> Any:
+def in_eventloop(
+    func: Any = None, /, *, timeout: float | None = None, context: Context | None = None, **others: object
+) -> Any:
     """Make a dual callable of an async function; also a decorator.
 
     Called as `await f(...)` it simply runs in the current task; called as `f.sync(...)` it does what
@@ -448,4 +666,4 @@ def in_eventloop(func: Any = None, /, *, timeout: float | None = None, context: 
     Example:
         `fetch = in_eventloop(client.get, timeout=5)`
     """
-    return _make(EventloopPlace(timeout, context), func)
+    return _make(EventloopPlace(timeout, context), func, others)

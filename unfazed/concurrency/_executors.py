@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._core._checks import as_written, async_function_error, close_coroutine, name_of, require_sync, require_timeout
+from ._core._checks import (
+    async_function_error,
+    close_coroutine,
+    explain,
+    name_of,
+    require_sync,
+    require_timeout,
+)
 from ._core._errors import ExecutorError, WrongFunctionError
 from ._core._futures import OneShotFuture
 from ._core._references import to_send
@@ -58,6 +65,8 @@ def _runs_in_our_threads(executor: Executor) -> bool:
 class ExecutorCall(Generic[T]):
     """One call in an executor."""
 
+    _never_started = False  # as far as the executor can tell
+
     def __init__(
         self,
         executor: Executor,
@@ -78,7 +87,7 @@ class ExecutorCall(Generic[T]):
         Who wakes us: the executor, which ends every future that it has accepted. Cancelled before the function has
         begun, it never begins. Cancelled later, we wait for its end, at most until the timeout.
         """
-        return lending(within(self._timeout, self._run))
+        return lending(within(self._timeout, self._run, self._what_it_waits_for))
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         executor, loop, event = self._executor, current_loop(), Event()
@@ -101,8 +110,14 @@ class ExecutorCall(Generic[T]):
         future.add_done_callback(lambda _: wake())
         if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
             wake()
-        await wait_for_end(event, future.cancel, timer)
-        return _outcome(future, executor, self._func)
+        await wait_for_end(event, partial(self._cancel, future), timer)
+        return _outcome(future, executor, self._func, self._kwargs)
+
+    def _cancel(self, future: Future[T]) -> None:
+        self._never_started = future.cancel()
+
+    def _what_it_waits_for(self) -> str:
+        return f"its turn in the {type(self._executor).__name__}" if self._never_started else ""
 
 
 _SENDING_BY_NAME = ("concurrent.futures.process", "concurrent.futures.interpreter")
@@ -146,7 +161,9 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
     )
 
 
-def _outcome(future: Future[T], executor: Executor, func: Callable[..., object]) -> OneShotFuture[T]:
+def _outcome(
+    future: Future[T], executor: Executor, func: Callable[..., object], kwargs: dict[str, Any]
+) -> OneShotFuture[T]:
     """Return the outcome of a future that is done."""
     outcome: OneShotFuture[T] = OneShotFuture()
     name = name_of(func)
@@ -161,6 +178,8 @@ def _outcome(future: Future[T], executor: Executor, func: Callable[..., object])
     elif error is not None and _is_its_own(error, executor, func):
         own, error = error, ExecutorError(name, f"was lost by its {type(executor).__name__}: {error}")
         error.__cause__ = own
+    if error is not None:
+        explain(error, "in_executor", func, kwargs)
     outcome.write(None if error is not None else future.result(), error)
     return outcome
 
@@ -251,9 +270,6 @@ class ExecutorPlace(NamedTuple):
 
     executor: Executor
     timeout: float | None = None
-
-    def __repr__(self) -> str:
-        return as_written("in_executor", self)
 
     def check(self) -> None:
         """Refuse wrong options."""

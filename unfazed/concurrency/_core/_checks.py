@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from contextvars import Context
 from reprlib import repr as short_repr
 from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import CapacityLimiter
 
-from ._errors import WrongFunctionError, WrongOptionError
+from ._errors import NotSendableError, WrongFunctionError, WrongOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Dual:
@@ -24,23 +25,22 @@ class Dual:
         __wrapped__: Any
 
 
+def called(helper: str) -> str:
+    """Return *helper* as it is written in a sentence: with `()`, unless it has some."""
+    return helper if helper.endswith(")") else f"{helper}()"
+
+
+def visible_names(self: object) -> list[str]:
+    """Return what `dir` and completion show of an object: not what is private. To be its class's `__dir__`."""
+    return [name for name in object.__dir__(self) if not name.startswith("_") or name.startswith("__")]
+
+
 def name_of(func: object) -> str:
     """Return the name of *func* as its author would say it."""
     while isinstance(func, functools.partial):
         func = func.func
     name = getattr(func, "__qualname__", None)
     return (name if isinstance(name, str) else type(func).__qualname__).rpartition("<locals>.")[2]
-
-
-def as_written(helper: str, options: Any) -> str:
-    """Return what users write to give *options*, a named tuple, to the decorator *helper*."""
-    defaults = options._field_defaults
-    parts = [
-        f"{name}={value!r}" if name in defaults else repr(value)
-        for name, value in zip(options._fields, options, strict=True)
-        if name not in defaults or value is not defaults[name]
-    ]
-    return f"{helper}({', '.join(parts)})"
 
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -75,11 +75,11 @@ def require_callable(func: object, helper: str) -> None:
     if close_coroutine(func):
         name = name_of(func)
         problem = (
-            f"{helper}() expected a function and its arguments, not a coroutine: "
+            f"{called(helper)} expected a function and its arguments, not a coroutine: "
             f"write `{name}` and its arguments instead of `{name}(...)`"
         )
     else:
-        problem = f"{helper}() expected a function, got {short_repr(func)}"
+        problem = f"{called(helper)} expected a function, got {short_repr(func)}"
     raise WrongFunctionError(problem)
 
 
@@ -98,10 +98,47 @@ def require_async(func: Callable[..., object], helper: str) -> None:
     require_callable(func, helper)
     if inspect.isasyncgenfunction(inspect.unwrap(func)):
         name = name_of(func)
+        if is_of_contextlib(func):
+            raise WrongFunctionError(f"{called(helper)} runs async functions, and {name}() {enter_it(name)}")
         raise WrongFunctionError(
-            f"{helper}() runs async functions, and {name}() is an async generator: iterate over it, with "
+            f"{called(helper)} runs async functions, and {name}() is an async generator: iterate over it, with "
             f"`async for ... in {name}(...)`, or from sync code `for ... in iterate_in_eventloop_sync({name}(...))`"
         )
+
+
+def is_of_contextlib(func: object) -> bool:
+    """Return whether *func* is what `asynccontextmanager` has made of an async generator function."""
+    return getattr(func, "__globals__", {}).get("__name__") == "contextlib"
+
+
+def enter_it(name: str) -> str:
+    """Return what to say of the function *name*, which gives an async context manager."""
+    return (
+        f"gives an async context manager: enter it, with `async with {name}(...)`, or from sync code "
+        f"`with contextmanager_in_eventloop_sync({name}(...))`"
+    )
+
+
+def in_code(func: object) -> str:
+    """Return the name of *func* for a line of code: not that of a lambda function, which is none."""
+    name = name_of(func)
+    return "func" if name.startswith("<") else name
+
+
+def not_async_error(func: object, result: object, helper: str) -> WrongFunctionError:
+    """Return the error for a function that gave *result*, which cannot be awaited."""
+    name = in_code(func)
+    problem = f"{called(helper)} runs async functions, and {name_of(func)}()"
+    if hasattr(type(result), "__aenter__"):
+        return WrongFunctionError(f"{problem} {enter_it(name)}")
+    instead = {
+        "in_eventloop": f"in_threadpool({name})",
+        "run": f"await run_in_threadpool({name}, ...)",
+        "run_in_eventloop": f"await run_in_threadpool({name}, ...)",
+    }.get(helper, f"run_in_threadpool_sync({name}, ...)")
+    return WrongFunctionError(
+        f"{problem} gave {short_repr(result)}, which cannot be awaited: write `{instead}`, or just call it"
+    )
 
 
 def async_function_error(func: object, helper: str) -> WrongFunctionError:
@@ -110,11 +147,16 @@ def async_function_error(func: object, helper: str) -> WrongFunctionError:
     if inspect.isasyncgenfunction(inspect.unwrap(func) if callable(func) else func):
         loop = f"for ... in iterate_in_eventloop_sync({name}(...))" if sync else f"async for ... in {name}(...)"
         return WrongFunctionError(
-            f"{helper}() runs sync functions, and {name}() is an async generator: iterate over it, with `{loop}`"
+            f"{called(helper)} runs sync functions, and {name}() is an async generator: iterate over it, with `{loop}`"
+        )
+    if helper == "in_processpool(initializer=...)":
+        return WrongFunctionError(
+            f"{helper} runs a sync function, and {name}() is async: write a `def` that calls "
+            f"`run_in_eventloop_sync({name})`"
         )
     twin = f"{name}.sync(...)" if isinstance(func, Dual) else f"run_in_eventloop_sync({name}, ...)"
     instead = twin if sync else f"await {name}(...)"
-    return WrongFunctionError(f"{helper}() runs sync functions, and {name}() is async: write `{instead}` instead")
+    return WrongFunctionError(f"{called(helper)} runs sync functions, and {name}() is async: write `{instead}` instead")
 
 
 def require_limiter(limiter: object, helper: str) -> None:
@@ -153,9 +195,24 @@ def require_flag(value: object, name: str, helper: str) -> None:
         raise WrongOptionError(f"{helper}({name}=...) must be True or False, not {short_repr(value)}")
 
 
+def in_brief(source: object) -> str:
+    """Return what to say of an iterable or a context manager: not its own `repr`, which may fetch what is in it."""
+    of_contextlib = type(source).__module__ == "contextlib"
+    named = getattr(source, "gen", source) if of_contextlib else source
+    name = getattr(named, "__qualname__", None)
+    return f"{name_of(named)}(...)" if isinstance(name, str) else f"<{type(source).__qualname__} object>"
+
+
+def not_copied(made: object) -> NotSendableError:
+    """Return the error for what can be neither copied nor pickled."""
+    return NotSendableError(
+        f"{made!r} can be neither copied nor pickled, for it has a thread, or a task, of this process: make another one"
+    )
+
+
 def wrong_source(source: object, helper: str, expected: str, instead: str, other_way: str) -> WrongFunctionError:
     """Return the error for what cannot be iterated over, or entered, in the way that *helper* does it."""
-    problem = f"{helper}() expected {expected}, got {short_repr(source)}"
+    problem = f"{called(helper)} expected {expected}, got {short_repr(source)}"
     if close_coroutine(source):
         problem += f": write `await {name_of(source)}(...)` first"
     elif hasattr(type(source), other_way):
@@ -163,3 +220,74 @@ def wrong_source(source: object, helper: str, expected: str, instead: str, other
     elif callable(source):
         problem += f": write `{helper}({name_of(source)}(...))`"
     return WrongFunctionError(problem)
+
+
+_OPTIONS: Final = {
+    "in_threadpool": ("limiter", "abandon_on_cancel", "timeout", "context"),
+    "in_processpool": ("limiter", "kill_on_cancel", "timeout", "initializer", "max_calls"),
+    "in_executor": ("timeout",),
+    "in_eventloop": ("timeout", "context"),
+}
+# What others call our options, and what is an option of another place: what to write instead, or why there is none.
+_INSTEAD: Final = {
+    ("in_threadpool", "cancellable"): "write `abandon_on_cancel=True`",
+    ("in_threadpool", "kill_on_cancel"): "a thread cannot be killed, but left behind: write `abandon_on_cancel=True`",
+    ("in_processpool", "cancellable"): "write `kill_on_cancel=True`",
+    ("in_processpool", "abandon_on_cancel"): "write `kill_on_cancel=True`",
+    ("in_processpool", "context"): "no context goes to another process: pass what it holds as arguments",
+    ("in_processpool", "initargs"): "write `initializer=functools.partial(func, ...)`",
+    ("in_processpool", "max_tasks_per_child"): "write `max_calls=...`",
+    ("in_executor", "limiter"): "the executor says how many run at once",
+    ("in_executor", "context"): "a `ThreadPoolExecutor` gets a copy of the caller's",
+    ("in_executor", "initializer"): "give it to the executor",
+    ("in_eventloop", "limiter"): "write `async with limiter:` in the function",
+    ("in_eventloop", "cancellable"): "its functions can always be cancelled",
+    ("in_eventloop", "abandon_on_cancel"): "its functions can always be cancelled",
+    ("in_eventloop", "kill_on_cancel"): "its functions can always be cancelled",
+}
+
+
+def refuse_options(helper: str, options: Iterable[str]) -> None:
+    """Refuse options that *helper* does not have."""
+    for name in options:
+        places = [f"`{other}`" for other, names in _OPTIONS.items() if name in names]
+        instead = _INSTEAD.get((helper, name)) or (f"{' and '.join(places)} has it" if places else "")
+        all_of_them = ", ".join(f"`{each}`" for each in _OPTIONS[helper])
+        raise WrongOptionError(f"{helper}() has no option `{name}`: {instead or f'its options are {all_of_them}'}")
+
+
+def explain(error: BaseException, helper: str, func: object, kwargs: dict[str, Any]) -> None:
+    """Add a note to *error*, if *func* was given an option of ours, and takes no such argument."""
+    if not isinstance(error, TypeError) or isinstance(error, (WrongFunctionError, WrongOptionError)):
+        return
+    wrapper = f"in_{helper.removesuffix('_sync').rpartition('in_')[2]}" if "in_" in helper else "in_eventloop"
+    executor = "executor, " if wrapper == "in_executor" else ""
+    for name, value in kwargs.items():
+        known = name in _OPTIONS[wrapper]
+        instead = _INSTEAD.get((wrapper, name), "")
+        if (known or instead) and not _takes(func, name, error):
+            line = f"`{wrapper}({executor}{in_code(func)}, {name}={short_repr(value)})`"
+            way_out = (
+                f"as an option it goes to the wrapper: {line}"
+                if known
+                else f"{wrapper}() has no such option: {instead}"
+            )
+            _add_note(error, f"`{name}` was passed on to {name_of(func)}(), as all arguments are; {way_out}")
+
+
+def _takes(func: Any, name: str, error: TypeError) -> bool:
+    """Return whether *func* takes a keyword argument, or may."""
+    try:
+        parameters = inspect.signature(func).parameters
+    except (TypeError, ValueError):  # as of some builtins
+        return "keyword" not in str(error)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return True
+    return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:  # pragma: no cover  what anyio needs there shows them all the same
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]

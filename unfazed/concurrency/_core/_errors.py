@@ -6,6 +6,7 @@ Each inherits `UnfazedError` and the closest builtin, takes what its text needs,
 from __future__ import annotations
 
 import pickle
+import sys
 
 
 class UnfazedError(Exception):
@@ -24,12 +25,19 @@ class LoopThreadError(UnfazedError, RuntimeError):
         super().__init__(helper, instead)
         self.helper = helper
         self.instead = instead
+        self.in_ipython = _ipython_runs()
 
     def __str__(self) -> str:
+        in_notebook = "; in a notebook, `await` works at the top level of a cell" if self.in_ipython else ""
         return (
-            f"{self.helper}() would block the event loop that is running in this thread; write `{self.instead}` "
-            f"instead (a notebook cell has a running loop as well: `await` works there at the top level)"
+            f"{self.helper}() would block the event loop that is running in this thread: write `{self.instead}` here, "
+            f"or call the sync function that this is in with `await run_in_threadpool(...)` further up{in_notebook}"
         )
+
+
+def _ipython_runs() -> bool:
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and get_ipython() is not None
 
 
 class LoopEndedError(UnfazedError, RuntimeError):
@@ -65,7 +73,7 @@ class LoopStartError(UnfazedError, RuntimeError):
 
 
 class LoopStateError(UnfazedError, RuntimeError):
-    """Raised when an event loop thread is used, started or configured at the wrong time.
+    """Raised when an event loop thread is used, started, stopped or configured at the wrong time.
 
     Args:
         problem: What is wrong, and what to write instead.
@@ -93,14 +101,18 @@ class CallTimeoutError(UnfazedError, TimeoutError):
     Args:
         name: The name of the function.
         seconds: The timeout.
+        waited_for: What a call that has never started waited for; empty where it has.
     """
 
-    def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name, seconds)
+    def __init__(self, name: str, seconds: float, waited_for: str = "") -> None:
+        super().__init__(name, seconds, waited_for)
         self.name = name
         self.seconds = seconds
+        self.waited_for = waited_for
 
     def __str__(self) -> str:
+        if self.waited_for:
+            return f"{self.name}() has not started within {self.seconds} seconds: it waited for {self.waited_for}"
         return f"{self.name}() has not ended within {self.seconds} seconds"
 
 

@@ -55,6 +55,8 @@ class Slot:
     extra = False  # let in by rule 3 though it is not nested
     adopted = False  # held by a worker that others started; the limiter may count a token of its own for it
     woken = False  # its caller has been told that it was granted
+    work: object = "others' threads"  # what runs on it, for messages: a function, or a name
+    abandoned = False  # nobody waits any more for what runs on it
     waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
     wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
     lender: Slot | None = None  # whose slot it runs on; None: its own
@@ -81,6 +83,7 @@ class Slot:
         if self in limit.holders:  # not `if self.held`: a signal handler may have raised between the two updates
             limit.take_away(self)
         self.held = False
+        self.work = ""  # contexts may keep the slot, and must not keep the function
         served: Sequence[Slot] = ()
         if limit.queue:
             limit.dequeue(self)
@@ -88,6 +91,10 @@ class Slot:
         self.given_up = True  # last, so that `release` tries again if this was interrupted
         self.limiter = None
         return served
+
+    def what_it_waits_for(self, name_of: Callable[[object], str]) -> str:
+        """Return what a call waits for that has queued and was never let in; "" for any other call."""
+        return "" if self.wake is None or self.woken else f"a slot, but {self.limit.describe(name_of)}"
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
@@ -105,7 +112,18 @@ class Limit:
     attributes follow from that, and `repair` computes them again.
     """
 
-    __slots__ = ("_limiter", "adopted", "extras", "holders", "occupied", "queue", "running", "stalled_since", "watched")
+    __slots__ = (
+        "_limiter",
+        "adopted",
+        "extras",
+        "holders",
+        "occupied",
+        "queue",
+        "running",
+        "stalled_since",
+        "warned",
+        "watched",
+    )
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self._limiter = weakref.ref(limiter, partial(limits.pop, id(limiter)))
@@ -117,6 +135,7 @@ class Limit:
         self.adopted = 0  # holders that others started
         self.stalled_since: float | None = None  # time.monotonic() seconds; None: somebody runs or nobody queues
         self.watched = False  # whether the watcher looks after it
+        self.warned = False  # whether a warning was logged that all its slots are abandoned
 
     @property
     def limiter(self) -> CapacityLimiter:
@@ -131,6 +150,27 @@ class Limit:
         borrowed = limiter.borrowed_tokens  # by anyio's own means, which our calls do not use, but adopted workers may
         others = borrowed - self.adopted if borrowed > self.adopted else 0
         return limiter.total_tokens - self.occupied - others
+
+    def describe(self, name_of: Callable[[object], str]) -> str:
+        """Return how many slots are taken, and by which functions, those that wait in our calls included."""
+        abandoned: dict[str, list[bool]] = {}
+        for slot in self.holders.copy():  # a copy is atomic, and other threads change the set
+            name = slot.work if isinstance(slot.work, str) else f"{name_of(slot.work)}()"
+            abandoned.setdefault(name, []).append(slot.abandoned)
+        total, free = self.limiter.total_tokens, self.free()
+        others = int(total - self.occupied - free)
+        if others:
+            abandoned["anyio's own calls"] = [False] * others
+        by = ", ".join(
+            f"{name} ({len(each)}{f', {sum(each)} of them abandoned' if any(each) else ''})"
+            for name, each in abandoned.items()
+        )
+        return f"{total - free:g} of {total:g} are taken, by {by}"
+
+    def is_abandoned(self) -> bool:
+        """Return whether no slot is free, and nobody waits any more for any call that holds one."""
+        holders = self.holders.copy()
+        return self.free() <= 0 and bool(holders) and all(slot.abandoned for slot in holders)
 
     def enqueue(self, slot: Slot) -> None:
         self.queue[slot] = None

@@ -76,6 +76,10 @@ class TaskCall(Generic[T]):
         self.loop = loop
         self._steps.append("set_loop")
 
+    def expect_the_end(self, reason: LoopEndedError | None) -> None:
+        """Say what to raise instead of the cancellation, whoever cancels the call: its loop is ending."""
+        self._reason = reason
+
     def bypass(self, loop: Loop, abort: Callable[[], object], on_end: Callable[[TaskCall[Any]], None]) -> None:
         """Say that a worker thread of *loop* will run the call; *abort* cancels it, in the loop's thread."""
         self.bypassing = True

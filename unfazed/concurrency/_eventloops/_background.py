@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from .._core._checks import as_written, name_of, require_async, require_context, require_timeout
+from .._core._checks import explain, name_of, require_async, require_context, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from ._limiters import NO_LIMIT
 from ._loops import current_loop
-from ._loopthread import EventLoopThread, async_work, require_backend
+from ._loopthread import EventLoopThread, async_work, require_backend, require_backend_options
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending
@@ -47,11 +47,13 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
         backend_options: What `anyio.run` takes under this name, such as `{"use_uvloop": True}`.
 
     Raises:
-        LoopStateError: If there is no such backend, or if the background event loop is running already. That of the
-            environment variable is checked by the first call.
+        WrongOptionError: If there is no such backend, or no such option of it. The backend of the environment variable
+            is checked by the first call.
+        LoopStateError: If the background event loop is running already.
     """
     global _settings
     require_backend(backend, "configure_background_eventloop(backend=...)")
+    require_backend_options(backend_options, backend, "configure_background_eventloop")
     if _background_thread is not None and _background_thread._closed is None:
         raise LoopStateError(
             "the background event loop is running already; call configure_background_eventloop() before the "
@@ -123,7 +125,11 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
     """
     work = async_work(func, args, kwargs, "run_in_eventloop")
     background = await _background_from_async()
-    return await lending(background.run(work))
+    try:
+        return await lending(background.run(work))
+    except TypeError as exc:
+        explain(exc, "run_in_eventloop", func, kwargs)
+        raise
 
 
 def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -154,7 +160,11 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
         `page = run_in_eventloop_sync(fetch, "https://example.org", timeout=5)`
     """
     work = async_work(func, args, kwargs, "run_in_eventloop_sync")
-    return call_from_sync(work, func, "run_in_eventloop_sync", "await {}(...)", submit_to_background)
+    try:
+        return call_from_sync(work, func, "run_in_eventloop_sync", "await {}(...)", submit_to_background)
+    except TypeError as exc:
+        explain(exc, "run_in_eventloop_sync", func, kwargs)
+        raise
 
 
 class EventloopPlace(NamedTuple):
@@ -162,9 +172,6 @@ class EventloopPlace(NamedTuple):
 
     timeout: float | None = None
     context: Context | None = None
-
-    def __repr__(self) -> str:
-        return as_written("in_eventloop", self)
 
     def check(self) -> None:
         """Refuse wrong options."""
@@ -177,12 +184,20 @@ class EventloopPlace(NamedTuple):
 
     async def run(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        return await self._work(func, args, kwargs)()
+        try:
+            return await self._work(func, args, kwargs)()
+        except TypeError as exc:
+            explain(exc, "in_eventloop", func, kwargs)
+            raise
 
     def run_sync(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
         work = self._work(func, args, kwargs)
-        return call_from_sync(work, func, "{}.sync", "await {}(...)", submit_to_background)
+        try:
+            return call_from_sync(work, func, "{}.sync", "await {}(...)", submit_to_background)
+        except TypeError as exc:
+            explain(exc, "in_eventloop", func, kwargs)
+            raise
 
     def _work(
         self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]

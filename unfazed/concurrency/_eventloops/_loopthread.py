@@ -10,21 +10,30 @@ and another one ends the loop, each does its own step before it looks at the oth
 from __future__ import annotations
 
 import atexit
+import importlib
 import itertools
 import os
 import threading
 import time
 from contextlib import suppress
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast, final
 
 import anyio
 from anyio import Event
 
-from .._core._checks import is_async, name_of, require_async
-from .._core._errors import LoopEndedError, LoopStartError, LoopStateError, WrongFunctionError
+from .._core._checks import (
+    explain,
+    is_async,
+    not_async_error,
+    not_copied,
+    require_async,
+    require_timeout,
+    visible_names,
+)
+from .._core._errors import LoopEndedError, LoopStartError, LoopStateError, WrongOptionError
 from .._core._threadstart import start_thread
 from ._loops import current_loop
 from ._synccalls import call_from_sync
@@ -32,7 +41,7 @@ from ._waiting import call_in
 from ._workers import thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from contextvars import Context
     from types import TracebackType
 
@@ -59,7 +68,7 @@ class EventLoopThread:
         name: The name of the thread; `None` gives it one with a number.
 
     Raises:
-        LoopStateError: If there is no such backend.
+        WrongOptionError: If there is no such backend, or no such option of it, or *name* is no string.
 
     Example:
         `with EventLoopThread("trio") as loop: loop.run_sync(fetch, url)`
@@ -71,6 +80,8 @@ class EventLoopThread:
         self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None, name: str | None = None
     ) -> None:
         require_backend(backend, "EventLoopThread(backend=...)")
+        require_backend_options(backend_options, backend, "EventLoopThread")
+        require_name(name)
         self._backend = backend
         self._options = backend_options
         self._name = name or f"unfazed-eventloop-{next(self._numbers)}"
@@ -101,7 +112,12 @@ class EventLoopThread:
 
     def __repr__(self) -> str:
         state = "running" if self.is_running() else "ended" if self._started.is_set() else "not started"
-        return f"<EventLoopThread {self._name!r} on {self._backend}, {state}>"
+        return f"<EventLoopThread({self._backend!r}, name={self._name!r}), {state}>"
+
+    __dir__ = visible_names
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied(self)
 
     def is_running(self) -> bool:
         """Return whether the loop takes calls."""
@@ -161,15 +177,17 @@ class EventLoopThread:
             timeout: How many seconds to wait for the end; `None` waits for as long as it takes.
 
         Raises:
+            WrongOptionError: If *timeout* is no number of seconds.
             LoopStateError: If it is called in the loop's own thread, or in one of its workers, for which it waits.
         """
+        require_timeout(timeout, "stop")
         worker = thread.worker
         in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
-            self._thread.join(timeout)
+            self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     async def run(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and await its result from the current one.
@@ -177,9 +195,13 @@ class EventLoopThread:
         `run_in_eventloop` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run")
-        if self._closed is not None and self._thread is threading.current_thread():
-            return await work()  # in the cleanup of what the end of the loop has cancelled
-        return await call_in(self._submit, work, func, current_loop())
+        try:
+            if self._closed is not None and self._thread is threading.current_thread():
+                return await work()  # in the cleanup of what the end of the loop has cancelled
+            return await call_in(self._submit, work, func, current_loop())
+        except TypeError as exc:
+            explain(exc, "run", func, kwargs)
+            raise
 
     def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in this loop and wait for its result.
@@ -187,7 +209,11 @@ class EventLoopThread:
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run_sync")
-        return call_from_sync(work, func, "run_sync", "await loop.run({}, ...)", self._submit, always=True)
+        try:
+            return call_from_sync(work, func, "run_sync", "await loop.run({}, ...)", self._submit, always=True)
+        except TypeError as exc:
+            explain(exc, "run_sync", func, kwargs)
+            raise
 
     def _require_running(self) -> Loop:
         """Return the loop, which takes calls."""
@@ -274,9 +300,11 @@ _exiting = False
 def submit_here(call: TaskCall[Any], context: Context) -> None:
     """Have the loop that runs in this thread run *call*, and end it with the other calls if it is one of ours."""
     for loop_thread in _running.copy():
-        if loop_thread._thread is threading.current_thread() and loop_thread._closed is None:
-            loop_thread._submit(call, context)
-            return
+        if loop_thread._thread is threading.current_thread():
+            if loop_thread._closed is None:
+                loop_thread._submit(call, context)
+                return
+            call.expect_the_end(LoopEndedError(loop_thread._closed))
     current_loop().submit(call, context)
 
 
@@ -335,7 +363,35 @@ def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedErro
 
 def require_backend(backend: str, where: str) -> None:
     if backend not in BACKENDS:
-        raise LoopStateError(f"{where} must be one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
+        raise WrongOptionError(f"{where} must be one of {', '.join(map(repr, BACKENDS))}, not {short_repr(backend)}")
+
+
+def require_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise WrongOptionError(f"EventLoopThread(name=...) must be a string, or None, not {short_repr(name)}")
+
+
+def require_backend_options(options: Any, backend: str, helper: str) -> None:
+    """Refuse options that `anyio.run` does not know with *backend*: with asyncio, it takes no notice of them."""
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise WrongOptionError(
+            f"{helper}(backend_options=...) must be a dict, such as {{'use_uvloop': True}}, or None, "
+            f"not {short_repr(options)}"
+        )
+    known: Collection[str] = ("debug", "loop_factory", "use_uvloop")
+    if backend == "trio":
+        try:
+            known = [*signature(importlib.import_module("trio").run).parameters][2:]  # after the function and `*args`
+        except ImportError:  # the start of the loop says so
+            return
+    for name in map(str, cast("dict[object, object]", options)):
+        if name not in known:
+            raise WrongOptionError(
+                f"{helper}(backend_options=...) has no option {short_repr(name)} with {backend}: they are "
+                f"{', '.join(known)}"
+            )
 
 
 def async_work(
@@ -350,12 +406,7 @@ def async_work(
     async def call_and_await() -> T:
         result = call()
         if not isawaitable(result):
-            name = name_of(func)
-            instead = helper.replace("eventloop", "threadpool") if "eventloop" in helper else "run_in_threadpool"
-            raise WrongFunctionError(
-                f"{helper}() runs async functions, and {name}() gave {short_repr(result)}, which cannot be awaited: "
-                f"write `{instead}({name}, ...)` instead"
-            )
+            raise not_async_error(func, result, helper)
         return await result
 
     return call_and_await

@@ -34,16 +34,23 @@ class Timeout:
         """Return how many seconds are left."""
         return max(0.0, self._end - time.monotonic())
 
-    def error(self) -> CallTimeoutError:
-        return CallTimeoutError(self._name, self._seconds)
+    def error(self, waited_for: str = "") -> CallTimeoutError:
+        """Return the error. *waited_for* says what a call waited for that never started."""
+        return CallTimeoutError(self._name, self._seconds, waited_for)
 
-    async def bound(self, run: Callable[[CancelScope], Awaitable[T]]) -> T:
+    async def bound(
+        self, run: Callable[[CancelScope], Awaitable[T]], what_it_waits_for: Callable[[], str] | None = None
+    ) -> T:
         """Await *run*, which gets the scope that is cancelled when the time is up. Then raise the error."""
         with move_on_after(self.left()) as timer:
             return await run(timer)
-        raise self.error()
+        raise self.error("" if what_it_waits_for is None else what_it_waits_for())
 
 
-def within(timeout: Timeout | None, run: Callable[[CancelScope | None], Awaitable[T]]) -> Awaitable[T]:
+def within(
+    timeout: Timeout | None,
+    run: Callable[[CancelScope | None], Awaitable[T]],
+    what_it_waits_for: Callable[[], str] | None = None,
+) -> Awaitable[T]:
     """Return the result of *run*, within *timeout* if there is one."""
-    return run(None) if timeout is None else timeout.bound(run)
+    return run(None) if timeout is None else timeout.bound(run, what_it_waits_for)

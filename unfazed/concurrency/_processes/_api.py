@@ -9,7 +9,7 @@ from anyio import Event
 
 from .._core._checks import (
     Dual,
-    as_written,
+    explain,
     require_count,
     require_flag,
     require_limiter,
@@ -75,8 +75,12 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
     call = ProcessCall("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs, at_once=True)
-    result: T = await run(call)
-    return result
+    try:
+        result: T = await run(call)
+        return result
+    except TypeError as exc:
+        explain(exc, "run_in_processpool", func, kwargs)
+        raise
 
 
 def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -110,8 +114,12 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     """
     helper = "run_in_processpool_sync"
     call = ProcessCall(helper, _require(func, helper), args, kwargs)
-    result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
-    return result
+    try:
+        result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
+        return result
+    except TypeError as exc:
+        explain(exc, helper, func, kwargs)
+        raise
 
 
 async def warm_up_processpool(count: int, /) -> None:
@@ -205,9 +213,6 @@ class ProcessPlace(ProcessOptions):
 
     __slots__ = ()
 
-    def __repr__(self) -> str:
-        return as_written("in_processpool", self)
-
     def check(self) -> None:
         """Refuse wrong options."""
         require_limiter(self.limiter, "in_processpool")
@@ -225,8 +230,16 @@ class ProcessPlace(ProcessOptions):
 
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for async code."""
-        return await run(ProcessCall("in_processpool", func, args, kwargs, self, at_once=True))
+        try:
+            return await run(ProcessCall("in_processpool", func, args, kwargs, self, at_once=True))
+        except TypeError as exc:
+            explain(exc, "in_processpool", func, kwargs)
+            raise
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call for sync code."""
-        return wait_for(ProcessCall("in_processpool", func, args, kwargs, self), "{}.sync", "await {}(...)")
+        try:
+            return wait_for(ProcessCall("in_processpool", func, args, kwargs, self), "{}.sync", "await {}(...)")
+        except TypeError as exc:
+            explain(exc, "in_processpool", func, kwargs)
+            raise

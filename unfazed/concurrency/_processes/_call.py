@@ -136,6 +136,10 @@ class ProcessCall:
     def name(self) -> str:
         return name_of(self.func)
 
+    def what_it_waits_for(self) -> str:
+        """Return what to say of a call that has never begun when its time is up; nothing of any other one."""
+        return "" if self.slot is None else self.slot.what_it_waits_for(name_of)
+
     # For the worker's thread
 
     def take_over(self) -> bool:

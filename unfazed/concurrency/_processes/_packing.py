@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import pickle
 from contextlib import suppress
 from functools import partial
@@ -47,7 +49,7 @@ def pack(
         name = name_of(func)
         if not _succeeds(pickle.dumps, sent, channel.PROTOCOL):
             problem = f"{helper}() cannot send {name} to a worker process ({exc}): "
-            if "<" in getattr(_innermost(func), "__qualname__", ""):  # <lambda>, <locals>
+            if "<" in getattr(_innermost(func), "__qualname__", "") or _is_local(exc):  # <lambda>, <locals>
                 problem += (
                     "there, functions are found by module and name; write it as `def` at the top level of a module"
                 )
@@ -58,6 +60,8 @@ def pack(
             if _succeeds(pickle.dumps, (args, kwargs), channel.PROTOCOL):
                 raise  # of a signal handler, which has come in between
             problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
+            if _is_local(exc):
+                problem += f"; {_TOP_LEVEL}"
         raise NotSendableError(problem) from exc
 
 
@@ -78,6 +82,14 @@ def pack_initializer(initializer: Callable[[], object]) -> bytes:
     with suppress(TypeError):
         _initializers[initializer] = packed
     return packed
+
+
+_TOP_LEVEL: Final = "classes and functions are found by module and name there: write it at the top level of a module"
+
+
+def _is_local(error: BaseException) -> bool:
+    """Return whether *error* says that a class or a function cannot be found by its name."""
+    return "<locals>" in str(error) or "<lambda>" in str(error)
 
 
 def _innermost(func: object) -> object:
@@ -114,6 +126,27 @@ def _succeeds(func: Callable[..., object], *args: object) -> bool:
     return True
 
 
+def _to_exception(about: Any) -> BaseException:
+    """Return the exception that *about* is, or stands for: by its text, or as a group by its text and its members."""
+    error: BaseException
+    if isinstance(about, BaseException):
+        return about
+    if isinstance(about, str):
+        return RemoteError(about)
+    if isinstance(about, bytes):
+        try:
+            error = load(about)
+        except Exception as exc:
+            error = RemoteError(f"an exception that cannot be read in this process: {exc}")
+        return error
+    text, members = about
+    group: Any = vars(builtins).get("BaseExceptionGroup")
+    if group is None:  # pragma: no cover  before Python 3.11, where anyio needs this one
+        group = importlib.import_module("exceptiongroup").BaseExceptionGroup
+    error = group(text, [_to_exception(member) for member in members])
+    return error
+
+
 def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseException:
     """Return what to raise for the *outcome* of a call that returned no value."""
     kind, about, text = outcome
@@ -122,15 +155,14 @@ def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseEx
         return async_function_error(func, helper)
     error: BaseException
     if kind == call.UNSENDABLE_VALUE:
-        error = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}")
+        advice = f"; {_TOP_LEVEL}" if "<loc" in about else ""
+        error = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}{advice}")
     elif kind == call.UNREADABLE_REQUEST:
         error = NotSendableError(
             f"{name}() or its arguments cannot be found in the worker process, {about}: what is sent must be at the "
             f"top level of a module that can be imported, or of a script, above its `if __name__ == '__main__':`"
         )
-    elif isinstance(about, BaseException):
-        error = about
     else:
-        error = RemoteError(about)
+        error = _to_exception(about)
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # whatever its own class does there
     return error

@@ -187,6 +187,8 @@ class Child:
         self.end()
         if refused:
             raise NotStartedError(f"could not start: {GUARD}")
+        if reason.startswith("SystemExit") or "ddress already in use" in reason:  # as of `uvicorn.run(app)`
+            raise NotStartedError(f"could not start, as it has run the main module, which ended ({reason}): {GUARD}")
         raise NotStartedError(f"could not start, as it could not import the main module ({reason})")
 
     def kill(self) -> None:

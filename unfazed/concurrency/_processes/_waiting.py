@@ -45,7 +45,7 @@ LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted
 
 def run(call: ProcessCall) -> Awaitable[Any]:
     """Make *call* from async code, and return its value."""
-    return lending(within(call.timeout, lambda timer: _run(call, timer)))
+    return lending(within(call.timeout, lambda timer: _run(call, timer), call.what_it_waits_for))
 
 
 async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
@@ -55,6 +55,7 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
         await _pack_in_thread(call, loop)
     # Made before it is taken, and given back in two `finally`, as `ThreadCall._run` explains.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
+    slot.work = call.func
     try:
         try:
             if not _slots.take(slot):
@@ -163,6 +164,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     if limiter is None:
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
+    slot.work = call.func
     try:
         try:
             if not _slots.take(slot):
@@ -193,7 +195,7 @@ def _seconds_left(call: ProcessCall) -> float:
         return LOOK_UP_SECONDS
     left = call.timeout.left()
     if not left:
-        raise call.timeout.error()
+        raise call.timeout.error(call.what_it_waits_for())
     return min(left, LOOK_UP_SECONDS)
 
 

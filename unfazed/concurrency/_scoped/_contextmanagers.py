@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
-from .._core._checks import require_limiter, wrong_source
-from .._core._errors import InUseError, LoopEndedError
+from .._core._checks import in_brief, not_copied, require_limiter, visible_names, wrong_source
+from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import call_from_sync
 from ._taskrunner import TaskRunner
@@ -38,6 +38,10 @@ def _loop_ended() -> _ExcInfo:
     return _info_of(LoopEndedError("the event loop of this context manager has ended"))
 
 
+def _wrong_way(made_by: object, word: str) -> WrongFunctionError:
+    return WrongFunctionError(f"{made_by!r} is for {word}: write `{word} ...`")
+
+
 def _require_new(runner: object, helper: str) -> None:
     if runner is not None:
         raise InUseError(f"this context manager has been entered already: make another one, with {helper}()")
@@ -53,6 +57,23 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
         self._runner: ThreadRunner[bool | None] | None = None
         self._entered = False
         self._exc_info: _ExcInfo | None = None  # what it is left with
+
+    __dir__ = visible_names
+
+    def __repr__(self) -> str:
+        state = "entered" if self._entered else "not entered"
+        return f"<contextmanager_in_threadpool({in_brief(self._manager)}), {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied(self)
+
+    if not TYPE_CHECKING:  # checkers know that there is no such thing
+
+        def __enter__(self):
+            raise _wrong_way(self, "async with")
+
+        def __exit__(self, *exc_info):
+            """Complete what `with` looks for first."""
 
     async def __aenter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_threadpool")
@@ -124,7 +145,7 @@ def contextmanager_in_threadpool(
         `async with contextmanager_in_threadpool(open(path)) as file: ...`
     """
     kind: Any = type(manager)
-    if not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
+    if kind is _InThread or not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
         raise wrong_source(manager, "contextmanager_in_threadpool", "a context manager", "async with", "__aenter__")
     require_limiter(limiter, "contextmanager_in_threadpool")
     return _InThread(manager, limiter)
@@ -138,6 +159,23 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         self._manager = manager
         self._runner: TaskRunner | None = None
         self._entered = False
+
+    __dir__ = visible_names
+
+    def __repr__(self) -> str:
+        state = "entered" if self._entered else "not entered"
+        return f"<contextmanager_in_eventloop_sync({in_brief(self._manager)}), {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied(self)
+
+    if not TYPE_CHECKING:  # as above
+
+        async def __aenter__(self):
+            raise _wrong_way(self, "with")
+
+        async def __aexit__(self, *exc_info):
+            """Complete what `async with` looks for first."""
 
     def __enter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_eventloop_sync")
@@ -227,7 +265,7 @@ def contextmanager_in_eventloop_sync(
         `with contextmanager_in_eventloop_sync(connect(url)) as connection: ...`
     """
     kind: Any = type(manager)
-    if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+    if kind is _InTask or not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
         helper = "contextmanager_in_eventloop_sync"
         raise wrong_source(manager, helper, "an async context manager", "with", "__enter__")
     return _InTask(manager)

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
+from .._core._checks import in_brief
 from .._core._errors import InUseError, LoopEndedError, LoopStateError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
@@ -72,6 +73,12 @@ class Feed(Generic[T]):
         self._fetching: TaskCall[None] | None = None  # fetches ahead, in a task of its own
         self._news: Event | None = None  # set when an item or the end has come
         self._idle: Event | None = None  # set when `_fetching` has ended
+
+    def described(self) -> str:
+        """Return what is iterated over, the option, and the state, for people."""
+        prefetch = f", prefetch={self._prefetch}" if self._prefetch else ""
+        state = "closed" if self._closed else "not begun" if self._runner is None else "begun"
+        return f"{in_brief(self._iterable)}{prefetch}), {state}"
 
     async def next(self) -> T:
         """Return the next item."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .._core._checks import wrong_source
+from .._core._checks import in_brief, wrong_source
 from .._core._errors import LoopEndedError, LoopThreadError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import call_from_sync
@@ -77,7 +77,10 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     if not hasattr(type(aiterable), "__aiter__"):
         helper = "iterate_in_eventloop_sync"
         raise wrong_source(aiterable, helper, "an async iterable", "for ... in", "__iter__")
-    return _iterate(_Steps(aiterable), aiterable)
+    steps: Any = _iterate(_Steps(aiterable), aiterable)
+    steps.__name__ = "iterate_in_eventloop_sync"
+    steps.__qualname__ = f"{steps.__name__}({in_brief(aiterable)})"
+    return cast("Generator[T, None, None]", steps)
 
 
 def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:

@@ -168,6 +168,8 @@ class TaskRunner(TaskCall[None]):
                 call, slot = self._calls[0]
                 self._current = call
                 _limits.current_slot.set(slot)
+                if self._reason is not None:
+                    call.expect_the_end(self._reason)
                 await call.run(abort)
                 self._current = None
                 self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, final
 
-from .._core._checks import require_count, wrong_source
+from .._core._checks import not_copied, require_count, visible_names, wrong_source
 from ._feed import Feed
 
 if TYPE_CHECKING:
@@ -23,6 +23,14 @@ class ThreadpoolIterator(Generic[T]):
 
     def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
         self._feed = Feed(iterable, prefetch)  # refers not to us, so that its thread does not keep us alive
+
+    __dir__ = visible_names
+
+    def __repr__(self) -> str:
+        return f"<iterate_in_threadpool({self._feed.described()}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied(self)
 
     def __aiter__(self) -> ThreadpoolIterator[T]:
         return self

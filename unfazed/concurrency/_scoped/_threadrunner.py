@@ -70,6 +70,8 @@ class _StepCall(ThreadCall[T]):
         self._runner = runner
 
     async def hand_over(self) -> None:
+        assert self.slot is not None, "taken before"
+        self.slot.work = f"{self._helper}()"
         await self._runner.hand_over(self.work)
 
 
@@ -197,6 +199,7 @@ class ThreadRunner(Generic[T]):
         thread_call = ThreadCall(self._helper, self._last, (), {})
         thread_call.loop = self.loop
         thread_call.slot = _slots.acquire_now(self.limiter)
+        thread_call.slot.work = f"{self._helper}()"
         thread_call.work()
         _slots.release(thread_call.slot)
         self._outcome = thread_call.outcome

@@ -42,13 +42,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from anyio import CancelScope, Event, to_thread
 
 from .._core import _limits, _slots
-from .._core._checks import async_function_error, close_coroutine, name_of
+from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._contexts import ContextLease
 from .._core._futures import OneShotFuture, without_our_frame
 from .._eventloops._limiters import NO_LIMIT, DefaultLimiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
-from .._eventloops._waiting import set_from_anywhere, wait_for_slot, wait_shielded
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_for_slot, wait_shielded
 from .._eventloops._workers import Worker, lending, thread
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class ThreadCall(Worker, Generic[T]):
         if not slot.held:
             return False
         self.loop, self.slot = loop, slot
+        slot.work = self._func
         self._sync_caller = None  # whoever called us writes it after this
         forget_library()
         try:
@@ -149,7 +150,8 @@ class ThreadCall(Worker, Generic[T]):
         for are cancelled too, and the worker is waited for, because a thread cannot be ended. The wait ends with the
         timeout, or at once if the call may be abandoned.
         """
-        running = self._run(None) if self._timeout is None else self._timeout.bound(self._run)
+        timeout = self._timeout
+        running = self._run(None) if timeout is None else timeout.bound(self._run, self._what_it_waits_for)
         return running if thread.worker is None else lending(running)
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
@@ -158,7 +160,9 @@ class ThreadCall(Worker, Generic[T]):
         limiter, abandon_on_cancel, _, context = self._options
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or _default_limiter.of(loop))
-        self._lease = None if context is None else ContextLease(context, name_of(self._func))
+        slot.work = self._func
+        if context is not None:
+            self._lease = ContextLease(context, name_of(self._func))
         in_the_task = (
             loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.chooses_its_thread
         )
@@ -191,6 +195,12 @@ class ThreadCall(Worker, Generic[T]):
             self._give_back_in_loop()  # again: a signal handler may have raised in the first `finally`
         return self.outcome
 
+    def _what_it_waits_for(self) -> str:
+        """Return what to say if the function has never begun when the time is up."""
+        if self.outcome.done:
+            return ""
+        return (self.slot and self.slot.what_it_waits_for(name_of)) or "a thread"
+
     def hand_over(self) -> Awaitable[None]:
         """Have a thread call `work`, and wait for that. If we are cancelled, stop waiting at once."""
         return to_thread.run_sync(self.work, abandon_on_cancel=True, limiter=NO_LIMIT)
@@ -216,11 +226,13 @@ class ThreadCall(Worker, Generic[T]):
 
     def _abandon(self) -> None:
         """Wait no longer for the worker."""
-        self._is_abandoned = True
+        assert self.slot is not None, "taken before the worker starts"
+        self._is_abandoned = self.slot.abandoned = True
         _abandoned.add(self)
         self._parting.append("abandoned")
         if self._parting[0] == "ended":  # before we added the call: the worker will not remove it
             _abandoned.discard(self)
+        _warn_if_all_are_abandoned(self.slot)
 
     def work(self) -> None:
         """Run the call, in the worker thread."""
@@ -240,13 +252,15 @@ class ThreadCall(Worker, Generic[T]):
                 raise async_function_error(self._func, self._helper)
         except BaseException as exc:
             error = without_our_frame(exc)
+            if self._kwargs and error.__traceback__ is None:  # the function has not even begun, or is a builtin one
+                explain(error, self._helper, self._func, self._kwargs)
         thread.worker = None
         if self._sync_caller is not None:
             self._give_back()  # before its caller goes on. Otherwise the loop does it, which is faster
         if not self.outcome.write(value, error):
             self._end_cancelled()
-        elif self._sync_caller is not None:
-            self._sync_caller.write(self.outcome, None)
+        elif self._sync_caller is not None and not isinstance(error, cancelled_classes()):
+            self._sync_caller.write(self.outcome, None)  # the loop tells of a cancellation: it may be its own end
         del value, error  # the traceback of the error refers to the function's frame, and that one to ours
 
     def _end_cancelled(self) -> None:
@@ -284,6 +298,21 @@ def count_abandoned_threads() -> int:
         The number of threads.
     """
     return len(_abandoned)
+
+
+def _warn_if_all_are_abandoned(slot: _limits.Slot) -> None:
+    """Log a warning if nothing else can run under the limiter of *slot* any more; only once."""
+    limit = slot.limit
+    if limit.warned or not limit.is_abandoned():
+        return
+    limit.warned = True
+    import logging  # which is slow to import, and rarely needed
+
+    logging.getLogger("unfazed.concurrency").warning(
+        "All slots of a limiter belong to abandoned threads, and calls wait until one of these ends: %s. Give what "
+        "they do a timeout of its own, and what must not wait for them a limiter of its own.",
+        limit.describe(name_of),
+    )
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none

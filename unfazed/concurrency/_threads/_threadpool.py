@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from .._core._checks import as_written, require_context, require_flag, require_limiter, require_sync, require_timeout
+from .._core._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
 from .._eventloops._synccalls import call_from_sync
 from . import _standby
 from ._threadcall import ThreadCall, ThreadOptions
@@ -89,9 +89,6 @@ class ThreadPlace(ThreadOptions):
     """Where `in_threadpool` runs a function, and how."""
 
     __slots__ = ()
-
-    def __repr__(self) -> str:
-        return as_written("in_threadpool", self)
 
     def check(self) -> None:
         """Refuse wrong options."""
