@@ -3,18 +3,21 @@
     python examples/tour.py [DIRECTORY]
 
 Reads every file below DIRECTORY (by default Python's own standard library) in worker threads and hashes it in worker
-processes: from async code and from sync code, on asyncio and on trio. All four must agree. Meanwhile a clock ticks in
-the event loop and notes how late it ever was: that is how long everything else in the program would have been held up.
+processes: from async code and from sync code, on asyncio and on trio, and at last without this library. All must
+agree. Meanwhile a clock ticks in the event loop and notes how late it ever was: that is how long the loop, and all else
+in the program, stood still. What is no regular file, or larger than 2 GiB, is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import sysconfig
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,10 +43,12 @@ except ImportError as exc:
     sys.exit(f"tour.py needs {exc.name}; install it with: pip install 'unfazed-concurrency[examples]'")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
 TICK_SECONDS = 0.005
-TASKS = 8  # files on their way at once in the async runs; enough to keep the worker processes busy
+STILL_SECONDS = 0.05  # up to which nobody would say that the loop stood still; a busy machine takes some of it itself
+CALLERS = 8  # tasks in the async rows, and threads in the sync ones; enough to keep the worker processes busy
+LARGEST = 2**31  # bytes of a file, all of which are in memory at once
 
 
 @dataclass
@@ -62,33 +67,41 @@ def digest(data: bytes) -> str:
     return hashlib.pbkdf2_hmac("sha256", data, b"tour", 2000).hex()
 
 
-def find_files(directory: Path) -> list[Path]:
-    """Return the files below *directory*, but for what is installed or cached there."""
-    found = []
+def why_passed_over(path: Path) -> str:
+    """Return why *path* is not to be read: reading it may never end, or take too much memory. Else nothing."""
+    try:
+        found = path.stat()
+    except OSError:  # which whoever reads it will report
+        return ""
+    if not stat.S_ISREG(found.st_mode):
+        return "no regular file"
+    return "larger than 2 GiB" if found.st_size > LARGEST else ""
+
+
+def find_files(directory: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the files below *directory*, but for what is installed or cached there; and what is passed over, and why.
+
+    What a link leads to counts.
+    """
+    found: list[Path] = []
     for folder, subfolders, names in os.walk(directory):
         subfolders[:] = [name for name in subfolders if name not in ("site-packages", "__pycache__")]
         found += [Path(folder, name) for name in names]
-    return sorted(found)
+    reasons = {path: why_passed_over(path) for path in sorted(found)}
+    return [path for path, reason in reasons.items() if not reason], {path: why for path, why in reasons.items() if why}
 
 
-async def hash_from_async(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
-    todo = iter(paths)
-
-    async def work() -> None:
-        for path in todo:
-            try:
-                data = await run_in_threadpool(path.read_bytes)
-                run.digests[path] = await run_in_processpool(digest, data)
-            except OSError as exc:
-                run.problems[path] = str(exc)
-            advance()
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(TASKS):
-            tasks.start_soon(work)
+async def hash_from_async(paths: Iterator[Path], run: Run, advance: Callable[[], None]) -> None:
+    for path in paths:
+        try:
+            data = await run_in_threadpool(path.read_bytes)
+            run.digests[path] = await run_in_processpool(digest, data)
+        except OSError as exc:
+            run.problems[path] = str(exc)
+        advance()
 
 
-def hash_from_sync(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
+def hash_from_sync(paths: Iterator[Path], run: Run, advance: Callable[[], None]) -> None:
     for path in paths:
         try:
             data = run_in_threadpool_sync(path.read_bytes)
@@ -98,7 +111,7 @@ def hash_from_sync(paths: Iterable[Path], run: Run, advance: Callable[[], None])
         advance()
 
 
-def hash_blocking(paths: Iterable[Path], run: Run, advance: Callable[[], None]) -> None:
+def hash_blocking(paths: Iterator[Path], run: Run, advance: Callable[[], None]) -> None:
     for path in paths:
         try:
             run.digests[path] = digest(path.read_bytes())
@@ -119,22 +132,23 @@ async def watch(run: Run) -> None:
 
 async def watched(run: Run, kind: str, paths: list[Path], advance: Callable[[], None]) -> None:
     """Do the work in one of three ways, and watch the event loop meanwhile."""
-    if kind != "blocking":
-        # Each loop has worker processes of its own: started now, they do not count as work.
+    if kind != "blocking":  # started now, the worker processes do not count as work
         limiter = anyio.to_process.current_default_process_limiter()
-        await warm_up_processpool(int(min(TASKS, limiter.total_tokens)) if kind == "async" else 1)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, run)
+        await warm_up_processpool(int(min(CALLERS, limiter.total_tokens)))
+    todo = iter(paths)
+    async with anyio.create_task_group() as watching:
+        watching.start_soon(watch, run)
         await anyio.sleep(0)
         started = time.perf_counter()
-        if kind == "async":
-            await hash_from_async(paths, run, advance)
-        elif kind == "sync":
-            await run_in_threadpool(hash_from_sync, paths, run, advance)
+        if kind == "blocking":
+            hash_blocking(todo, run, advance)
         else:
-            hash_blocking(paths, run, advance)
+            work = hash_from_async if kind == "async" else partial(run_in_threadpool, hash_from_sync)
+            async with anyio.create_task_group() as callers:
+                for _ in range(CALLERS):
+                    callers.start_soon(work, todo, run, advance)
         run.seconds = time.perf_counter() - started
-        tasks.cancel_scope.cancel()
+        watching.cancel_scope.cancel()
 
 
 WAYS = (
@@ -160,13 +174,20 @@ def take_tour(paths: list[Path], console: Console) -> list[Run]:
     return runs
 
 
+def stood_still(run: Run) -> str:
+    if run.held_up > STILL_SECONDS:
+        return f"[red]{run.held_up:.2f} seconds[/]"
+    return f"[green]not at all[/] ({run.held_up * 1000:.0f} ms)"
+
+
 def report(runs: list[Run], console: Console) -> bool:
     """Show what came of it. Return whether all agree on every file that all could read."""
     table = Table(title="Reading and hashing every file")
-    for heading in ("from", "files", "seconds", "event loop held up, ms"):
+    for heading in ("from", "files", "seconds", "calls per second", "the event loop stood still"):
         table.add_column(heading, justify="left" if heading == "from" else "right")
     for run in runs:
-        table.add_row(run.name, f"{len(run.digests)}", f"{run.seconds:.2f}", f"{run.held_up * 1000:.1f}")
+        rate = 2 * len(run.digests) / run.seconds if run.seconds else 0  # one call to read, one to hash
+        table.add_row(run.name, f"{len(run.digests)}", f"{run.seconds:.2f}", f"{rate:,.0f}", stood_still(run))
     console.print(table)
 
     problems = {path: problem for run in runs for path, problem in run.problems.items()}
@@ -184,16 +205,22 @@ def report(runs: list[Run], console: Console) -> bool:
 
 def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
-    if len(arguments) > 1:
-        console.print("usage: tour.py [DIRECTORY]", markup=False)
+    usage = "usage: tour.py [DIRECTORY]"
+    if {"-h", "--help"} & {*arguments}:
+        console.print(f"{usage}\n\n{(__doc__ or '').partition('[DIRECTORY]')[2].strip()}", markup=False)
+        return 0
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        console.print(usage, markup=False)
         return 2
     directory = Path(arguments[0] if arguments else sysconfig.get_path("stdlib"))
     if not directory.is_dir():
         reason = "is not a directory" if directory.exists() else "does not exist"
         console.print(f"{escape(str(directory))} [red]{reason}[/]")
         return 2
-    paths = find_files(directory)
+    paths, passed_over = find_files(directory)
     console.print(f"{len(paths)} files below {escape(str(directory))}")
+    for path, reason in passed_over.items():
+        console.print(f"[yellow]passed over[/] {escape(str(path))}: {reason}")
     try:
         return 0 if report(take_tour(paths, console), console) else 1
     except KeyboardInterrupt:

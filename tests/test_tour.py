@@ -78,6 +78,48 @@ def test_too_many_arguments_show_the_usage() -> None:
     assert take(1, 2) == (2, "usage: tour.py [DIRECTORY]\n")
 
 
+def test_help_says_what_it_does() -> None:
+    code, out = take("--help")
+
+    assert code == 0
+    assert out.startswith("usage: tour.py [DIRECTORY]\n\nReads every file below DIRECTORY")
+    assert take("--nonsense") == (2, "usage: tour.py [DIRECTORY]\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no FIFOs")
+def test_what_cannot_be_read_to_its_end_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(2**31 + 1)
+
+    code, out = take(tmp_path)
+
+    assert code == 0
+    assert f"passed over {tmp_path / 'fifo'}: no regular file" in out
+    assert f"passed over {tmp_path / 'device'}: no regular file" in out
+    assert f"passed over {tmp_path / 'large'}: larger than 2 GiB" in out
+    assert "All agree on 1 files." in out
+
+
+def test_it_shows_what_the_library_is_for(tour: Any) -> None:
+    from rich.console import Console
+
+    console = Console(record=True, width=200)
+    digests = {Path(str(number)): "1" for number in range(100)}
+    runs = [
+        tour.Run("async code, asyncio", digests=digests, seconds=0.5, held_up=0.003),
+        tour.Run("blocking the loop", digests=digests, seconds=2.0, held_up=1.9),
+    ]
+
+    assert tour.report(runs, console)
+
+    text = console.export_text()
+    assert "400 \u2502          not at all (3 ms)" in text
+    assert "100 \u2502               1.90 seconds" in text
+
+
 def test_an_empty_directory_is_fine(tmp_path: Path) -> None:
     code, out = take(tmp_path)
 

@@ -36,7 +36,7 @@ from .._core._checks import (
 from .._core._errors import LoopEndedError, LoopStartError, LoopStateError, WrongOptionError
 from .._core._threadstart import start_thread
 from ._loops import current_loop
-from ._synccalls import call_from_sync
+from ._synccalls import Patience, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
 
@@ -93,6 +93,7 @@ class EventLoopThread:
         self._started = threading.Event()  # or could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
         self._calls: set[TaskCall[Any]] = set()  # those that have not ended
+        self._left_behind = False  # whether somebody has stopped waiting for a call
         self._closed: str | None = None  # why no calls are taken any more
         self._steps: list[str] = []  # on which the loop's start, and who closes it, take one before they look
 
@@ -108,7 +109,10 @@ class EventLoopThread:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._left_behind and exc is not None:  # by a second Ctrl-C, which waits for nothing
+            self._ask_to_stop("this event loop thread has been stopped")
+        else:
+            self.stop()
 
     def __repr__(self) -> str:
         state = "running" if self.is_running() else "ended" if self._started.is_set() else "not started"
@@ -209,9 +213,11 @@ class EventLoopThread:
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run_sync")
+        patience, instead = Patience(), "await loop.run({}, ...)"
         try:
-            return call_from_sync(work, func, "run_sync", "await loop.run({}, ...)", self._submit, always=True)
-        except TypeError as exc:
+            return call_from_sync(work, func, "run_sync", instead, self._submit, always=True, patience=patience)
+        except BaseException as exc:
+            self._left_behind = self._left_behind or patience.is_over
             explain(exc, "run_sync", func, kwargs)
             raise
 

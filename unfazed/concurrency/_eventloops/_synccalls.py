@@ -38,6 +38,16 @@ T = TypeVar("T")
 GONE_CHECK_SECONDS = 1.0  # how often a waiting thread checks that its loop still runs; arbitrary
 
 
+class Patience:
+    """How often a sync caller was interrupted by signal handlers. The second time it stops waiting."""
+
+    times = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.times > 1
+
+
 def call_from_sync(
     work: Callable[[], Awaitable[T]],
     func: object,
@@ -47,6 +57,7 @@ def call_from_sync(
     *,
     always: bool = False,
     offer: Callable[[OneShotFuture[T]], None] | None = None,
+    patience: Patience | None = None,
 ) -> T:
     """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
@@ -60,6 +71,7 @@ def call_from_sync(
         submit: Used if the thread belongs to no loop.
         always: Use *submit* in any case.
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
+        patience: Shared by several calls that are one for the user.
     """
     here = running_loop()
     if here is not None and here.native is not thread.lost_loop:
@@ -83,7 +95,7 @@ def call_from_sync(
             else:
                 if offer is not None:
                     offer(future)
-                _call_and_wait(call, future, submit if always else worker.submit, its_loop_may_be_interrupted=True)
+                _call_and_wait(call, future, submit if always else worker.submit, patience, in_worker=True)
         finally:
             worker.leave(call, outer)
     elif not _call_from_others_worker(
@@ -91,25 +103,34 @@ def call_from_sync(
     ):
         if offer is not None:
             offer(future)
-        _call_and_wait(call, future, submit)
+        _call_and_wait(call, future, submit, patience)
     return future.read()
 
 
 def _call_and_wait(
-    call: TaskCall[T], future: BlockingFuture[T], submit: Submit, *, its_loop_may_be_interrupted: bool = False
+    call: TaskCall[T], future: BlockingFuture[T], submit: Submit, patience: Patience | None, *, in_worker: bool = False
 ) -> None:
-    """Submit *call* and wait for its *future*. If its loop runs in the main thread, signal handlers may raise there."""
+    """Submit *call* and wait for its *future*.
+
+    The loop of a worker may run in the main thread, where signal handlers raise: what they interrupt is done again.
+    """
     submit_it = partial(submit, call, copy_context())
-    again = submit_it if its_loop_may_be_interrupted else None
+    again = submit_it if in_worker else None
     try:
         submit_it()
         _wait(call, future, again)
     except LoopEndedError:
         raise
     except BaseException:  # Ctrl-C, or another signal handler, raised here. The second time we do not wait
-        # Wait for nothing if it came before the call was submitted, or after it ended.
-        if call.cancel() and not future.done:
-            _wait(call, future, again)
+        patience = patience or Patience()
+        try:
+            patience.times += 1
+            # Wait for nothing if it came before the call was submitted, or after it ended.
+            if call.cancel() and not future.done and not patience.is_over:
+                _wait(call, future, again)
+        except BaseException:
+            patience.times = 2
+            raise
         raise
 
 

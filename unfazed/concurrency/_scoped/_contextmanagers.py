@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 from .._core._checks import in_brief, not_copied, require_limiter, visible_names, wrong_source
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
-from .._eventloops._synccalls import call_from_sync
+from .._eventloops._synccalls import Patience, call_from_sync
 from ._taskrunner import TaskRunner
 from ._threadrunner import ThreadRunner
 
@@ -180,15 +180,19 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
     def __enter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_eventloop_sync")
         runner = TaskRunner(self._exit_by_itself)
+        patience = Patience()
         try:
-            self._call(runner.start, submit_to_background)
-            value: T = self._call(self._enter, runner.take)
+            self._call(runner.start, submit_to_background, patience)
+            value: T = self._call(self._enter, runner.take, patience)
             self._runner = runner
             return value
         except BaseException as exc:
             self._runner = None
             with suppress(LoopEndedError):  # it has been left, or was never started
-                self._leave(runner, _info_of(exc))  # it may have been entered
+                if patience.is_over:
+                    runner.leave()
+                else:
+                    self._leave(runner, _info_of(exc), patience)  # it may have been entered
             raise
 
     def __exit__(
@@ -196,25 +200,28 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
     ) -> bool | None:
         try:
             assert self._runner is not None, "it has been entered"
-            return self._leave(self._runner, (exc_type, exc, traceback))
+            return self._leave(self._runner, (exc_type, exc, traceback), Patience())
         finally:
             runner, self._runner = self._runner, None
             if runner is not None and not runner.over:  # a signal handler raised before we could leave it
                 with suppress(LoopEndedError):
                     runner.leave()
 
-    def _leave(self, runner: TaskRunner, exc_info: _ExcInfo) -> bool | None:
+    def _leave(self, runner: TaskRunner, exc_info: _ExcInfo, patience: Patience) -> bool | None:
         try:
-            suppressed: bool | None = self._call(partial(runner.finish, partial(self._exit, exc_info)), runner.take)
+            leave = partial(runner.finish, partial(self._exit, exc_info))
+            suppressed: bool | None = self._call(leave, runner.take, patience)
         except LoopEndedError:
             if runner.outcome is None:
                 raise
             return runner.outcome.read()  # it was left when a scope was cancelled that it holds
         return suppressed
 
-    def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None]) -> Any:
+    def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None], patience: Patience) -> Any:
         helper, elsewhere = "contextmanager_in_eventloop_sync", submit is not submit_to_background
-        return call_from_sync(work, self._manager, helper, "async with ...", submit, always=elsewhere)
+        return call_from_sync(
+            work, self._manager, helper, "async with ...", submit, always=elsewhere, patience=patience
+        )
 
     async def _enter(self) -> T:
         value = await self._manager.__aenter__()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from .._core._checks import in_brief, wrong_source
 from .._core._errors import LoopEndedError, LoopThreadError
 from .._eventloops._background import submit_to_background
-from .._eventloops._synccalls import call_from_sync
+from .._eventloops._synccalls import Patience, call_from_sync
 from ._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
@@ -85,13 +85,16 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
 
 def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
     runner = TaskRunner(steps.close)
+    patience = Patience()
     helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
     try:
         try:
-            call_from_sync(runner.start, source, helper, instead, submit_to_background)
+            call_from_sync(runner.start, source, helper, instead, submit_to_background, patience=patience)
             while True:
                 try:
-                    item = call_from_sync(steps.next, source, helper, instead, runner.take, always=True)
+                    item = call_from_sync(
+                        steps.next, source, helper, instead, runner.take, always=True, patience=patience
+                    )
                 except LoopEndedError:
                     if runner.outcome is not None:  # a scope was cancelled that the iterator had entered
                         runner.outcome.read()
@@ -103,8 +106,9 @@ def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
             if not runner.over:  # at the end of the interpreter it is over, and our imports may be gone
                 with suppress(LoopEndedError):  # it has been closed, or was never started
                     try:
-                        finish = partial(runner.finish, steps.close)
-                        call_from_sync(finish, source, helper, instead, runner.take, always=True)
+                        if not patience.is_over:  # otherwise the last `finally` leaves it
+                            finish = partial(runner.finish, steps.close)
+                            call_from_sync(finish, source, helper, instead, runner.take, always=True, patience=patience)
                     except LoopThreadError:  # the garbage collector ends us, in the thread of a loop
                         runner.leave()
     finally:
