@@ -143,10 +143,11 @@ async def watched(run: Run, kind: str, paths: list[Path], advance: Callable[[], 
         if kind == "blocking":
             hash_blocking(todo, run, advance)
         else:
-            work = hash_from_async if kind == "async" else partial(run_in_threadpool, hash_from_sync)
+            in_a_thread = partial(run_in_threadpool, hash_from_sync, todo, run, advance)
+            work = partial(hash_from_async, todo, run, advance) if kind == "async" else in_a_thread
             async with anyio.create_task_group() as callers:
                 for _ in range(CALLERS):
-                    callers.start_soon(work, todo, run, advance)
+                    callers.start_soon(work)
         run.seconds = time.perf_counter() - started
         watching.cancel_scope.cancel()
 

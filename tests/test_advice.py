@@ -28,6 +28,7 @@ from conftest import GRACE_SECONDS, Blocking, Caller, captured, in_plain_thread,
 from unfazed.concurrency import (
     CallTimeoutError,
     DualCallable,
+    DualMethod,
     EventLoopThread,
     NotSendableError,
     RemoteError,
@@ -293,11 +294,10 @@ async def connection() -> AsyncIterator[str]:
 def test_an_async_context_manager_function_is_sent_to_the_right_helper(caller: Caller) -> None:
     wrong: Any = connection
     hidden: Any = lambda: connection()  # noqa: E731
-    for call in (
-        partial(in_eventloop, wrong),
-        partial(caller, "eventloop", wrong),
-        partial(caller, "eventloop", hidden),
-    ):
+    wrap: Any = in_eventloop
+    calls: list[Callable[[], Any]] = [partial(wrap, wrong)]
+    calls += [partial(caller, "eventloop", each) for each in (wrong, hidden)]
+    for call in calls:
         with pytest.raises(WrongFunctionError, match=r"\(\) gives an async context manager: enter it") as caught:
             call()
 
@@ -580,6 +580,21 @@ def test_a_weak_class_method_is_alive_as_long_as_its_class(background: Any) -> N
     gc.collect()
 
     assert method().sync("a") == "Archive a"
+
+
+def test_methods_are_documented_by_their_own_signatures() -> None:
+    """Sphinx leaves out the first parameter, unless it sees a bound method, or a static method in the class."""
+    for bound in (Archive().load, Archive.of_class, Archive().of_class):
+        assert inspect.ismethod(bound)
+        assert [*inspect.signature(bound).parameters] == ["name"]
+    assert isinstance(vars(Archive)["static"], staticmethod)
+    assert isinstance(vars(Archive)["of_class"], classmethod)
+    assert vars(Archive)["of_class"].__func__.__name__ == "of_class"
+    for other in (Archive.load, Archive.static, in_threadpool(len)):
+        assert not inspect.ismethod(other)
+        assert isinstance(other, DualCallable)
+    assert isinstance(Archive().load, DualCallable)
+    assert isinstance(vars(Archive)["static"], DualMethod)
 
 
 def test_what_is_not_bound_has_no_self() -> None:

@@ -731,3 +731,66 @@ def test_what_holds_a_task_group_open_at_exit_is_closed_without_a_word(program: 
 
     assert (code, err) == (0, "")
     assert out.split() == ["client", "closed"]
+
+
+MANY_THREADS_AT_EXIT = """
+import sys, threading, time
+from contextlib import asynccontextmanager
+import anyio
+from unfazed.concurrency import *
+configure_background_eventloop(backend=sys.argv[1])
+begun = threading.Semaphore(0)
+
+async def nap():
+    await anyio.sleep(0.001)
+
+async def naps():
+    for number in range(3):
+        await nap()
+        yield number
+
+@asynccontextmanager
+async def napping():
+    await nap()
+    yield
+
+def enter():
+    with contextmanager_in_eventloop_sync(napping()):
+        pass
+
+FORMS = [
+    lambda: run_in_eventloop_sync(nap),
+    lambda: run_in_threadpool_sync(time.sleep, 0.001),
+    lambda: run_in_threadpool_sync(lambda: [run_in_eventloop_sync(nap), run_in_threadpool_sync(time.sleep, 0.001)]),
+    lambda: list(iterate_in_eventloop_sync(naps())),
+    enter,
+]
+
+def call_for_ever(call):
+    begun.release()
+    try:
+        while True:
+            call()
+    except LoopEndedError:
+        pass
+
+for call in FORMS * 8:
+    threading.Thread(target=call_for_ever, args=(call,), daemon=True).start()
+for call in FORMS * 8:
+    begun.acquire()
+for call in FORMS:
+    call()
+"""
+
+
+def test_many_threads_that_end_with_the_interpreter_print_nothing(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """Each gets a `LoopEndedError`, and no cancellation, which is not theirs."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_THREADS_AT_EXIT, anyio_backend[0]],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("", "")

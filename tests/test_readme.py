@@ -65,6 +65,7 @@ def signature(function: object) -> str:
     """Return the parameters with their defaults, without their types."""
     parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    bare = [each for each in bare if each.name != "others"]  # which are refused
     return str(inspect.Signature(bare))[1:-1].replace("'", '"')
 
 

@@ -183,6 +183,13 @@ class DualCallable(Dual, Generic[P, T]):
         """What has been bound."""
         return self._unbound
 
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self):
+            """Pass for a method where it is bound, as mocks do: who documents a class leaves out what is bound then."""
+            return MethodType if hasattr(self, "_unbound") and hasattr(self._func, "__self__") else DualCallable
+
     def __set_name__(self, owner: type, name: str) -> None:
         """Have `help` of a class say what each of its methods is."""
         if self.__qualname__ == f"{owner.__qualname__}.{name}":
@@ -257,6 +264,17 @@ class DualMethod(Generic[P, T]):
         @property
         def sync(self) -> Callable[P, T]: ...
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
+
+    else:
+
+        @property
+        def __class__(self):
+            """Pass for what it is in its class, for those who document that."""
+            return type(self._dual._func)
+
+        @property
+        def __func__(self):
+            return self._dual._func.__func__
 
     def __set_name__(self, owner: type, name: str) -> None:
         """Have `help` of a class say what each of its methods is."""
