@@ -247,14 +247,15 @@ def test_what_the_function_takes_or_passes_on_gets_no_note(caller: Caller) -> No
         assert error is None or not notes(error)
 
 
-OTHER_PLACES = [
+executor_place: Any = in_executor
+OTHER_PLACES: list[tuple[Any, str, str]] = [
     (in_threadpool, "kill_on_cancel", "in_threadpool() has no option `kill_on_cancel`: a thread cannot be killed"),
     (in_threadpool, "cancellable", "write `abandon_on_cancel=True`"),
     (in_threadpool, "max_calls", "`in_processpool` has it"),
     (in_threadpool, "nonsense", "its options are `limiter`, `abandon_on_cancel`, `timeout`, `context`"),
     (in_processpool, "abandon_on_cancel", "write `kill_on_cancel=True`"),
     (in_processpool, "context", "pass what it holds as arguments"),
-    (partial(in_executor, never_used), "limiter", "the executor says how many run at once"),
+    (partial(executor_place, never_used), "limiter", "the executor says how many run at once"),
     (in_eventloop, "limiter", "write `async with limiter:` in the function"),
 ]
 
