@@ -531,6 +531,12 @@ def test_help_shows_the_signature_of_both_faces() -> None:
         assert inspect.isroutine(face)
 
 
+def test_the_sync_face_is_no_property_for_those_who_would_describe_that_instead() -> None:
+    """As IPython does for `f.sync?`."""
+    assert not isinstance(vars(DualCallable)["sync"], property)
+    assert DualCallable.sync.__doc__ == "The same for sync code, which waits for the result."
+
+
 def test_help_of_a_class_mentions_the_sync_face() -> None:
     text = pydoc.plain(pydoc.render_doc(Archive))
 

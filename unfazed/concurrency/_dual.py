@@ -89,13 +89,23 @@ class _Twin(Generic[P, T]):
         dual = bind(instance, owner)
         return self if dual is self._dual else _Twin(dual)
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         return f"{self._dual!r}.sync"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._dual, "sync")
+
+
+class _SyncFace:
+    """The same for sync code, which waits for the result."""
+
+    # no `property`, which IPython describes in place of what it gives
+
+    def __get__(self, dual: DualCallable[P, T] | None, owner: type | None = None) -> Any:
+        return self if dual is None else _Twin(dual)
 
 
 @final
@@ -144,10 +154,15 @@ class DualCallable(Dual, Generic[P, T]):
         coroutine.__name__, coroutine.__qualname__ = self.__name__, self.__qualname__  # where it is never awaited
         return cast("CoroutineType[Any, Any, T]", coroutine)
 
-    @property
-    def sync(self) -> Callable[P, T]:
-        """The same for sync code, which waits for the result."""
-        return _Twin(self)
+    if TYPE_CHECKING:
+
+        @property
+        def sync(self) -> Callable[P, T]:
+            """The same for sync code, which waits for the result."""
+            ...
+
+    else:
+        sync = _SyncFace()
 
     # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
     # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12. Nobody runs this code.
@@ -221,7 +236,8 @@ class DualCallable(Dual, Generic[P, T]):
     def __hash__(self) -> int:
         return hash((id(self._place), self._func))
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         func: Any = self._func
@@ -281,7 +297,8 @@ class DualMethod(Generic[P, T]):
         self._dual.__set_name__(owner, name)
         self.__dict__["__doc__"] = self._dual.__doc__
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         return repr(self._dual)
@@ -420,7 +437,8 @@ class _Decorator:
     def __call__(self, func: Any, /) -> Any:
         return _wrap(self._place, func)
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         helper, first, options = _described(self._place)

@@ -248,12 +248,12 @@ _INSTEAD: Final = {
 
 
 def refuse_options(helper: str, options: Iterable[str]) -> None:
-    """Refuse options that *helper* does not have."""
-    for name in options:
-        places = [f"`{other}`" for other, names in _OPTIONS.items() if name in names]
-        instead = _INSTEAD.get((helper, name)) or (f"{' and '.join(places)} has it" if places else "")
-        all_of_them = ", ".join(f"`{each}`" for each in _OPTIONS[helper])
-        raise WrongOptionError(f"{helper}() has no option `{name}`: {instead or f'its options are {all_of_them}'}")
+    """Refuse options that *helper* does not have: the first of them."""
+    name = next(iter(options))
+    places = [f"`{other}`" for other, names in _OPTIONS.items() if name in names]
+    instead = _INSTEAD.get((helper, name)) or (f"{' and '.join(places)} has it" if places else "")
+    all_of_them = ", ".join(f"`{each}`" for each in _OPTIONS[helper])
+    raise WrongOptionError(f"{helper}() has no option `{name}`: {instead or f'its options are {all_of_them}'}")
 
 
 def explain(error: BaseException, helper: str, func: object, kwargs: dict[str, Any]) -> None:

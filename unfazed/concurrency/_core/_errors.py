@@ -25,7 +25,7 @@ class LoopThreadError(UnfazedError, RuntimeError):
         super().__init__(helper, instead)
         self.helper = helper
         self.instead = instead
-        self.in_ipython = _ipython_runs()
+        self.in_ipython: bool = _ipython_runs()
 
     def __str__(self) -> str:
         in_notebook = "; in a notebook, `await` works at the top level of a cell" if self.in_ipython else ""

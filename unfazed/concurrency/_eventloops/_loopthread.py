@@ -118,7 +118,8 @@ class EventLoopThread:
         state = "running" if self.is_running() else "ended" if self._started.is_set() else "not started"
         return f"<EventLoopThread({self._backend!r}, name={self._name!r}), {state}>"
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __reduce__(self) -> NoReturn:
         raise not_copied(self)

@@ -58,7 +58,8 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
         self._entered = False
         self._exc_info: _ExcInfo | None = None  # what it is left with
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         state = "entered" if self._entered else "not entered"
@@ -160,7 +161,8 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         self._runner: TaskRunner | None = None
         self._entered = False
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         state = "entered" if self._entered else "not entered"

@@ -24,7 +24,8 @@ class ThreadpoolIterator(Generic[T]):
     def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
         self._feed = Feed(iterable, prefetch)  # refers not to us, so that its thread does not keep us alive
 
-    __dir__ = visible_names
+    def __dir__(self) -> list[str]:
+        return visible_names(self)
 
     def __repr__(self) -> str:
         return f"<iterate_in_threadpool({self._feed.described()}>"
