@@ -527,7 +527,7 @@ def test_help_shows_the_signature_of_both_faces() -> None:
     for face in (in_threadpool(read), in_threadpool(read).sync, Archive().load.sync):
         text = pydoc.plain(pydoc.render_doc(face))
 
-        assert str(inspect.signature(face)) in text
+        assert all(f"{name}: " in text for name in inspect.signature(face).parameters)
         assert inspect.isroutine(face)
 
 
