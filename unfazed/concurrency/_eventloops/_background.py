@@ -16,8 +16,9 @@ from .._core._checks import explain, name_of, require_async, require_context, re
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from ._limiters import NO_LIMIT
+from ._loopchecks import async_work, require_backend, require_backend_options
 from ._loops import current_loop
-from ._loopthread import EventLoopThread, async_work, require_backend, require_backend_options
+from ._loopthread import EventLoopThread
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending

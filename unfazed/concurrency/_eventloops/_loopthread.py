@@ -10,38 +10,32 @@ and another one ends the loop, each does its own step before it looks at the oth
 from __future__ import annotations
 
 import atexit
-import importlib
 import itertools
 import os
 import threading
 import time
 from contextlib import suppress
-from functools import partial
-from inspect import isawaitable, signature
-from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final
 
 import anyio
 from anyio import Event
 
 from .._core._checks import (
     explain,
-    is_async,
-    not_async_error,
     not_copied,
-    require_async,
     require_timeout,
     visible_names,
 )
-from .._core._errors import LoopEndedError, LoopStartError, LoopStateError, WrongOptionError
+from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
 from .._core._threadstart import start_thread
+from ._loopchecks import async_work, require_backend, require_backend_options, require_name
 from ._loops import current_loop
 from ._synccalls import Patience, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable
     from contextvars import Context
     from types import TracebackType
 
@@ -51,7 +45,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BACKENDS: Final = ("asyncio", "trio")
 EXIT_SECONDS = 3.0  # at exit, how long all loops together may take to end; arbitrary, as short as cleanup allows
 
 
@@ -366,57 +359,6 @@ def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedErro
         loop_thread._closed = "the interpreter is exiting"
         return LoopEndedError(loop_thread._closed)
     return LoopStartError(loop_thread._backend, f"its thread cannot be started: {exc}")
-
-
-def require_backend(backend: str, where: str) -> None:
-    if backend not in BACKENDS:
-        raise WrongOptionError(f"{where} must be one of {', '.join(map(repr, BACKENDS))}, not {short_repr(backend)}")
-
-
-def require_name(name: object) -> None:
-    if name is not None and not isinstance(name, str):
-        raise WrongOptionError(f"EventLoopThread(name=...) must be a string, or None, not {short_repr(name)}")
-
-
-def require_backend_options(options: Any, backend: str, helper: str) -> None:
-    """Refuse options that `anyio.run` does not know with *backend*: with asyncio, it takes no notice of them."""
-    if options is None:
-        return
-    if not isinstance(options, dict):
-        raise WrongOptionError(
-            f"{helper}(backend_options=...) must be a dict, such as {{'use_uvloop': True}}, or None, "
-            f"not {short_repr(options)}"
-        )
-    known: Collection[str] = ("debug", "loop_factory", "use_uvloop")
-    if backend == "trio":
-        try:
-            known = [*signature(importlib.import_module("trio").run).parameters][2:]  # after the function and `*args`
-        except ImportError:  # the start of the loop says so
-            return
-    for name in map(str, cast("dict[object, object]", options)):
-        if name not in known:
-            raise WrongOptionError(
-                f"{helper}(backend_options=...) has no option {short_repr(name)} with {backend}: they are "
-                f"{', '.join(known)}"
-            )
-
-
-def async_work(
-    func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any], helper: str
-) -> Callable[[], Awaitable[T]]:
-    """Return what to run in the loop for a call of *func*."""
-    require_async(func, helper)
-    call = partial(func, *args, **kwargs)
-    if is_async(func):
-        return call
-
-    async def call_and_await() -> T:
-        result = call()
-        if not isawaitable(result):
-            raise not_async_error(func, result, helper)
-        return await result
-
-    return call_and_await
 
 
 def _end_all_loops() -> None:
