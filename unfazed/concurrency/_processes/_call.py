@@ -11,8 +11,8 @@ answers, calls with log records, deaths, and what is left to be done when a call
     answered                       raise what came                       the same
 
 Guarantees: what has been sent and what has come is known at each bytecode, whatever signal handlers raise
-(`channel.py`), and so is who owns the worker (`_pool.py`). The arguments are pickled before the call is queued; the
-call neither returns nor raises before that is done.
+(`channel.py`), and so is who owns the worker (`_pool.py`). The call neither returns nor raises while its arguments are
+being pickled: by the caller, or by the worker's thread where that takes too long for an event loop.
 """
 
 from __future__ import annotations
@@ -125,9 +125,12 @@ class ProcessCall:
                 self.timeout = Timeout(options.timeout, name_of(func))
             if options.initializer is not None:
                 self.initializer = pack_initializer(options.initializer)
-        request = pack(func, args, kwargs, helper, at_once=at_once)
-        self._arguments = None if request is not None else (args, kwargs)  # that are still to be pickled
-        self.request: list[bytes] = request or []
+        self.request: list[bytes] = []
+        self._arguments: tuple[Any, Any] | None = None  # which the worker's thread is to pickle
+        try:
+            self.request = pack(func, args, kwargs, helper, at_once=at_once)
+        except channel.TooMuchError:
+            self._arguments = args, kwargs
         self.levels = logs.levels() if settings.logs else None
         self._sent: list[int] = []  # what the caller has written
         self._received: list[bytes] = []  # what the caller has read
@@ -147,9 +150,22 @@ class ProcessCall:
         return self._taken_over.acquire(blocking=False)
 
     def claim(self, worker: WorkerProcess) -> bool:
-        """Let *worker* have the call, unless it has been withdrawn."""
+        """Let *worker* have the call, pickled, unless it has been withdrawn or cannot be pickled."""
         self._worker = worker
-        return self._claimed.acquire(blocking=False)
+        if not self._claimed.acquire(blocking=False):
+            return False
+        arguments = self._arguments
+        if arguments is None:
+            return True
+        try:
+            self.request = self._in_context(lambda: pack(self.func, *arguments, self.helper))
+        except BaseException as exc:
+            self.finish(None, without_our_frame(exc))
+            return False
+        self._arguments = None  # 1: this, and a look at `killed`. 2: `kill` sets that, and looks at this.
+        if self.killed:
+            self.finish(None, None)
+        return not self.killed
 
     def is_claimed(self) -> bool:
         """Return whether somebody has it, or it has been withdrawn."""
@@ -212,20 +228,9 @@ class ProcessCall:
 
     # For whoever waits for it
 
-    @property
-    def is_packed(self) -> bool:
-        return self._arguments is None
-
-    def pack(self) -> None:
-        """Pickle the arguments, where that takes too long for an event loop."""
-        assert self._arguments is not None, "they are still to be pickled"
-        args, kwargs = self._arguments
-        self.request = pack(self.func, args, kwargs, self.helper, at_once=False) or []
-        self._arguments = None
-
     def send_directly(self, lease: list[WorkerProcess]) -> bool:
         """Send the call to an idle worker, which is in *lease* then, if both can be had at once."""
-        if not DIRECT or len(self.request) > 1:
+        if not DIRECT or len(self.request) != 1:
             return False
         pool.take_any(lease)
         if not lease:
@@ -340,9 +345,9 @@ class ProcessCall:
             self._withdraw()
 
     def kill(self) -> None:
-        """Have the call end at once, with its worker."""
+        """Have the call end at once, with its worker; if its arguments are being pickled, after that."""
         self.killed = True
-        if self._answer is not None and not self._withdraw() and self.end():
+        if self._answer is not None and not self._withdraw() and self._arguments is None and self.end():
             assert self._worker is not None, "it has claimed the call"
             self._worker.kill()
             self.finish(None, None)

@@ -30,20 +30,18 @@ def _is_small(value: object) -> bool:
 
 
 def pack(
-    func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str, *, at_once: bool
-) -> list[bytes] | None:
-    """Return the frame of a call, in pieces. `None` if it must be *at_once*, and more than a loop may wait for."""
+    func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str, *, at_once: bool = False
+) -> list[bytes]:
+    """Return the frame of a call, in pieces. Raises `TooMuchError` if it must be *at_once*, and that takes too long."""
     sent = to_send(func)
     try:
         if not kwargs and all(map(_is_small, args)):
             return [channel.frame(channel.CALL, pickle.dumps((sent, args, kwargs), channel.PROTOCOL))]
         if at_once and any(isinstance(arg, (str, bytearray)) and len(arg) > OFF_LOOP_BYTES for arg in args):
-            return None  # which would be a single step
+            raise channel.TooMuchError  # it would be a single step
         most = OFF_LOOP_BYTES if at_once else float("inf")
         return channel.in_frame(channel.CALL, channel.pickle_in_pieces((sent, args, kwargs), most))
-    except channel.TooMuchError:
-        return None
-    except MemoryError:
+    except (MemoryError, channel.TooMuchError):
         raise
     except Exception as exc:
         name = name_of(func)

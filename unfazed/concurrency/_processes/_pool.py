@@ -24,7 +24,7 @@ from .._core._errors import LoopEndedError, WorkerProcessError
 from .._core._threadstart import start_thread
 from . import _starting
 from ._inbox import Inbox
-from ._worker import KEPT, WorkerProcess
+from ._worker import KEPT, TRIES, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary
 LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
 STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
-TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
 _pop_idle: Final = deque[WorkerProcess].pop
 _pop_leased: Final = list[WorkerProcess].pop
 
@@ -50,7 +49,6 @@ class Pool:
     def start_afresh(self) -> None:
         """Begin with nothing: also in a forked child, where all that there was is the parent's."""
         self.exiting = False
-        self.tries = TRIES
         self.workers: set[WorkerProcess] = set()  # all that have not ended
         self._idle: deque[WorkerProcess] = deque()  # the last one was busy last
         self._events: Inbox[Callable[[], object]] = Inbox()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import suppress
-from contextvars import copy_context
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,8 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
-from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
-from .._core._threadstart import start_thread
+from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
 from .._eventloops._synccalls import call_from_sync
@@ -51,8 +49,6 @@ def run(call: ProcessCall) -> Awaitable[Any]:
 async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
     await raise_if_cancelled(loop)
-    if not call.is_packed:
-        await _pack_in_thread(call, loop)
     # Made before it is taken, and given back in two `finally`, as `ThreadCall._run` explains.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
     slot.work = call.func
@@ -116,36 +112,6 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         cancellation = None  # its traceback leads here
         if lease:  # a signal handler has raised before all that: the thread gives the worker back
             call.hand_over(lease, OneShotFuture())
-
-
-async def _pack_in_thread(call: ProcessCall, loop: Loop) -> None:
-    """Pickle large arguments while the loop goes on. Who wakes us: the thread."""
-    event = Event()
-    packed: OneShotFuture[None] = OneShotFuture(lambda: set_from_anywhere(loop, event))
-    begun = threading.Lock()  # taken by the thread when it begins, or by us so that it never does
-
-    def pack() -> None:
-        try:
-            if not begun.acquire(blocking=False):
-                return
-            call.pack()
-        except BaseException as exc:
-            packed.write(None, without_our_frame(exc))
-        else:
-            packed.write(None, None)
-
-    def begin() -> None:
-        try:
-            start_thread(copy_context().run, "unfazed-pickling", pack)
-        except RuntimeError:  # there are too many
-            pack()
-
-    def cancel() -> None:
-        if begun.acquire(blocking=False):
-            event.set()
-
-    await wait_for_end(event, cancel, begin=begin)  # cancelled or not: the caller may change them afterwards
-    packed.read()
 
 
 def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:

@@ -10,8 +10,8 @@ At each moment a worker has one owner, who alone reads and writes its pipes:
 Guarantees: the thread ends every call that it is handed, whatever becomes of the worker: with an answer, with how the
 worker has ended, or, if the worker had not begun it, by handing it to another one. It wakes the caller. It reads the
 status of the process, which so never stays a zombie.
-Assumption: the thread runs no code of anybody else but log handlers, and what unpickles the answer, in the context of
-the caller.
+Assumption: the thread runs no code of anybody else but log handlers, and what pickles large arguments and unpickles the
+answer, in the context of the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pickle
 import time
 from contextlib import suppress
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
 from .._core._errors import WorkerProcessError
@@ -36,31 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._call import ProcessCall
+    from ._pool import Pool
 
 IDLE_SECONDS: Final = 60.0  # after which a worker that nobody has needed ends, unless it is among the first few
 KEPT: Final = 2  # how many idle workers stay, however long; arbitrary
+TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
 
 _numbers = itertools.count(1)
-
-
-class Owner(Protocol):
-    """The pool, as its workers see it."""
-
-    @property
-    def exiting(self) -> bool: ...
-
-    @property
-    def tries(self) -> int: ...
-
-    def take(self, worker: WorkerProcess) -> bool: ...
-
-    def give_back(self, worker: WorkerProcess) -> None: ...
-
-    def has_others_than(self, worker: WorkerProcess) -> bool: ...
-
-    def submit(self, call: ProcessCall) -> None: ...
-
-    def forget(self, worker: WorkerProcess, error: NotStartedError | None = None) -> None: ...
 
 
 def _reader_of(child: Child, received: bytes = b"") -> channel.Reader:
@@ -77,7 +59,7 @@ def _call(func: Callable[[], object]) -> None:
 class WorkerProcess:
     """A worker process of *pool*, to which it is given back first when it is ready."""
 
-    def __init__(self, pool: Owner) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._number = next(_numbers)
         self._inbox: Inbox[ProcessCall | None] = Inbox()  # None: there is something to look after
@@ -233,7 +215,7 @@ class WorkerProcess:
     def _try_another(self, call: ProcessCall) -> bool:
         """Have another worker run *call*, which this one has not begun. Return whether it may."""
         call.tries += 1
-        if call.killed or call.tries >= self._pool.tries or self._pool.exiting:
+        if call.killed or call.tries >= TRIES or self._pool.exiting:
             return False
         call.return_claim()
         try:
