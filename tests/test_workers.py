@@ -200,7 +200,8 @@ def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(backgr
     (worker,) = _pool.pool.workers
     call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
-    call.hand_over([], future)
+    call.expect(future)
+    call.hand_over([])
     future.wait(call)
     assert not call.end(), "the thread has ended it before it gave the worker back"
 
@@ -220,7 +221,8 @@ def test_a_call_that_comes_when_its_worker_has_been_told_to_end_is_told(backgrou
     call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
 
-    call.hand_over([worker], future)
+    call.expect(future)
+    call.hand_over([worker])
 
     with pytest.raises(WorkerProcessError, match="was about to end"):
         future.read()

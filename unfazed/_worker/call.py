@@ -40,9 +40,7 @@ def run(request: Reader, initializer: bytes | None = None) -> list[bytes]:
             request.skip()
             return failure
         return _run(request)
-    except MemoryError as exc:
-        return _error(exc)
-    except BaseException as exc:  # a signal handler that the function has left behind, here
+    except BaseException as exc:  # of a signal handler that the function has left behind, or for want of memory
         return _error(exc)
 
 

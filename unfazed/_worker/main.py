@@ -47,20 +47,15 @@ class _Records:
         self._sending = False
         self._waiting: list[bytes] = []
 
-    def begin(self) -> None:
-        """Send what waits, which is of nobody's call; from now on, send at once."""
-        if self._waiting:
-            self.flush()
-
     def run(self) -> None:
+        """From now on, send at once."""
         self._running = True
 
     def end(self) -> None:
         """Send no more until the next call."""
         with self._lock:  # until then, a thread may be sending
-            if self._waiting:
-                self.flush()
             self._running = False
+            self.flush()
 
     def send(self, record: bytes) -> None:
         while True:
@@ -70,7 +65,7 @@ class _Records:
                     if self._running:
                         self.flush()
                     elif len(self._waiting) == 1:
-                        self._call_for_attention()
+                        self.remind()
                     return
             time.sleep(LINE_UP_SECONDS)
 
@@ -91,14 +86,10 @@ class _Records:
                 self._sending = False
 
     def remind(self) -> None:
-        """Have the parent ask, if records have come since the last call has ended."""
+        """Have the parent ask, if there are some."""
         if self._waiting:
-            with self._lock:
-                self._call_for_attention()
-
-    def _call_for_attention(self) -> None:
-        with suppress(OSError):  # the parent is gone
-            os.write(self._output, self._attention)
+            with suppress(OSError):  # the parent is gone
+                os.write(self._output, self._attention)
 
 
 class Frozen:
@@ -184,15 +175,16 @@ class _Worker:
         while not received:
             try:
                 channel.read_once(reader.fd, received)
-            except BaseException:
-                continue
+            except BaseException as exc:
+                if channel.is_broken(exc):
+                    raise channel.PipeEndError from None
         reader.data = received[0]
         if not reader.data:
             raise channel.PipeEndError
 
     def _run(self, initializer: bytes | None) -> None:
         records = self._records
-        records.begin()
+        records.flush()  # they are of nobody's call
         self._answer(BEGUN)
         forward(self._levels, records.send)
         records.run()

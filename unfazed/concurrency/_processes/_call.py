@@ -77,10 +77,9 @@ def _find_limiter() -> CapacityLimiter:
     """
     limiter = to_process.current_default_process_limiter()
     if limiter.total_tokens == os.cpu_count():
-        count: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)  # since Python 3.13
-        if count is not None:
-            limiter.total_tokens = count() or 1
-        elif hasattr(os, "sched_getaffinity"):  # elsewhere a process may use them all
+        if sys.version_info >= (3, 13):  # pragma: no cover  is measured on another one
+            limiter.total_tokens = os.process_cpu_count() or 1
+        elif hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use them all
             limiter.total_tokens = len(os.sched_getaffinity(0))
     return limiter
 
@@ -98,7 +97,7 @@ class ProcessCall:
     killed = False  # whether nobody wants its answer any more, nor its worker to live on
     sent = False  # whether it was sent before the thread got it
     tries = 0  # how many workers have ended before they began it
-    _answer: OneShotFuture[Any] | None = None  # from when it is handed over
+    future: OneShotFuture[Any] | None = None  # from when it is about to be handed over
     _context: Context | None = None  # in which its log records are handled, and its answer is unpickled
     _worker: WorkerProcess | None = None  # which runs it, as far as its thread knows
     # Made when it is handed over; each is taken once, as a flag that is tested and set in one step.
@@ -220,8 +219,8 @@ class ProcessCall:
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Wake the caller, unless that has gone away."""
-        assert self._answer is not None, "set before it was handed over"
-        self._answer.write(value, error)
+        assert self.future is not None, "set before it was handed over"
+        self.future.write(value, error)
 
     def fail(self, error: BaseException) -> None:
         self.finish(None, LoopEndedError("the interpreter is exiting") if pool.exiting else error)
@@ -264,13 +263,13 @@ class ProcessCall:
         data = received[0] if len(received) == 1 else b"".join(received)
         if not received[-1] or not data.startswith(channel.BEGUN_FRAME):
             raise OutOfTheOrdinaryError
-        rest = len(data) - channel.HEADER_BYTES
-        if rest < channel.HEADER_BYTES:
+        rest = len(data) - 2 * channel.HEADER_BYTES
+        if rest < 0:
             return None
         kind, size = channel.read_header(data, channel.HEADER_BYTES)
         if size > channel.CHUNK_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
             raise OutOfTheOrdinaryError
-        if rest < channel.HEADER_BYTES + size:
+        if rest < size:
             return None
         if self.options.max_calls is not None and self.was_last_of(worker):
             worker.retire()
@@ -293,61 +292,54 @@ class ProcessCall:
         finally:
             del error, payload
 
-    def hand_over(
-        self,
-        lease: list[WorkerProcess],
-        future: OneShotFuture[Any],
-        elsewhere: Callable[[Callable[[], object]], object] | None = None,
+    def expect(
+        self, future: OneShotFuture[Any], elsewhere: Callable[[Callable[[], object]], object] | None = None
     ) -> None:
-        """Have a thread see to the call: that of the worker in *lease*, or one that the pool knows.
+        """Say who is to be told the end, before it is handed over.
 
-        *answer* is told the end; *elsewhere*, if anything, is told what to do in the caller's own thread.
+        *elsewhere*, if anything, is told what to do in the caller's own thread.
         """
-        try:
-            self._hand_over(lease, future, elsewhere)
-        except BaseException:  # of a signal handler, for one, which must not lose the worker
-            if lease:
-                self._hand_over(lease, future, elsewhere)
-            raise
-
-    def _hand_over(
-        self,
-        lease: list[WorkerProcess],
-        future: OneShotFuture[Any],
-        elsewhere: Callable[[Callable[[], object]], object] | None,
-    ) -> None:
-        if self._answer is None:
-            self._claimed, self._taken_over, self._ended = Lock(), Lock(), Lock()
-        self._answer = future
-        if self._context is None:
+        if self.future is None:
             self._context = context = copy_context()
             context.run(_limits.current_slot.set, self.slot)
+            self._claimed, self._taken_over, self._ended = Lock(), Lock(), Lock()
         if elsewhere is not None:
             self._elsewhere = lambda handle: elsewhere(lambda: self._in_context(handle))
-        self.sent = bool(self._sent)
-        if lease:
-            if self.sent:
-                lease[0].levels = self.levels  # as it may not know yet
-                self.claim(lease[0])
-            lease[0].hand_over(self)
-            lease.clear()
-        else:
-            pool.submit(self)
+        self.future = future
 
-    def is_handed_over(self) -> bool:
-        return self._answer is not None
+    def hand_over(self, lease: list[WorkerProcess]) -> None:
+        """Have a thread see to the call: that of the worker in *lease*, or of an idle one, or of a new one."""
+        try:
+            self._hand_over(lease)
+        except BaseException:  # of a signal handler, for one, which must not lose the worker
+            if lease:
+                self._hand_over(lease)
+            raise
+
+    def _hand_over(self, lease: list[WorkerProcess]) -> None:
+        self.sent = bool(self._sent)
+        if not lease:
+            pool.take_any(lease)
+        if not lease:
+            pool.submit(self)
+            return
+        if self.sent:
+            lease[0].levels = self.levels  # as it may not know yet
+            self.claim(lease[0])
+        lease[0].hand_over(self)
+        lease.clear()
 
     def cancel(self) -> None:
         """Do what is to be done when nobody wants the answer any more."""
         if self.options.kill_on_cancel:
             self.kill()
-        elif self._answer is not None:  # or else nobody has got it
+        else:
             self._withdraw()
 
     def kill(self) -> None:
         """Have the call end at once, with its worker; if its arguments are being pickled, after that."""
         self.killed = True
-        if self._answer is not None and not self._withdraw() and self._arguments is None and self.end():
+        if not self._withdraw() and self._arguments is None and self.end():
             assert self._worker is not None, "it has claimed the call"
             self._worker.kill()
             self.finish(None, None)

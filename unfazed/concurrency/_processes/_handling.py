@@ -28,24 +28,17 @@ def is_handling() -> bool:
 
 
 def handle(packed: bytes, have_handled: Callable[[Callable[[], object]], object]) -> None:
-    """Have a record handled, by what *have_handled* calls. Raises nothing."""
-    try:
-        record = logs.read(packed, load)
-        have_handled(lambda: _handle(record))
-    except BaseException as exc:  # of a record that cannot be read
-        _report(exc)
+    """Have a record handled, by what *have_handled* calls."""
+    have_handled(lambda: _handle(packed))
 
 
-def _handle(record: logging.LogRecord) -> None:
+def _handle(packed: bytes) -> None:
     _here.depth += 1
     try:
+        record = logs.read(packed, load)
         logging.getLogger(record.name).handle(record)
     except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
-        _report(exc)
+        with suppress(BaseException):
+            sys.excepthook(type(exc), exc, exc.__traceback__)
     finally:
         _here.depth -= 1
-
-
-def _report(exc: BaseException) -> None:
-    with suppress(BaseException):
-        sys.excepthook(type(exc), exc, exc.__traceback__)

@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 from .._core._errors import LoopEndedError, WorkerProcessError
-from .._core._threadstart import start_thread
 from . import _starting
 from ._inbox import Inbox
 from ._worker import KEPT, TRIES, WorkerProcess
@@ -90,18 +89,12 @@ class Pool:
         return len(self._idle) >= KEPT
 
     def submit(self, call: ProcessCall) -> None:
-        """Have an idle worker run *call*, or a new one."""
-        lease: list[WorkerProcess] = []
-        try:
-            self.take_any(lease)
-            if lease:
-                lease[0].hand_over(call)
-            else:
-                self._tell(call.name, lambda: self._add(call))
-        except BaseException:  # of a signal handler, for one: the thread of the worker gives it back
-            if lease:
-                lease[0].hand_over(call)
-            raise
+        """Have the next idle worker run *call*, or a new one."""
+        self._tell(call.name, lambda: self._add(call))
+
+    def resubmit(self, call: ProcessCall) -> None:
+        """Have another worker run *call*: one has ended, so the thread runs that takes events."""
+        self._events.put(lambda: self._add(call))
 
     def start_ahead(self, ready: OneShotFuture[None]) -> None:
         """Start a worker that nobody has a call for yet; *ready* is told."""
@@ -114,17 +107,14 @@ class Pool:
             self._events.put(lambda: self._fail(worker, error))
 
     def _tell(self, name: str, event: Callable[[], object]) -> None:
+        if self.exiting:
+            raise LoopEndedError("the interpreter is exiting")
         try:
             _starting.refuse_in_preparation()
-            if self.exiting:
-                raise LoopEndedError("the interpreter is exiting")
             if self._thread is None:
-                start_thread(self._run, "unfazed-processpool", self._events)
-        except LoopEndedError:
-            raise
-        except (_starting.NotStartedError, RuntimeError) as exc:
-            reason = str(exc) if isinstance(exc, _starting.NotStartedError) else f"could not start ({exc})"
-            raise WorkerProcessError(name, reason) from None
+                _starting.start_thread(self._run, "unfazed-processpool", self._events)
+        except _starting.NotStartedError as exc:
+            raise WorkerProcessError(name, str(exc)) from None
         self._events.put(event)
 
     def is_interrupted(self) -> bool:
@@ -149,10 +139,7 @@ class Pool:
         if lease:
             lease[0].hand_over(call)
             return
-        self._waiting.append(call)
-        for other in tuple(self._waiting):
-            if other.is_claimed():  # nobody wants it any more
-                self._waiting.remove(other)
+        self._waiting = deque(each for each in (*self._waiting, call) if not each.is_claimed())  # by nobody any more
         if len(self._waiting) > sum(ready is None for ready in self._starting.values()):
             self._start(None)
 
@@ -162,39 +149,32 @@ class Pool:
         self.workers.add(worker)
         try:
             worker.start()
-        except RuntimeError as exc:  # there are too many threads
-            self.workers.discard(worker)
-            self._fail(worker, _starting.NotStartedError(f"could not start ({exc})"))
+        except _starting.NotStartedError as exc:
+            self.forget(worker, exc)
 
     def _serve(self, worker: WorkerProcess) -> None:
         """Give *worker*, which is idle or has just started, to who has waited longest."""
         ready = self._starting.pop(worker, None)
         if ready is not None:
             ready.write(None, None)
-        while self._waiting:
-            call = self._waiting.popleft()
-            if not call.is_claimed():
-                worker.hand_over(call)
-                return
-        self._idle.append(worker)
+        if self._waiting:
+            worker.hand_over(self._waiting.popleft())
+        else:
+            self._idle.append(worker)
 
     def _fail(self, worker: WorkerProcess, error: _starting.NotStartedError) -> None:
         """Tell who has waited for *worker*, which could not start."""
         ready = self._starting.pop(worker, None)
         if ready is not None:
             ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
-            return
-        while self._waiting:
-            call = self._waiting.popleft()
-            if call.is_claimed():
-                continue
+        elif self._waiting:
+            call = self._waiting[0]
             call.tries += 1
             if error.again and call.tries < TRIES and not self.exiting:
-                self._waiting.appendleft(call)
                 self._start(None)
             else:
+                self._waiting.popleft()
                 call.fail(WorkerProcessError(call.name, str(error)))
-            return
 
     # At exit, and after a fork
 

@@ -20,8 +20,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
+from .._core import _threadstart
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 GRACE_SECONDS: Final = 1.0  # after which a process that has closed its pipes must have ended, or is killed; arbitrary
@@ -60,6 +62,14 @@ class NotStartedError(Exception):
     def __init__(self, reason: str, again: bool = False) -> None:
         super().__init__(reason)
         self.again = again
+
+
+def start_thread(target: Callable[..., object], name: str, *args: object) -> None:
+    """Start a thread that a worker needs. Raises `NotStartedError` if there are too many, or the interpreter exits."""
+    try:
+        _threadstart.start_thread(target, name, *args)
+    except RuntimeError as exc:
+        raise NotStartedError(f"could not start ({exc})") from None
 
 
 def refuse_in_preparation() -> None:
@@ -210,7 +220,7 @@ class Child:
         self.close(self.calls)
         deadline = time.monotonic() + GRACE_SECONDS
         pause = 0.0005
-        while self._poll() is None:
+        while self._status is None and self._poll() is None:
             if time.monotonic() > deadline and not self._hung_up:
                 self._hung_up = True
                 self.kill()
@@ -220,14 +230,9 @@ class Child:
         assert self._status is not None, "it has ended"
         return "as it closed what connects it with this process" if self._hung_up else self._status
 
-    def has_ended(self) -> bool:
-        return self._poll() is not None
-
     def _poll(self) -> str | None:
         with self._lock:
-            if self._status is not None:
-                return self._status
-            if sys.platform == "win32":  # where nobody else can read the status
+            if sys.platform == "win32":  # pragma: no cover  where nobody else can read the status
                 code = self._process.poll()
             else:
                 # Not `Popen.poll`, which says 0 where somebody else has read the status, or nobody can.

@@ -93,25 +93,20 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
             cancellation = exc
         event = Event()
         future: OneShotFuture[Any] = OneShotFuture(lambda: set_from_anywhere(loop, event))
+        call.expect(future)
 
         def begin() -> None:
-            call.hand_over(lease, future)
+            call.hand_over(lease)
             if cancellation is not None:
                 raise cancellation
 
-        def cancel() -> None:
-            if lease:  # a signal handler has raised before it was handed over
-                call.hand_over(lease, future)
-            call.cancel()
-            if not call.is_handed_over():
-                event.set()
-
-        await wait_for_end(event, cancel, timer, call.kill, begin)
+        await wait_for_end(event, call.cancel, timer, call.kill, begin)
         return future.read()
     finally:
         cancellation = None  # its traceback leads here
         if lease:  # a signal handler has raised before all that: the thread gives the worker back
-            call.hand_over(lease, OneShotFuture())
+            call.expect(OneShotFuture())
+            call.hand_over(lease)
 
 
 def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
@@ -167,7 +162,7 @@ def _seconds_left(call: ProcessCall) -> float:
 
 def _wait_in_slot(call: ProcessCall) -> Any:
     lease: list[WorkerProcess] = []
-    future: _Answer | None = None
+    future = None
     try:
         try:
             if call.timeout is None and call.send_directly(lease):
@@ -178,26 +173,31 @@ def _wait_in_slot(call: ProcessCall) -> Any:
         except OutOfTheOrdinaryError:
             pass
         future = _Answer()
-        call.hand_over(lease, future, future.do if is_handling() else None)
+        call.expect(future, future.do if is_handling() else None)
+        call.hand_over(lease)
         future.wait(call)
     except BaseException as exc:  # Ctrl-C, or what another signal handler raised; a second one goes through
         if lease:
-            future = future or _Answer()
-            call.hand_over(lease, future, future.do)
-        if future is not None and call.is_handed_over() and not future.done:
-            _see_to_its_end_in_sync(call, future, late=isinstance(exc, CallTimeoutError))
+            future = _Answer()
+            call.expect(future, future.do)
+            call.hand_over(lease)
+        if future is not None and call.future is future:
+            _see_to_its_end(call, future, late=isinstance(exc, CallTimeoutError))
         raise
     return future.read()
 
 
-def _see_to_its_end_in_sync(call: ProcessCall, future: _Answer, late: bool) -> None:
+def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
     """Wait for what has begun, or kill it; keep from beginning what has not."""
-    if not late:
-        call.cancel()
-        with suppress(CallTimeoutError):
-            future.wait(call)
-            return
-    call.kill()
+    try:
+        if not late:
+            call.cancel()
+            with suppress(CallTimeoutError):
+                future.wait(call)
+                return
+        call.kill()
+    finally:
+        future.claim()  # nobody takes what is still to be done here
 
 
 class _Answer(OneShotFuture[Any]):
@@ -262,7 +262,7 @@ def _belongs_to_loop() -> bool:
             check()
         except RuntimeError:
             continue
-        except BaseException:  # it is, and has been cancelled: that loop sees to it
-            return True
+        except BaseException:  # it has been cancelled: that loop sees to it
+            pass
         return True
     return False

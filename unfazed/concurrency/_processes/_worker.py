@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
 from .._core._errors import WorkerProcessError
-from .._core._threadstart import start_thread
 from ._handling import handle
 from ._inbox import Inbox
 from ._output import Output
-from ._starting import Child, NotStartedError
+from ._starting import Child, NotStartedError, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +78,7 @@ class WorkerProcess:
         return self._child and self._child.pid
 
     def start(self) -> None:
-        """Start it, in a thread of its own. Raises `RuntimeError` if there can be none."""
+        """Start it, in a thread of its own. Raises `NotStartedError` if there can be none."""
         start_thread(self._run, f"unfazed-worker-{self._number}")
 
     def hand_over(self, call: ProcessCall) -> None:
@@ -119,17 +118,12 @@ class WorkerProcess:
         try:
             child = self._child = Child()
             output = self.output = Output(child.output, child.attention, self.look_after)
-            if self._pool.exiting:
-                child.kill()
             self.into, self.out = child.calls, child.frames
             noise = child.prepare()
+            start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
         except NotStartedError as exc:
             self._fail_to_start(exc)
             return
-        try:
-            start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
-        except RuntimeError:  # there are too many threads, or the interpreter is exiting
-            child.kill()
         self._pool.give_back(self)
         while self._go_on(child):
             pass
@@ -151,10 +145,10 @@ class WorkerProcess:
         self.look_after()
 
     def _fail_to_start(self, error: NotStartedError) -> None:
-        child = self._child
-        if child is not None:
-            if self.output is not None:  # pragma: no branch
-                self.output.pass_on(b"")  # where it may say more
+        child, output = self._child, self.output
+        if child is not None and output is not None:
+            child.end()
+            output.pass_on(b"")  # where it may say more
             child.close(child.output)
         self._pool.forget(self, error)
 
@@ -172,7 +166,7 @@ class WorkerProcess:
             if not self._is_surplus() and self._flush(child):
                 self._pool.give_back(self)
                 return True
-        self._end(child)
+        child.end()
         return False
 
     def _see_through(self, child: Child, call: ProcessCall) -> bool:
@@ -195,7 +189,7 @@ class WorkerProcess:
         except BaseException as exc:
             if not isinstance(exc, (channel.PipeEndError, OSError)):  # there is no memory left, for one
                 child.kill()
-            status = self._end(child)
+            status = child.end()
             self._pool.forget(self)
             if (begun or not self._try_another(call)) and call.end():
                 call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
@@ -209,7 +203,7 @@ class WorkerProcess:
             call.finish(*outcome)
         del outcome
         if not lives:
-            self._end(child)
+            child.end()
         return lives
 
     def _try_another(self, call: ProcessCall) -> bool:
@@ -218,10 +212,7 @@ class WorkerProcess:
         if call.killed or call.tries >= TRIES or self._pool.exiting:
             return False
         call.return_claim()
-        try:
-            self._pool.submit(call)
-        except Exception as exc:  # no other one can be started
-            call.fail(exc)
+        self._pool.resubmit(call)
         return True
 
     def _is_surplus(self) -> bool:
@@ -237,16 +228,3 @@ class WorkerProcess:
         except (channel.PipeEndError, OSError):
             return False
         return True
-
-    def _end(self, child: Child) -> str:
-        """End it, unless it has ended, and return how. What it has sent last is not lost."""
-        child.close(child.calls)
-        reader = _reader_of(child)
-        with suppress(channel.PipeEndError, OSError):
-            while True:
-                kind, _ = reader.next()
-                if kind == channel.RECORD:
-                    handle(reader.take(), _call)
-                else:
-                    reader.skip()
-        return child.end()
