@@ -23,9 +23,10 @@ from typing import Any, final
 BROKEN = (errno.EPIPE, errno.EBADF, errno.EINVAL)  # the last one is what Windows says
 HEADER = struct.Struct("<cQ")
 HEADER_BYTES = HEADER.size
-CHUNK_BYTES = 1 << 16  # read at a time; what a pipe holds on Linux
+CHUNK_BYTES = (1 << 16) + (1 << 12)  # read at a time: 64 KiB and what belongs to them
 ATOMIC = 4096 if os.name == "posix" and os.uname().sysname == "Linux" else 512  # PIPE_BUF: Linux's, and POSIX's least
 PROTOCOL = 5  # the first that knows bytearrays and buffers
+JOINED_BYTES = 1 << 17  # up to which a frame is joined to be written in one step; arbitrary
 PICKLER_BYTES = 1 << 17  # more than that in one piece is an object that the pickler passes on as it is
 
 # From the parent
@@ -203,4 +204,4 @@ def in_frame(kind: bytes, pieces: list[bytes]) -> list[bytes]:
     """Return *pieces* with a header in front; as one piece, if that is small."""
     size = sum(map(len, pieces))
     header = HEADER.pack(kind, size)
-    return [header + b"".join(pieces)] if size < ATOMIC else [header, *pieces]
+    return [header + b"".join(pieces)] if size <= JOINED_BYTES else [header, *pieces]

@@ -35,7 +35,7 @@ from .._core._futures import without_our_frame
 from .._eventloops._limiters import DefaultLimiter
 from .._eventloops._timeouts import Timeout
 from ._output import settings
-from ._packing import pack, pack_initializer, read_payload, to_error
+from ._packing import OFF_LOOP_BYTES, pack, pack_initializer, read_payload, to_error
 from ._pool import pool
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class ProcessCall:
 
     def send_directly(self, lease: list[WorkerProcess]) -> bool:
         """Send the call to an idle worker, which is in *lease* then, if both can be had at once."""
-        if not DIRECT or len(self.request) != 1:
+        if not DIRECT or self._arguments is not None:
             return False
         pool.take_any(lease)
         if not lease:
@@ -238,9 +238,9 @@ class ProcessCall:
         message = self.request
         if self.levels != worker.levels or self.initializer is not None:
             message = worker.message(self)
-        data = message[0] if len(message) == 1 else b"".join(message)
-        if len(data) > channel.ATOMIC:
+        if sum(map(len, message)) > min(worker.room, OFF_LOOP_BYTES):
             return False
+        data = message[0] if len(message) == 1 else b"".join(message)
         try:
             channel.write_once(worker.into, data, self._sent)
         except OSError as exc:
@@ -267,7 +267,7 @@ class ProcessCall:
         if rest < 0:
             return None
         kind, size = channel.read_header(data, channel.HEADER_BYTES)
-        if size > channel.CHUNK_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
+        if size > OFF_LOOP_BYTES or kind not in (channel.VALUE, channel.OUTCOME):
             raise OutOfTheOrdinaryError
         if rest < size:
             return None

@@ -96,6 +96,11 @@ class Pool:
         """Have another worker run *call*: one has ended, so the thread runs that takes events."""
         self._events.put(lambda: self._add(call))
 
+    def start_early(self, call: ProcessCall) -> None:
+        """Start the first worker for *call*, which is about to come."""
+        if not self.workers:
+            self._tell(call.name, lambda: self._start(None))
+
     def start_ahead(self, ready: OneShotFuture[None]) -> None:
         """Start a worker that nobody has a call for yet; *ready* is told."""
         self._tell("warm_up_processpool", lambda: self._start(ready))

@@ -165,8 +165,8 @@ class Child:
         self.calls: int = process.stdin.fileno()
         self.frames: int = process.stdout.fileno()
         self.output: int = process.stderr.fileno()
-        for fd in (self.calls, self.frames):
-            _enlarge(fd)
+        _enlarge(self.frames)
+        self.room = _enlarge(self.calls)  # bytes that can be written at once, while nothing is in there
 
     @property
     def pid(self) -> int:
@@ -276,14 +276,14 @@ class Child:
 children: set[Child] = set()  # with a pipe that is open, or a status that nobody has read; `fork_lock` guards it
 
 
-def _enlarge(fd: int) -> None:
-    """Have a pipe hold more, where the system lets us: on Linux. Elsewhere large calls take more steps."""
+def _enlarge(fd: int) -> int:
+    """Have a pipe hold more, where the system lets us: on Linux. Return how much. Elsewhere large calls take longer."""
     try:
         from fcntl import F_SETPIPE_SZ, fcntl  # type: ignore[attr-defined,unused-ignore]
 
-        fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+        return fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
     except (ImportError, OSError):
-        pass
+        return channel.ATOMIC
 
 
 def _in_words(code: int) -> str:

@@ -123,6 +123,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
+        pool.start_early(call)  # while the background event loop starts, which knows the limiter
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
     slot.work = call.func

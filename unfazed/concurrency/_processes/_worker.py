@@ -70,6 +70,7 @@ class WorkerProcess:
         self.initialized: set[bytes] = set()  # the initializers that have been called there
         self.calls = 0  # how many have been sent
         self.into = self.out = -1  # the pipes where calls go in, and frames come out; for its owner
+        self.room = 0  # bytes that the former takes at once, while the worker is idle
         self.output: Output | None = None
 
     @property
@@ -118,7 +119,7 @@ class WorkerProcess:
         try:
             child = self._child = Child()
             output = self.output = Output(child.output, child.attention, self.look_after)
-            self.into, self.out = child.calls, child.frames
+            self.into, self.out, self.room = child.calls, child.frames, child.room
             noise = child.prepare()
             start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
         except NotStartedError as exc:
