@@ -287,3 +287,9 @@ class Decorated:
     @in_executor(elsewhere)
     def times(self, number: int) -> int:
         return self.factor * number
+
+
+def log_with(name: str, good: str, bad: str) -> None:
+    import logging
+
+    logging.getLogger(name).warning("x", extra={good: ValueError("x"), bad: Unpicklable()})

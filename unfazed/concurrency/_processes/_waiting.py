@@ -6,6 +6,7 @@ cancellation, or a second Ctrl-C, does is in `wait_shielded`, and with the `exce
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from contextlib import suppress
@@ -13,7 +14,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio import Event, from_thread
+from anyio import Event, current_effective_deadline, from_thread
 from anyio.lowlevel import checkpoint
 
 from .._core import _limits, _slots
@@ -65,12 +66,11 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
 
 async def raise_if_cancelled(loop: Loop) -> None:
     """Raise the cancellation of the current task, also one that asyncio has not delivered yet."""
-    await loop.checkpoint_if_cancelled()
-    if loop.cancels_once:
-        task: Any = sys.modules["asyncio"].current_task()
-        cancelling = getattr(task, "cancelling", None)  # since Python 3.11; before, that cannot be seen
-        if cancelling is not None and cancelling():
-            await checkpoint()
+    task: Any = sys.modules["asyncio"].current_task() if loop.cancels_once else None
+    cancelling = getattr(task, "cancelling", int)  # since Python 3.11; before, that cannot be seen
+    # Not `checkpoint_if_cancelled`, which never ends where anyio delivers no cancellation.
+    if cancelling() or current_effective_deadline() == -math.inf:
+        await checkpoint()
 
 
 async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:
@@ -248,7 +248,10 @@ async def _ask_for_limiter() -> CapacityLimiter:
 
 
 def _belongs_to_loop() -> bool:
-    """Return whether this is the worker thread of an event loop: ours, anyio's or trio's."""
+    """Return whether this is the worker thread of an event loop: ours, anyio's or trio's.
+
+    Raises the cancellation of the task that waits for it: anyio does not deliver that to what is run there on asyncio.
+    """
     if thread.worker is not None:
         return True
     if thread.forked or threading.current_thread() is threading.main_thread():
@@ -263,7 +266,5 @@ def _belongs_to_loop() -> bool:
             check()
         except RuntimeError:
             continue
-        except BaseException:  # it has been cancelled: that loop sees to it
-            pass
         return True
     return False
