@@ -452,14 +452,14 @@ def test_a_handler_that_blocks_has_the_worker_wait(background: Backend, handle: 
     gate = Gate()
     handle(lambda record: gate.wait())
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(run_in_processpool_sync, misbehaving.log_and_note, "workers", 20_000, tmp_path / "said")
+        call = threads.submit(run_in_processpool_sync, misbehaving.log_and_note, "workers", 8_000, tmp_path / "said")
         assert gate.reached.wait(GRACE_SECONDS)
         wait_until(lambda: quiet(tmp_path / "said"), "it goes on logging")
         said = (tmp_path / "said").stat().st_size
         gate.opened.set()
         call.result(60)
 
-    assert said < 20_000  # of some hundred bytes each, as many as a pipe holds
+    assert said < 8_000  # of some hundred bytes each, as many as a pipe holds
 
 
 def quiet(path: Path) -> bool:

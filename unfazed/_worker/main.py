@@ -116,7 +116,7 @@ def main(preparation: dict[str, Any], calls: int | None = None) -> None:
     signal.signal(signal.SIGINT, _ignore)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
     records = _Records(frames, preparation.pop("attention"))
-    if hasattr(os, "register_at_fork"):
+    if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
         os.register_at_fork(after_in_child=lambda: _leave_talk(calls, frames))
     try:
         preparing = True
