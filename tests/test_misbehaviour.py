@@ -44,7 +44,8 @@ from unfazed.concurrency import (
     warm_up_processpool,
     warm_up_processpool_sync,
 )
-from unfazed.concurrency._processes import _pool, _worker
+from unfazed.concurrency._core import _threadstart
+from unfazed.concurrency._processes import _pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -619,7 +620,7 @@ def test_where_no_thread_can_be_started_calls_fail(background: Backend, monkeypa
 
     run_in_eventloop_sync(anyio.sleep, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(_worker, "start_thread", fail)
+        patch.setattr(_threadstart, "start_thread", fail)
         with pytest.raises(WorkerProcessError, match=r"getpid\(\) could not start .*can't start new thread"):
             in_time(run_in_processpool_sync, os.getpid)
         with pytest.raises(WorkerProcessError, match=r"could not start .*can't start new thread"):
