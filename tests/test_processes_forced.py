@@ -24,6 +24,7 @@ from test_worker import outcome_of, run_program, write
 from unfazed._worker import call as worker_call
 from unfazed._worker import channel, main
 from unfazed.concurrency import (
+    LoopEndedError,
     NotSendableError,
     WorkerProcessError,
     in_processpool,
@@ -304,13 +305,14 @@ def test_a_record_is_dropped_whose_caller_has_gone_away(monkeypatch: pytest.Monk
 # Starting and ending
 
 
-def test_a_worker_without_a_thread_for_its_output_does_not_start(
-    background: Backend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("thread", ["unfazed-worker", "unfazed-output"])
+def test_a_worker_without_a_thread_does_not_start(
+    background: Backend, monkeypatch: pytest.MonkeyPatch, thread: str
 ) -> None:
     start_thread = _threadstart.start_thread
 
     def start(target: Any, name: str, *args: object) -> object:
-        if name.startswith("unfazed-output"):
+        if name.startswith(thread):
             raise RuntimeError("can't start new thread")
         return start_thread(target, name, *args)
 
@@ -468,6 +470,35 @@ async def test_a_call_that_is_interrupted_before_it_is_handed_over_loses_no_work
         while len(_pool.pool._idle) != 1:
             await anyio.sleep(0.001)
     assert await run_in_processpool(functions.echo, 1) == ((1,), {})
+
+
+def test_a_call_that_is_interrupted_as_it_asks_for_a_worker_never_begins(
+    background: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool.Pool, "submit", once_before(_pool.Pool.submit, raise_alarm))
+        call = partial(run_in_processpool_sync, functions.touch_then_wait_for, tmp_path / "ran", tmp_path / "ran")
+        assert isinstance(captured(call)[1], Alarm)
+
+    assert_no_worker_is_lost()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_call_may_get_another_answer_before_it_is_handed_over() -> None:
+    call = _call.ProcessCall("run_in_processpool", int, (), {})
+    call.expect(_waiting._Answer())
+    claimed = call._claimed
+
+    call.expect(_waiting._Answer())
+
+    assert call._claimed is claimed
+
+
+def test_no_worker_starts_at_exit(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pool.pool, "exiting", True)
+
+    with pytest.raises(LoopEndedError, match="the interpreter is exiting"):
+        run_in_processpool_sync(int)
 
 
 class Once:

@@ -286,7 +286,7 @@ def _give_streams_away(nothing: int) -> None:
         os.set_inheritable(0, True)
     os.dup2(2, 1)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        if stream is not None:  # pragma: no branch  as without a console on Windows
             cast("Any", stream).reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
@@ -174,7 +175,7 @@ class ProcessCall:
         """Let another worker have the call."""
         self.sent = False
         self._received.clear()
-        if self._claimed.locked():
+        with suppress(RuntimeError):  # the worker had ended before it could have it
             self._claimed.release()
         self._taken_over.release()
 

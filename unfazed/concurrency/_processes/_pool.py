@@ -98,12 +98,19 @@ class Pool:
 
     def start_early(self, call: ProcessCall) -> None:
         """Start the first worker for *call*, which is about to come."""
-        if not self.workers:
-            self._tell(call.name, lambda: self._start(None))
+        if self.workers:
+            return
+        worker = WorkerProcess(self)
+        self.workers.add(worker)  # now, so that `stop` waits for it
+        try:
+            self._tell(call.name, lambda: self._start(None, worker))
+        except BaseException:
+            self.workers.discard(worker)
+            raise
 
     def start_ahead(self, ready: OneShotFuture[None]) -> None:
         """Start a worker that nobody has a call for yet; *ready* is told."""
-        self._tell("warm_up_processpool", lambda: self._start(ready))
+        self._tell("warm_up_processpool", lambda: self._start(ready, WorkerProcess(self)))
 
     def forget(self, worker: WorkerProcess, error: _starting.NotStartedError | None = None) -> None:
         """Note that *worker* has ended, or could not start."""
@@ -144,12 +151,15 @@ class Pool:
         if lease:
             lease[0].hand_over(call)
             return
-        self._waiting = deque(each for each in (*self._waiting, call) if not each.is_claimed())  # by nobody any more
+        self._waiting.append(call)
+        self._forget_withdrawn()
         if len(self._waiting) > sum(ready is None for ready in self._starting.values()):
-            self._start(None)
+            self._start(None, WorkerProcess(self))
 
-    def _start(self, ready: OneShotFuture[None] | None) -> None:
-        worker = WorkerProcess(self)
+    def _forget_withdrawn(self) -> None:
+        self._waiting = deque(call for call in self._waiting if not call.is_claimed())
+
+    def _start(self, ready: OneShotFuture[None] | None, worker: WorkerProcess) -> None:
         self._starting[worker] = ready
         self.workers.add(worker)
         try:
@@ -172,11 +182,13 @@ class Pool:
         ready = self._starting.pop(worker, None)
         if ready is not None:
             ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
-        elif self._waiting:
+            return
+        self._forget_withdrawn()
+        if self._waiting:
             call = self._waiting[0]
             call.tries += 1
             if error.again and call.tries < TRIES and not self.exiting:
-                self._start(None)
+                self._start(None, WorkerProcess(self))
             else:
                 self._waiting.popleft()
                 call.fail(WorkerProcessError(call.name, str(error)))

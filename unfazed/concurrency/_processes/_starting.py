@@ -264,9 +264,9 @@ class Child:
 
     def leave(self) -> None:
         """In a forked child: the process is the parent's."""
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
+        process: Any = self._process
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
         self.calls = self.frames = self.output = -1
         self._lock = threading.RLock()
         self._status = UNKNOWN
