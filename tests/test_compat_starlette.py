@@ -39,7 +39,7 @@ def implementation(whose: str, name: str) -> Any:
 both = pytest.mark.parametrize("whose", ["theirs", "ours"])
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+@pytest.mark.parametrize("name", [name for name in ours.__all__ if "threadpool" in name])
 def test_the_parameters_are_the_same(name: str) -> None:
     mine, its = (inspect.signature(each).parameters for each in (getattr(ours, name), original(name)))
 

@@ -21,18 +21,43 @@
 
 Starlette's `Route` takes whatever is no function for an ASGI application, and so a dual callable (`in_threadpool(f)`).
 Give it an `async def` that awaits that, or `unfazed_compat.asyncer.asyncify(f)`. FastAPI takes dual callables.
+
+`install()` puts the same behind the thread calls that Starlette 0.40 to 1.x and FastAPI 0.118 to 0.x make themselves.
+All but the last two then share one limit with ours, and none can wait for itself:
+
+| thread call | made in | with `install()` |
+|---|---|---|
+| `run_in_threadpool`, `iterate_in_threadpool` | `starlette.concurrency` | as above, whoever has imported them |
+| sync endpoints | `starlette.routing`, `starlette.endpoints`, `fastapi.routing` | a slot |
+| sync dependencies; checks of what sync endpoints return | `fastapi.dependencies.utils`, `fastapi.routing` | a slot |
+| background tasks | `starlette.background` | a slot |
+| exception handlers | `starlette._exception_handler`, `starlette.middleware.errors` | a slot |
+| `FileResponse`: stat, open, read, seek, close | `starlette.responses` | a slot for each |
+| `StreamingResponse` and the like | `starlette.responses`, `fastapi.routing` | one thread, a slot for each step |
+| `StaticFiles`, and those of `app.frontend` | `starlette.staticfiles`, `fastapi.routing` | a slot |
+| `UploadFile` | `starlette.datastructures` | a slot for each call of a file on disk |
+| `WSGIMiddleware` | `starlette.middleware.wsgi` | a slot |
+| sending what telemetry has collected | `fastapi.telemetry._runtime` | a slot |
+| `GZipMiddleware`, large bodies | `starlette.middleware.gzip` | its own limit, as without |
+| dependencies with `yield` | `fastapi.concurrency` | one thread, no slot: they starve nobody |
+
+What else differs from the first table: a coroutine that a sync function returns comes back, as it does without. What
+others have patched around these functions, or in anyio's place, stays in use.
+
+    _install.py   what is replaced where, and taken back
+    _code.py      what functions of theirs get to run        _calls.py   the thread calls behind that
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
-
-from anyio import CapacityLimiter
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from unfazed.concurrency import contextmanager_in_threadpool as _contextmanager_in_threadpool
 from unfazed.concurrency import iterate_in_threadpool as _iterate_in_threadpool
 from unfazed.concurrency import run_in_threadpool as _run_in_threadpool
+
+from ._calls import WITHOUT_SLOTS
+from ._install import Installed, install, uninstall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,14 +65,17 @@ if TYPE_CHECKING:
 
     from unfazed.concurrency import ThreadpoolIterator
 
-__all__ = ("contextmanager_in_threadpool", "iterate_in_threadpool", "run_in_threadpool")
+__all__ = (
+    "Installed",
+    "contextmanager_in_threadpool",
+    "install",
+    "iterate_in_threadpool",
+    "run_in_threadpool",
+    "uninstall",
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# A dependency may wait, as it is entered, for what other requests hold: a connection. They need threads to go on and
-# give it back. If it waited in one of those, they would wait for each other. Its thread is one of its own anyhow.
-_WITHOUT_SLOTS: Final = CapacityLimiter(math.inf)
 
 
 async def run_in_threadpool(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -74,4 +102,4 @@ def contextmanager_in_threadpool(
     `unfazed.concurrency.contextmanager_in_threadpool` documents the cancellation and the errors. Neither entering nor
     leaving takes a slot.
     """
-    return _contextmanager_in_threadpool(cm, limiter=_WITHOUT_SLOTS)
+    return _contextmanager_in_threadpool(cm, limiter=WITHOUT_SLOTS)

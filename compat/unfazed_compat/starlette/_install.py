@@ -1,0 +1,219 @@
+"""Putting ours behind the thread calls that Starlette and FastAPI make themselves, and taking it away again.
+
+Two things are replaced, and both stay where they are, so that it does not matter who has imported what, and when:
+
+    functions   those that others import by name or hold in a partial keep their identity, and get other code
+    anyio       where a module of Starlette or FastAPI calls anyio's threads itself, its global name `anyio` (or that of
+                what it has imported from there) gets a proxy, which has ours and otherwise passes on to anyio
+
+A module that is imported later gets the same as soon as it has been loaded: a finder in `sys.meta_path` sees to that.
+Calls that are running end as they began. `_lock` guards what has been replaced; while it is held, no thread is waited
+for and nothing is imported, and a finalizer or signal handler on the same thread may take it again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import sys
+import threading
+from contextlib import suppress
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, final
+
+from unfazed.concurrency import UnfazedError
+
+from . import _code
+from ._calls import in_place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import TracebackType
+
+# The oldest version that is known to fit, and the last major version. In between, the functions are looked at.
+VERSIONS: Final = {"starlette": ((0, 40), 1), "fastapi": ((0, 118), 0)}
+
+_FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
+    "starlette.concurrency": (_code.run_in_threadpool, _code.iterate_in_threadpool),
+    "fastapi.concurrency": (_code.contextmanager_in_threadpool,),
+}
+
+_WAY_OUT: Final = "import the names from unfazed_compat.starlette instead, or use a version that it knows"
+
+_lock = threading.RLock()
+_replaced: list[tuple[Any, str, Any, Any]] = []  # of what, which attribute, by what, what it was
+
+
+@final
+class Installed:
+    """What `install` returns: a context manager that uninstalls at its end what it has installed."""
+
+    def __init__(self, did_it: bool) -> None:
+        self._did_it = did_it
+
+    def __enter__(self) -> Installed:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._did_it:
+            uninstall()
+
+
+def install() -> Installed:
+    """Put the calls of this module behind the thread calls that Starlette and FastAPI make themselves.
+
+    To be called once, where the program starts; it does not matter whether Starlette, FastAPI and the program's modules
+    have been imported before. Doing so twice is harmless, and safe while requests are running. Nothing is imported.
+
+    Returns:
+        A context manager: leaving it calls `uninstall`, if it was this call that installed.
+
+    Raises:
+        UnfazedError: If Starlette is not installed, or it or FastAPI is not one of the versions that this is known to
+            work with.
+
+    Example:
+        `unfazed_compat.starlette.install()` at the top of the module that makes the app.
+    """
+    for library in VERSIONS:
+        _require_version(library)
+    did_it = False
+    try:
+        with _lock:
+            if _finder not in sys.meta_path:
+                did_it = True
+                sys.meta_path.insert(0, _finder)
+        loaded = _loaded()  # what comes later has our loader
+        for name in loaded:
+            with suppress(Exception):  # which is for whoever imports it
+                importlib.import_module(name)  # waits for another thread that is importing it just now
+        with _lock:
+            for module in loaded.values():
+                _replace_in(module)
+    except BaseException:  # of a signal handler as well: all or nothing
+        if did_it:
+            uninstall()
+        raise
+    return Installed(did_it)
+
+
+def uninstall() -> None:
+    """Take back what `install` has done. What others have patched since stays. Doing so twice is harmless."""
+    with _lock:
+        while _finder in sys.meta_path:
+            sys.meta_path.remove(_finder)
+        while _replaced:
+            owner, name, ours, before = _replaced[-1]
+            if getattr(owner, name, None) is ours:
+                setattr(owner, name, before)
+            _replaced.pop()  # last: a signal handler may raise before that, and this can be done again
+
+
+def _require_version(library: str) -> None:
+    """Refuse a version that this is not known to work with."""
+    oldest, last = VERSIONS[library]
+    try:
+        text = importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        if library == "fastapi":
+            return
+        raise UnfazedError("install() needs Starlette, which is not installed: `pip install starlette`") from None
+    version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+    if not (version >= oldest and version[0] <= last):
+        raise UnfazedError(f"install() knows {library} {oldest[0]}.{oldest[1]} to {last}.x, and not {text}; {_WAY_OUT}")
+
+
+def _is_theirs(name: str) -> bool:
+    return name.partition(".")[0] in VERSIONS
+
+
+def _loaded() -> dict[str, ModuleType]:
+    """Return the modules of Starlette and FastAPI that have been imported, or are being imported."""
+    modules = list(sys.modules.items())
+    return {name: each for name, each in modules if _is_theirs(name) and isinstance(each, ModuleType)}
+
+
+def _replace_in(module: ModuleType) -> None:
+    """Replace in *module* what has not been replaced there yet, if we are installed. The lock is held."""
+    if _finder not in sys.meta_path:
+        return
+    for name, value in list(vars(module).items()):
+        ours = in_place_of(value)
+        if ours is not None:
+            _replace(module, name, ours)
+    for function in _FUNCTIONS.get(module.__name__, ()):
+        original = _original(module, function)
+        if original.__code__ is not function.__code__:
+            _replace(original, "__code__", function.__code__)
+
+
+def _replace(owner: Any, name: str, ours: object) -> None:
+    _replaced.append((owner, name, ours, getattr(owner, name)))
+    setattr(owner, name, ours)
+
+
+def _original(module: ModuleType, ours: Any) -> FunctionType:
+    """Return the function of the same name that *module* itself has defined, whatever others have wrapped around it."""
+    found: Any = getattr(module, ours.__name__, None)
+    while found is not None and not (isinstance(found, FunctionType) and found.__globals__ is vars(module)):
+        found = getattr(found, "__wrapped__", None)
+    if found is None or found.__code__.co_freevars or _parameters(found) != _parameters(ours):
+        raise UnfazedError(
+            f"install() does not find the {ours.__name__}() that it knows in {module.__name__}, but "
+            f"{getattr(module, ours.__name__, None)!r}; {_WAY_OUT}"
+        )
+    return found
+
+
+def _parameters(function: Any) -> list[tuple[str, object]]:
+    return [(each.name, each.kind) for each in inspect.signature(function, follow_wrapped=False).parameters.values()]
+
+
+@final
+class _Loader:
+    """Loads a module as *loader* does, and replaces then what is to be replaced in it."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None, "it has been found by one"
+        module.__spec__.loader = module.__loader__ = self._loader  # as the module has it without us
+        self._loader.exec_module(module)
+        with _lock:
+            _replace_in(module)
+
+
+@final
+class _Finder:
+    """Finds the modules of Starlette and FastAPI as those after it in `sys.meta_path` do, for our loader."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not _is_theirs(name):
+            return None
+        finders: list[Any] = list(sys.meta_path)
+        for finder in finders[finders.index(self) + 1 :] if self in finders else ():
+            find = getattr(finder, "find_spec", None)
+            spec: Any = find and find(name, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                found: ModuleSpec = spec
+                return found
+        return None
+
+
+_finder = _Finder()
