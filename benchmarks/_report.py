@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-PACKAGES = ("unfazed-concurrency", "anyio", "asgiref", "asyncer", "loky", "starlette", "trio", "uvloop")
+PACKAGES = ("unfazed-concurrency", "anyio", "asgiref", "asyncer", "fastapi", "loky", "starlette", "trio", "uvloop")
 MICROSECONDS = 1e6
 
 

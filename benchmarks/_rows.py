@@ -22,9 +22,12 @@ import anyio.to_process
 import anyio.to_thread
 import asgiref.sync
 import asyncer
+import httpx
 import loky
 import starlette.concurrency
 import unfazed_compat.asgiref as adapter
+import unfazed_compat.starlette as web_adapter
+from fastapi import FastAPI
 
 from unfazed.concurrency import (
     in_threadpool,
@@ -351,6 +354,30 @@ def sync_within_async(_: ExitStack, __: dict[str, Any]) -> SyncCalls:
         return sync
 
     return {OURS: calling(adapter), ASGIREF: calling(asgiref.sync)}
+
+
+# ---- web
+
+
+@row("a request to a sync endpoint, with install()", limits={"FastAPI alone": 1.05})
+async def sync_endpoint(stack: ExitStack) -> Calls:
+    app = FastAPI()
+    app.get("/")(nothing)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
+    stack.callback(web_adapter.uninstall)
+    installed = False
+
+    def requesting(with_install: bool) -> Callable[[], Awaitable[object]]:
+        async def call() -> None:
+            nonlocal installed
+            if installed is not with_install:  # in the calls to warm up, which are not measured
+                installed = with_install
+                (web_adapter.install if installed else web_adapter.uninstall)()
+            assert (await client.get("/")).status_code == 200
+
+        return call
+
+    return {OURS: requesting(True), "FastAPI alone": requesting(False)}
 
 
 # ---- iterators

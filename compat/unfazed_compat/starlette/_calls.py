@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from unfazed.concurrency import ThreadpoolIterator
 
+__all__ = ("CancelScope", "boxed", "enter", "in_place_of", "iterate", "run_in_threadpool")
+
 T = TypeVar("T")
 
 # A dependency may wait, as it is entered, for what other requests hold: a connection. They need threads to go on and
@@ -32,14 +34,9 @@ T = TypeVar("T")
 WITHOUT_SLOTS: Final = CapacityLimiter(math.inf)
 
 
-def _boxed(func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T]:
+def boxed(func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T]:
+    """Call *func*, and return its result in a tuple."""
     return (func(*args, **kwargs),)
-
-
-async def call(func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    """Call *func* in a worker thread."""
-    (result,) = await run_in_threadpool(_boxed, func, args, kwargs)
-    return result
 
 
 async def run_sync(
@@ -47,9 +44,10 @@ async def run_sync(
 ) -> T:
     """Call *func* in a worker thread: `anyio.to_thread.run_sync`."""
     if limiter is None and not abandon_on_cancel:
-        return await call(func, args, {})
-    boxed = in_threadpool(_boxed, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
-    (result,) = await boxed(func, args, {})
+        (result,) = await run_in_threadpool(boxed, func, args, {})
+    else:
+        with_options = in_threadpool(boxed, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
+        (result,) = await with_options(func, args, {})
     return result
 
 

@@ -11,7 +11,8 @@ from typing import Any
 async def run_in_threadpool(func: Any, *args: Any, **kwargs: Any) -> Any:
     import unfazed_compat.starlette._calls as ours
 
-    return await ours.call(func, args, kwargs)
+    (result,) = await ours.run_in_threadpool(ours.boxed, func, args, kwargs)
+    return result
 
 
 def iterate_in_threadpool(iterator: Any) -> Any:
@@ -23,5 +24,16 @@ def iterate_in_threadpool(iterator: Any) -> Any:
 async def contextmanager_in_threadpool(cm: Any) -> Any:
     import unfazed_compat.starlette._calls as ours
 
-    async with ours.enter(cm) as (value,):
+    manager = ours.enter(cm)
+    (value,) = await manager.__aenter__()
+    # Like FastAPI, leave it without noticing a cancellation that is pending: the response may still be sent.
+    try:
         yield value
+    except BaseException as exc:
+        with ours.CancelScope(shield=True):
+            suppressed = await manager.__aexit__(type(exc), exc, exc.__traceback__)
+        if not suppressed:
+            raise
+    else:
+        with ours.CancelScope(shield=True):
+            await manager.__aexit__(None, None, None)
