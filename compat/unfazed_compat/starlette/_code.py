@@ -1,6 +1,7 @@
 """The code that `install()` gives to functions of Starlette and FastAPI.
 
-It runs with the global names of the original's module, and not with those of this one: it imports what it needs.
+It runs with the global names of the original's module, and not with those of this one: it imports what it needs. Each
+is of the same kind as the original, a coroutine function or an async generator function: Python wants that since 3.13.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ async def run_in_threadpool(func: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def iterate_in_threadpool(iterator: Any) -> Any:
+async def iterate_in_threadpool(iterator: Any) -> Any:
     import unfazed_compat.starlette._calls as ours
 
-    return ours.iterate(iterator)
+    async for item in ours.iterate(iterator):  # which is closed in its thread when this is closed or collected
+        yield item
 
 
 async def contextmanager_in_threadpool(cm: Any) -> Any:

@@ -42,6 +42,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
 
 _WAY_OUT: Final = "import the names from unfazed_compat.starlette instead, or use a version that it knows"
 
+_KIND: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
+
 _lock = threading.RLock()
 _replaced: list[tuple[Any, str, Any, Any]] = []  # of what, which attribute, by what, what it was
 
@@ -161,7 +163,7 @@ def _original(module: ModuleType, ours: Any) -> FunctionType:
     found: Any = getattr(module, ours.__name__, None)
     while found is not None and not (isinstance(found, FunctionType) and found.__globals__ is vars(module)):
         found = getattr(found, "__wrapped__", None)
-    if found is None or found.__code__.co_freevars or _parameters(found) != _parameters(ours):
+    if found is None or _signature(found) != _signature(ours):
         raise UnfazedError(
             f"install() does not find the {ours.__name__}() that it knows in {module.__name__}, but "
             f"{getattr(module, ours.__name__, None)!r}; {_WAY_OUT}"
@@ -169,8 +171,11 @@ def _original(module: ModuleType, ours: Any) -> FunctionType:
     return found
 
 
-def _parameters(function: Any) -> list[tuple[str, object]]:
-    return [(each.name, each.kind) for each in inspect.signature(function, follow_wrapped=False).parameters.values()]
+def _signature(function: Any) -> tuple[object, ...]:
+    """Return what must be the same so that one function can have the code of the other."""
+    code = function.__code__
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    return code.co_flags & _KIND, code.co_freevars, [(each.name, each.kind) for each in parameters]
 
 
 @final
