@@ -136,13 +136,20 @@ async def stream() -> None:
 # what calls threads, and what is called there, if not more: what the response model says is checked there as well
 KINDS: dict[Callable[[], Any], set[str]] = {
     endpoint_function: {"endpoint"},
-    endpoint_object: {"Endpoint"},
+    endpoint_object: {"endpoint"},
     dependency: {"seven"},
     dependency_with_yield: set(),
     exception_handler: {"handler"},
     background_tasks: {"task"},
     stream: {"endpoint", "iterate"},
 }
+
+
+def names(recorded: list[str]) -> set[str]:
+    """Return what has been called, by the names above: newer ones call endpoints by way of a function of theirs."""
+    return {"endpoint" if name in ("_run_sync_endpoint", "Endpoint") else name for name in recorded}
+
+
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -154,7 +161,7 @@ async def test_all_that_fastapi_calls_in_threads_is_called_by_ours(
     await kind()
 
     assert recorded.theirs == []
-    assert set(recorded.ours) >= KINDS[kind]
+    assert names(recorded.ours) >= KINDS[kind]
     assert bool(recorded.ours) == bool(KINDS[kind])
 
 
@@ -164,7 +171,7 @@ async def test_without_it_the_same_is_called_by_theirs(kind: Any, recorded: Reco
     await kind()
 
     assert recorded.ours == []
-    assert set(recorded.theirs) >= {"_next" if name == "iterate" else name for name in KINDS[kind]}
+    assert names(recorded.theirs) >= {"_next" if name == "iterate" else name for name in KINDS[kind]}
     assert recorded.theirs
 
 
