@@ -23,7 +23,8 @@ Starlette's `Route` takes whatever is no function for an ASGI application, and s
 Give it an `async def` that awaits that, or `unfazed_compat.asyncer.asyncify(f)`. FastAPI takes dual callables.
 
 `install()` puts the same behind the thread calls that Starlette 0.40 to 1.x and FastAPI 0.118 to 0.x make themselves.
-All but the last two then share one limit with ours, and none can wait for itself:
+All but the last two then share one limit with ours. A sync endpoint that calls back with our `..._sync` calls lends its
+slot meanwhile; one that does so with `anyio.from_thread` keeps it:
 
 | thread call | made in | with `install()` |
 |---|---|---|
