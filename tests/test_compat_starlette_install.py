@@ -44,11 +44,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from test_compat_starlette import Connections, until
 from test_compat_starlette import request as connect_and_query
-from unfazed.concurrency._eventloops._limiters import NO_LIMIT
 from unfazed_compat.starlette import _calls, _install, install, uninstall
 
 from unfazed.concurrency import UnfazedError, run_in_eventloop_sync, run_in_threadpool
 from unfazed.concurrency._core import _limits
+from unfazed.concurrency._eventloops._limiters import NO_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

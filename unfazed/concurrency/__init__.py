@@ -16,7 +16,7 @@ Options go to the decorators, which make a function that can be called both ways
 
 Iterators and context managers cross the border in the same words: `iterate_in_threadpool`,
 `iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
-an event loop in a thread of its own.
+an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one.
 """
 
 from .. import __version__ as __version__
@@ -53,6 +53,7 @@ from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
 from ._threads._threadcall import count_abandoned_threads
 from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
+from ._twins import sync_twin
 
 __all__ = (
     "CallCancelledError",
@@ -93,6 +94,7 @@ __all__ = (
     "run_in_processpool_sync",
     "run_in_threadpool",
     "run_in_threadpool_sync",
+    "sync_twin",
     "warm_up_processpool",
     "warm_up_processpool_sync",
 )

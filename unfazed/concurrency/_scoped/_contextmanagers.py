@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
+    from .._eventloops._synccalls import Submit
+
     _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 T = TypeVar("T")
@@ -153,11 +155,14 @@ def contextmanager_in_threadpool(
 
 
 @final
-class _InTask(AbstractContextManager[T, "bool | None"]):
-    """An async context manager, entered and left in one task."""
+class InTask(AbstractContextManager[T, "bool | None"]):
+    """An async context manager, entered and left in one task: where `call_from_sync` finds it, or *submit* puts it."""
 
-    def __init__(self, manager: AbstractAsyncContextManager[T, bool | None]) -> None:
+    def __init__(
+        self, manager: AbstractAsyncContextManager[T, bool | None], submit: Submit = submit_to_background
+    ) -> None:
         self._manager = manager
+        self._submit = submit
         self._runner: TaskRunner | None = None
         self._entered = False
 
@@ -184,7 +189,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
         runner = TaskRunner(self._exit_by_itself)
         patience = Patience()
         try:
-            self._call(runner.start, submit_to_background, patience)
+            self._call(runner.start, self._submit, patience)
             value: T = self._call(self._enter, runner.take, patience)
             self._runner = runner
             return value
@@ -219,7 +224,7 @@ class _InTask(AbstractContextManager[T, "bool | None"]):
             return runner.outcome.read()  # it was left when a scope was cancelled that it holds
         return suppressed
 
-    def _call(self, work: Callable[[], Awaitable[Any]], submit: Callable[..., None], patience: Patience) -> Any:
+    def _call(self, work: Callable[[], Awaitable[Any]], submit: Submit, patience: Patience) -> Any:
         helper, elsewhere = "contextmanager_in_eventloop_sync", submit is not submit_to_background
         return call_from_sync(
             work, self._manager, helper, "async with ...", submit, always=elsewhere, patience=patience
@@ -274,7 +279,7 @@ def contextmanager_in_eventloop_sync(
         `with contextmanager_in_eventloop_sync(connect(url)) as connection: ...`
     """
     kind: Any = type(manager)
-    if kind is _InTask or not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+    if kind is InTask or not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
         helper = "contextmanager_in_eventloop_sync"
         raise wrong_source(manager, helper, "an async context manager", "with", "__enter__")
-    return _InTask(manager)
+    return InTask(manager)

@@ -15,10 +15,12 @@ from ._taskrunner import TaskRunner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Generator
 
+    from .._eventloops._synccalls import Submit
+
 T = TypeVar("T")
 
 
-class _Steps(Generic[T]):
+class Steps(Generic[T]):
     """An async iterable in its task, step by step."""
 
     def __init__(self, aiterable: AsyncIterable[T]) -> None:
@@ -77,19 +79,22 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     if not hasattr(type(aiterable), "__aiter__"):
         helper = "iterate_in_eventloop_sync"
         raise wrong_source(aiterable, helper, "an async iterable", "for ... in", "__iter__")
-    steps: Any = _iterate(_Steps(aiterable), aiterable)
+    steps: Any = iterate_steps(Steps(aiterable), aiterable)
     steps.__name__ = "iterate_in_eventloop_sync"
     steps.__qualname__ = f"{steps.__name__}({in_brief(aiterable)})"
     return cast("Generator[T, None, None]", steps)
 
 
-def _iterate(steps: _Steps[T], source: object) -> Generator[T, None, None]:
+def iterate_steps(
+    steps: Steps[T], source: object, submit: Submit = submit_to_background, *, always: bool = False
+) -> Generator[T, None, None]:
+    """Iterate in one task, which `call_from_sync` starts with *submit* and *always*."""
     runner = TaskRunner(steps.close)
     patience = Patience()
     helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
     try:
         try:
-            call_from_sync(runner.start, source, helper, instead, submit_to_background, patience=patience)
+            call_from_sync(runner.start, source, helper, instead, submit, always=always, patience=patience)
             while True:
                 try:
                     item = call_from_sync(

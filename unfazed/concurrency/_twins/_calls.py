@@ -1,0 +1,241 @@
+"""Calls of a twin: each runs on the loop of the twin, whichever thread makes it, and waits for its result there.
+
+What runs where:
+
+    constructors, methods, async or not    on the loop, so that the async object is touched by one thread alone
+    properties, attributes, operators      in the calling thread, as they are quick; on the loop what is to be awaited
+    async generators                       on the loop, each in one task from its first step to its end
+    `with`                                 on the loop, entered and left in one task
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from inspect import isawaitable
+from threading import get_ident
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._core._checks import is_async, name_of
+from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
+from .._eventloops._background import _run_in_time
+from .._eventloops._synccalls import call_from_sync
+from .._eventloops._timeouts import Timeout
+from .._scoped._contextmanagers import InTask
+from ._family import Site
+from ._members import is_maker
+from ._values import LEAVES, to_async, to_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from .._eventloops._loopthread import EventLoopThread
+    from ._family import Family
+    from ._state import TwinBase
+
+HELPER = "the twin of {}"
+INSTEAD = "await {}(...)"
+
+
+def call(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
+    """Call the method *name* of the async object, and return what it gives, turned for sync code."""
+    return run(twin, getattr(twin._unfazed_state.target, name), args, kwargs)
+
+
+def call_maker(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
+    """Do the same with a method that only makes an async generator or context manager, in this very thread."""
+    return run_direct(twin, getattr(twin._unfazed_state.target, name), args, kwargs)
+
+
+def call_operator(twin: TwinBase, name: str, /, *args: object) -> Any:
+    """Do the same with an operator, in this very thread."""
+    target = twin._unfazed_state.target
+    return turned(twin, getattr(target, name)(*map(to_async, args)))
+
+
+def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+    """Call *func*, a method of the async object, or what acts for it."""
+    state, timeout = twin._unfazed_state, twin._unfazed_timeout
+    loop = state.loop or twin._unfazed_family.event_loop()
+    if loop._closed is not None:
+        raise _ended(twin, loop)
+    work = partial(_settle, _turned_call(func, args, kwargs), twin, loop)
+    if timeout is not None:
+        work = partial(_run_in_time, Timeout(timeout, name_of(func)), work)
+    return call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True)
+
+
+def run_direct(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+    """Call *func*, which only makes an async generator or context manager, in this very thread."""
+    loop = belong(twin)
+    value = _turned_call(func, args, kwargs)()
+    return to_sync(value, Site(twin._unfazed_family, loop, twin._unfazed_timeout))
+
+
+def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
+    """Make the async object of *twin*, on the loop."""
+    cls = twin._unfazed_class
+    if cls is None:
+        raise WrongFunctionError(
+            f"{type(twin).__name__} is the base of sync twins: make one with sync_twin(AsyncClass)"
+        )
+    family = twin._unfazed_family
+    family.remember(twin, _run_for_class(family, cls, args, kwargs).value, None)
+
+
+def call_class(cls: type[TwinBase], name: str, /, *args: object, **kwargs: object) -> Any:
+    """Call the classmethod or staticmethod *name* of the async class, and return what it gives, turned."""
+    family = cls._unfazed_family
+    value, loop = _run_for_class(family, getattr(cls._unfazed_class, name), args, kwargs)
+    kind = family.nearest_twin_of(value.__class__)
+    if kind is not None and issubclass(cls, kind):  # a class that users have made of a twin
+        value = family.twin_of(value, cls, loop)
+    return to_sync(value, Site(family, loop))
+
+
+class _Made(NamedTuple):
+    value: Any
+    loop: EventLoopThread
+
+
+def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> _Made:
+    loop = family.event_loop()
+    work = partial(_settle_for_class, _turned_call(func, args, kwargs), family)
+    return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
+
+
+def is_method(value: object, target: object) -> bool:
+    """Return whether *value*, an attribute of *target*, is to be called as its methods are."""
+    return callable(value) and (getattr(value, "__self__", None) is target or is_async(value))
+
+
+def get_attribute(twin: TwinBase, name: str, /) -> Any:
+    """Read an attribute or a property, and await what it gives to be awaited."""
+    return turned(twin, getattr(twin._unfazed_state.target, name))
+
+
+def set_attribute(twin: TwinBase, name: str, value: object, /) -> None:
+    """Write an attribute or a property."""
+    setattr(twin._unfazed_state.target, name, to_async(value))
+
+
+def delete_attribute(twin: TwinBase, name: str, /) -> None:
+    """Delete an attribute or a property."""
+    delattr(twin._unfazed_state.target, name)
+
+
+def turned(twin: TwinBase, value: Any) -> Any:
+    """Turn what the async object has given in this very thread."""
+    if type(value) in LEAVES:
+        return value
+    family = twin._unfazed_family
+    if _is_to_be_awaited(value, family):
+        return run(twin, lambda: value, (), {})
+    loop = twin._unfazed_state.loop or family.event_loop()
+    return to_sync(value, Site(family, loop, twin._unfazed_timeout))
+
+
+def belong(twin: TwinBase) -> EventLoopThread:
+    """Have *twin* belong to its loop from now on, and return that."""
+    state = twin._unfazed_state
+    loop = state.loop
+    if loop is None:
+        loop = state.loop = twin._unfazed_family.event_loop()
+    if loop._closed is not None:
+        raise _ended(twin, loop)
+    return loop
+
+
+def _ended(twin: TwinBase, loop: EventLoopThread) -> LoopEndedError:
+    return LoopEndedError(f"this {type(twin).__name__} belongs to an event loop that has ended ({loop._closed})")
+
+
+def _turned_call(func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    for arg in args:
+        if type(arg) not in LEAVES:
+            args = tuple(map(to_async, args))
+            break
+    if kwargs:
+        kwargs = {name: to_async(value) for name, value in kwargs.items()}
+    return partial(func, *args, **kwargs)
+
+
+async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread) -> Any:
+    """Call a method, await what it gives, and turn that: on the loop, where nothing else changes it meanwhile."""
+    value = work()
+    family = twin._unfazed_family
+    if _is_to_be_awaited(value, family):
+        twin._unfazed_state.loop = loop  # the object may be bound to it from now on
+        value = await value
+    return value if type(value) in LEAVES else to_sync(value, Site(family, loop, twin._unfazed_timeout))
+
+
+async def _settle_for_class(work: Callable[[], Any], family: Family) -> Any:
+    """Call an async class, or a function of one, and await what it gives."""
+    value = work()
+    return await value if _is_to_be_awaited(value, family) else value
+
+
+def _is_to_be_awaited(value: object, family: Family) -> bool:
+    kind: type[Any] = type(value)
+    if kind is CoroutineType:
+        return True
+    return kind not in LEAVES and isawaitable(value) and family.nearest_twin_of(kind) is None
+
+
+def enter(twin: TwinBase, /) -> Any:
+    """Enter the async object, in a task that stays until it is left."""
+    state = twin._unfazed_state
+    manager: InTask[Any] = InTask(state.target, belong(twin)._submit)
+    entered = state.managers.setdefault(get_ident(), [])
+    entered.append(manager)
+    try:
+        value = manager.__enter__()
+    except BaseException:
+        entered.remove(manager)
+        raise
+    return twin if value is state.target else turned(twin, value)
+
+
+def leave(
+    twin: TwinBase, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+) -> bool | None:
+    """Leave what this thread has entered last; or what another one has, if this one has entered nothing."""
+    managers = twin._unfazed_state.managers
+    ident = get_ident()
+    if not managers.get(ident):
+        ident = next((other for other, entered in managers.copy().items() if entered), ident)
+    entered = managers.get(ident)
+    if not entered:
+        raise InUseError(f"this {type(twin).__name__} has not been entered: use it in a `with` block")
+    manager = entered.pop()
+    if not entered:
+        managers.pop(ident, None)
+    return manager.__exit__(exc_type, exc, traceback)
+
+
+def iterate(twin: TwinBase, /) -> Any:
+    """Return the iterator of the async object: the twin itself, where that is one."""
+    target = twin._unfazed_state.target
+    start = run_direct if is_maker(target.__aiter__) else run
+    return start(twin, target.__aiter__, (), {})
+
+
+def step(twin: TwinBase, /) -> Any:
+    """Return the next item of the async object, which is an iterator."""
+    target = twin._unfazed_state.target
+    try:
+        return run(twin, target.__anext__, (), {})
+    except StopAsyncIteration:
+        raise StopIteration from None
+
+
+def wait(twin: TwinBase, /) -> Any:
+    """Await the async object, and return what comes of it."""
+    target = twin._unfazed_state.target
+
+    async def wait_for_it() -> Any:
+        return await target
+
+    return run(twin, wait_for_it, (), {})

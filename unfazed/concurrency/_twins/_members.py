@@ -1,0 +1,126 @@
+"""What a class has that its twin is to have: which members, from which of its bases, under which names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from abc import ABC
+from enum import Enum
+from types import GetSetDescriptorType, MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, is_typeddict
+
+from .._core._errors import WrongFunctionError
+from ._state import TwinBase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RESERVED = ("async_object", "with_timeout")  # public names of `SyncTwin` itself
+SYNC_NAMES = {
+    "__aenter__": "__enter__",
+    "__aexit__": "__exit__",
+    "__aiter__": "__iter__",
+    "__anext__": "__next__",
+    "__await__": "wait",
+}
+# Those that act on the object, and not on how it is made, copied, shown or looked up in.
+_OPERATOR = re.compile(
+    r"__(?:len|length_hint|getitem|setitem|delitem|contains|reversed|iter|next|enter|exit|call|eq|ne|lt|le|gt|ge|hash|"
+    r"bool|str|format|bytes|int|float|complex|index|fspath|round|trunc|floor|ceil|abs|neg|pos|invert|"
+    r"[ri]?(?:add|sub|mul|matmul|truediv|floordiv|mod|divmod|pow|lshift|rshift|and|xor|or))__"
+)
+_ROOTS: frozenset[Any] = frozenset((object, Generic, Protocol, ABC))
+
+
+class Member(NamedTuple):
+    """One member of a class."""
+
+    name: str
+    value: Any  # as it is in the `__dict__` of *owner*
+    owner: type
+    kind: str  # "method", "maker", "classmethod", "staticmethod", "property", "attribute" or "operator"
+
+    @property
+    def sync_name(self) -> str:
+        return SYNC_NAMES.get(self.name, self.name)
+
+
+def require_twinnable(cls: type[Any], helper: str) -> None:
+    """Refuse what has no twin, and members that the twin cannot have."""
+    if not inspect.isclass(cls):
+        raise WrongFunctionError(f"{helper}() expected a class, got {cls!r}: write `{helper}(AsyncClient)`")
+    problem = ""
+    if issubclass(cls, TwinBase):
+        problem = "is a sync twin already"
+    elif issubclass(cls, BaseException):
+        problem = "is an exception, which sync code raises and catches as it is"
+    elif issubclass(cls, Enum):
+        problem = "is an enumeration, whose members sync code uses as they are"
+    elif issubclass(cls, type):
+        problem = "is a metaclass"
+    elif cls.__module__ == "builtins" or is_typeddict(cls):
+        problem = "has nothing async"
+    if problem:
+        raise WrongFunctionError(f"{helper}() cannot make a twin of {cls.__qualname__}: it {problem}")
+    for name in RESERVED:
+        if hasattr(cls, name):
+            raise WrongFunctionError(
+                f"{helper}() cannot make a twin of {cls.__qualname__}: {cls.__qualname__}.{name} has the name of "
+                f"a member that every twin has of its own; rename it"
+            )
+
+
+def is_flattened(cls: type) -> bool:
+    """Return whether the members of a base become those of the twin, as it gets no twin of its own."""
+    return cls.__module__.partition(".")[0] in sys.stdlib_module_names
+
+
+def is_protocol(cls: type) -> bool:
+    return bool(getattr(cls, "_is_protocol", False))
+
+
+def members_of(cls: type, covered: set[type]) -> Iterator[Member]:
+    """Yield the members that the twin of *cls* is to have itself: not those of bases that are *covered* by twins."""
+    seen: set[str] = set()
+    for owner in cls.__mro__:
+        if owner in _ROOTS:
+            continue
+        for name, value in vars(owner).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            if owner not in covered and _is_wanted(cls, name):
+                yield Member(name, value, owner, _kind_of(cls, name, value))
+
+
+def _is_wanted(cls: type, name: str) -> bool:
+    if not name.startswith("_"):
+        return True
+    if name in SYNC_NAMES:  # of two ways to say the same, the async one counts
+        return name != "__await__" or not hasattr(cls, "wait")
+    is_sync_form = any(name == sync and hasattr(cls, origin) for origin, sync in SYNC_NAMES.items())
+    return is_operator(name) and not is_sync_form
+
+
+def is_operator(name: str) -> bool:
+    return _OPERATOR.fullmatch(name) is not None
+
+
+def _kind_of(cls: type, name: str, value: Any) -> str:
+    if isinstance(value, (classmethod, staticmethod)):
+        return "classmethod" if isinstance(value, classmethod) else "staticmethod"
+    if is_operator(name) and name != "__call__":
+        return "operator"
+    if isinstance(value, (property, functools.cached_property, MemberDescriptorType, GetSetDescriptorType)):
+        return "property"
+    looked_up = getattr(cls, name)
+    if inspect.isclass(looked_up) or not callable(looked_up):
+        return "attribute"
+    return "maker" if is_maker(looked_up) else "method"
+
+
+def is_maker(func: Any) -> bool:
+    """Return whether calling *func* only makes an async generator, or a context manager of one, and runs nothing."""
+    return not inspect.iscoroutinefunction(func) and inspect.isasyncgenfunction(inspect.unwrap(func))

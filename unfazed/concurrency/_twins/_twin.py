@@ -1,0 +1,122 @@
+"""`SyncTwin`, the base of all twin classes, and how a class becomes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._core._checks import require_timeout
+from ._calls import call, is_method, make, turned
+from ._family import Family
+from ._state import TwinBase, set_state
+from ._values import to_async
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .._eventloops._loopthread import EventLoopThread
+
+
+_families: dict[tuple[str, EventLoopThread | None], Family] = {}  # of generated modules, by their names
+
+
+class SyncTwin(TwinBase):
+    """The base class of all sync twins: what `sync_twin` makes, and the classes of generated modules.
+
+    The public attributes of the async object are those of the twin, private ones are the twin's own. Two twins are
+    equal if they have the same async object. A twin can be shared by threads. It can be pickled and copied if its async
+    object can. A forked child can use it unless it has made a call: then its loop was left behind.
+
+    Example:
+        `class Client(SyncTwin, twin_of=AsyncClient): ...`, as `python -m unfazed.twins` writes it
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(
+        cls, *, twin_of: type | None = None, loop: EventLoopThread | None = None, **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        if twin_of is not None:
+            family = _families.setdefault((cls.__module__, loop), Family(loop))
+            cls._unfazed_class = twin_of
+            cls._unfazed_family = family
+            family.add(twin_of, cls)
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+
+    @property
+    def async_object(self) -> object:
+        """The async object behind this twin, for async code that runs on the same loop."""
+        return self._unfazed_state.target
+
+    def with_timeout(self, seconds: float | None, /) -> Self:
+        """Return a twin of the same async object whose calls take no longer than that.
+
+        A call, or a step of an iterator, that takes longer is cancelled; its cleanup is awaited. Entering and leaving
+        with `with` take as long as they do.
+
+        Args:
+            seconds: How many, 0 or more; `None` for no limit.
+
+        Returns:
+            A twin that is equal to this one.
+
+        Raises:
+            WrongOptionError: If *seconds* is none of these.
+            CallTimeoutError: From a call of the twin, if it has not ended in time.
+
+        Example:
+            `client.with_timeout(5).get(url)`
+        """
+        require_timeout(seconds, "with_timeout")
+        view = object.__new__(type(self))
+        object.__setattr__(view, "__dict__", self.__dict__)
+        set_state(view, self._unfazed_state, seconds)
+        return view
+
+    if not TYPE_CHECKING:  # type checkers are to see the members that are there, and no others
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_unfazed_state":
+                raise AttributeError(
+                    f"{type(self).__name__}.__init__() has not been called: begin with super().__init__()"
+                )
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            value = getattr(self._unfazed_state.target, name)
+            if is_method(value, self._unfazed_state.target):
+                return lambda *args, **kwargs: call(self, name, *args, **kwargs)
+            return turned(self, value)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name.startswith("_") or hasattr(getattr(type(self), name, None), "__set__"):
+                object.__setattr__(self, name, value)
+            else:
+                setattr(self._unfazed_state.target, name, to_async(value))
+
+        def __delattr__(self, name: str) -> None:
+            if name.startswith("_") or hasattr(getattr(type(self), name, None), "__delete__"):
+                object.__delattr__(self, name)
+            else:
+                delattr(self._unfazed_state.target, name)
+
+    def __dir__(self) -> list[str]:
+        names = {*super().__dir__(), *dir(self._unfazed_state.target)}
+        return sorted(name for name in names if not name.startswith("_") or hasattr(type(self), name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SyncTwin) and self._unfazed_state.target is other._unfazed_state.target
+
+    def __hash__(self) -> int:
+        return hash((SyncTwin, id(self._unfazed_state.target)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__}, the sync twin of {self._unfazed_state.target!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _twin_of, (type(self), self._unfazed_state.target)
+
+
+def _twin_of(cls: type[SyncTwin], target: object) -> SyncTwin:
+    return cls._unfazed_family.twin_of(target, cls, None)

@@ -1,0 +1,166 @@
+"""Values on their way between a twin and its async object: each side gets its own kind.
+
+    from sync code                          to the async object
+    a twin                                  its async object
+    a twin class                            its async class
+    lists, dicts and the like with these    copies with what they turn into
+
+    from the async object                   to sync code
+    an object of a twinned class            its twin
+    a twinned class                         its twin class
+    an async generator                      a generator
+    what `@asynccontextmanager` makes       a context manager
+    others for `async with`, `async for`    a twin of a class that is made for them
+    lists, dicts and the like with these    copies with what they turn into
+
+Everything else goes through as it is, the very same object.
+"""
+
+from __future__ import annotations
+
+import operator
+from contextlib import AbstractContextManager, asynccontextmanager, closing
+from functools import partial
+from itertools import chain
+from types import AsyncGeneratorType
+from typing import TYPE_CHECKING, Any, final
+
+from .._core._checks import name_of
+from .._eventloops._background import _run_in_time
+from .._eventloops._timeouts import Timeout
+from .._scoped._contextmanagers import InTask
+from .._scoped._taskiterators import Steps, iterate_steps
+from . import _family
+from ._state import TwinBase
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from ._family import Family, Site, Turn
+
+LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
+CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
+MAX_DEPTH = 8  # of containers in each other; arbitrary, and the end of one that contains itself
+
+
+def to_async(value: Any, depth: int = 0) -> Any:
+    """Turn what sync code passes in."""
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
+    if kind in LEAVES:
+        return value
+    if isinstance(value, TwinBase):
+        return value._unfazed_state.target
+    if _is_container(kind):
+        return _rebuilt(value, to_async, depth)
+    if issubclass(kind, type):
+        return (issubclass(value, TwinBase) and value._unfazed_class) or value
+    return value
+
+
+def to_sync(value: Any, site: Site, depth: int = 0) -> Any:
+    """Turn what the async object gives."""
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
+    if kind in LEAVES:
+        return value
+    if _is_container(kind):
+        return _rebuilt(value, lambda item, depth: to_sync(item, site, depth), depth)
+    turns = site.family.turns
+    try:
+        turn = turns[kind]
+    except KeyError:
+        turn = turns[kind] = _turn_for(kind, site.family)
+    return value if turn is None else turn(site, value)
+
+
+def _turn_for(kind: type[Any], family: Family) -> Turn | None:
+    """Return how to turn the objects of a class that is neither a leaf nor a container."""
+    twin = family.nearest_twin_of(kind)
+    if twin is not None:
+        return partial(_turn_into, twin)
+    if issubclass(kind, type):
+        return _turn_class
+    if issubclass(kind, AsyncGeneratorType):
+        return _iterate
+    if issubclass(kind, _GENERATED):
+        return ManagerTwin
+    if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
+        return partial(_turn_into, _family.make_twin(kind, family))
+    return None
+
+
+def _turn_into(twin: type[TwinBase], site: Site, value: Any) -> TwinBase:
+    return site.family.twin_of(value, twin, site.loop)
+
+
+def _turn_class(site: Site, value: type) -> type:
+    return site.family.exact_twin_of(value) or value
+
+
+def _is_container(kind: type[Any]) -> bool:
+    return kind in CONTAINERS or (kind.__base__ is tuple and hasattr(kind, "_make"))
+
+
+def _rebuilt(value: Any, turn: Callable[[Any, int], Any], depth: int) -> Any:
+    """Return *value* with all that it contains turned: the very same object, where that changes nothing."""
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
+    parts: list[Iterable[Any]] = [value, value.values()] if kind is dict else [value]
+    if depth == MAX_DEPTH or all(LEAVES.issuperset(map(type, part)) for part in parts):  # by far the commonest
+        return value
+    turned = [[turn(item, depth + 1) for item in part] for part in parts]
+    if all(map(operator.is_, chain.from_iterable(parts), chain.from_iterable(turned))):
+        return value
+    if kind is dict:
+        return dict(zip(*turned, strict=True))
+    make: Callable[[Iterable[Any]], Any] = kind if kind in CONTAINERS else value._make
+    return make(turned[0])
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncGenerator[None, None]:
+    yield  # pragma: no cover  never entered: what is of interest is its class
+
+
+_GENERATED = type(_nothing())
+
+
+class _TimedSteps(Steps[Any]):
+    """An async iterable in its task, with so much time for each step."""
+
+    def __init__(self, aiterable: AsyncIterable[Any], seconds: float, name: str) -> None:
+        super().__init__(aiterable)
+        self._seconds = seconds
+        self._name = name
+
+    async def next(self) -> Any:
+        return await _run_in_time(Timeout(self._seconds, self._name), super().next)
+
+
+def _iterate(site: Site, aiterable: AsyncIterable[Any]) -> Generator[Any, None, None]:
+    name = name_of(aiterable)
+    steps = Steps(aiterable) if site.timeout is None else _TimedSteps(aiterable, site.timeout, name)
+    return _turned(iterate_steps(steps, aiterable, site.loop._submit, always=True), site)
+
+
+def _turned(items: Generator[Any, None, None], site: Site) -> Generator[Any, None, None]:
+    with closing(items):
+        for item in items:
+            yield to_sync(item, site)
+
+
+@final
+class ManagerTwin(AbstractContextManager[Any, "bool | None"]):
+    """The context manager for what `@asynccontextmanager` makes."""
+
+    def __init__(self, site: Site, manager: AbstractAsyncContextManager[Any, bool | None]) -> None:
+        self._site = site
+        self._manager = InTask(manager, site.loop._submit)
+
+    def __enter__(self) -> Any:
+        return to_sync(self._manager.__enter__(), self._site)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._manager.__exit__(exc_type, exc, traceback)
