@@ -198,7 +198,7 @@ def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
                 return
         call.kill()
     finally:
-        future.claim()  # nobody takes what is still to be done here
+        future.try_claim()  # nobody takes what is still to be done here
 
 
 class _Answer(OneShotFuture[Any]):

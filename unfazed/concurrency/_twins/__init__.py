@@ -1,13 +1,21 @@
 """Sync twins: a whole class for sync code, made from an async one.
 
-    __init__.py     `sync_twin`, which makes one at run time
-    _building.py    how that is made
-    _twin.py        the base of all twins
-    _core/_calls.py       calls of a twin
-    _values.py      values on their way between a twin and its async object
-    _members.py     what a class has that its twin is to have
-    _family.py      which twin belongs to which class, and which to which object
-    _state.py       what each twin object has
+    __init__.py       `sync_twin`, which makes one at run time
+    _command.py       the command `python -m unfazed.twins`, which writes one as a module
+    _modules.py       what is in a generated module
+    _attributes.py    the data that its classes declare
+    _signatures.py    their methods
+    _annotations.py   annotations of async code, as they are for sync code
+    _imports.py       what a generated module imports
+    _sources.py       async classes as their authors wrote them
+    _building.py      how a twin class is made at run time
+    _twin.py          the base of all twins
+    _core/_calls.py         calls of a twin
+    _arguments.py     what is passed to an async method
+    _values.py        values on their way between a twin and its async object
+    _members.py       what a class has that its twin is to have
+    _family.py        which twin belongs to which class, and which to which object
+    _state.py         what each twin object has
 
 Nothing but this file is imported before the first twin is made.
 """
@@ -28,6 +36,9 @@ def sync_twin(cls: type, /, *, loop: EventLoopThread | None = None, name: str | 
     `for`, `@asynccontextmanager` methods context managers, awaiting the object `wait()`. Classmethods, staticmethods,
     properties, attributes, operators and sync methods stay. The twin of a derived class derives from that of its base.
     Objects of twinned classes come as their twins, also in lists, tuples, dicts and sets, and may be passed so.
+
+    Where a method expects an async callback, or an async iterable, a sync one will do: its annotations say so. The
+    callback runs in a worker thread, and gets twins.
 
     Constructors and methods run on the loop, one at a time unless they wait, so any number of threads can share a twin.
     Properties and operators run in the calling thread. In a worker thread of an event loop, too, calls run on the loop

@@ -24,7 +24,7 @@ from ._calls import (
     wait,
 )
 from ._family import Family
-from ._members import SYNC_NAMES, is_flattened, is_protocol, members_of, require_twinnable
+from ._members import COPIED, SYNC_NAMES, is_flattened, is_protocol, members_of, require_twinnable
 from ._twin import SyncTwin
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # What marks functions as async or abstract, or gives them another signature: not for those of the twin.
 _MARKS = ("_is_coroutine_marker", "_is_coroutine", "__isabstractmethod__", "__signature__")
-# What says that a class is a dataclass, and in which order `match` takes an object apart.
-_COPIED = ("__dataclass_fields__", "__dataclass_params__", "__match_args__")
 
 _background_family = Family(None)
 
@@ -82,7 +80,7 @@ def _make_class(cls: type, family: Family) -> type[Any]:
         covered.update(twinned.__mro__ if twinned is not None else ())
     if not covered:
         bases.insert(0, SyncTwin)
-    copied = {key: vars(cls)[key] for key in _COPIED if key in vars(cls)}
+    copied = {key: vars(cls)[key] for key in COPIED if key in vars(cls)}
     members = {member.sync_name: _made(member, cls, family) for member in members_of(cls, covered)}
     own = {
         "__doc__": cls.__doc__,
@@ -125,19 +123,20 @@ def _made(member: Member, cls: type, family: Family) -> Any:
     name: str = member.name
     value: Any = member.value
     if name in SYNC_NAMES:
-        func: Any = _special(name)
-        func.__name__, func.__qualname__ = member.sync_name, f"{sync_name_of(cls)}.{member.sync_name}"
-        return func
+        special: Any = _special(name)
+        special.__name__, special.__qualname__ = member.sync_name, f"{sync_name_of(cls)}.{member.sync_name}"
+        return special
     if value is None and member.kind == "operator":  # its objects have no hash, say
         return None
     if member.kind == "property":
         return _made_property(name, value)
     if member.kind == "attribute":
         return Attribute(name)
+    func: Any = getattr(value, "__func__", None)
     if member.kind == "staticmethod":
-        return staticmethod(_like(_static_caller(name, cls, family), value.__func__, cls))
+        return staticmethod(_like(_static_caller(name, cls, family), func, cls))
     if member.kind == "classmethod":
-        return classmethod(_like(_class_caller(name), value.__func__, cls))
+        return classmethod(_like(_class_caller(name), func, cls))
     return _like(_operator(name) if member.kind == "operator" else _caller(name, member.kind), value, cls)
 
 

@@ -22,6 +22,7 @@ from .._eventloops._background import _run_in_time
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
+from ._arguments import turned_call
 from ._family import Site
 from ._members import is_maker
 from ._values import LEAVES, to_async, to_sync
@@ -60,7 +61,8 @@ def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwar
     loop = state.loop or twin._unfazed_family.event_loop()
     if loop._closed is not None:
         raise _ended(twin, loop)
-    work = partial(_settle, _turned_call(func, args, kwargs), twin, loop)
+    site = partial(Site, twin._unfazed_family, loop)
+    work = partial(_settle, turned_call(func, args, kwargs, site), twin, loop)
     if timeout is not None:
         work = partial(_run_in_time, Timeout(timeout, name_of(func)), work)
     return call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True)
@@ -69,8 +71,21 @@ def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwar
 def run_direct(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
     """Call *func*, which only makes an async generator or context manager, in this very thread."""
     loop = belong(twin)
-    value = _turned_call(func, args, kwargs)()
-    return to_sync(value, Site(twin._unfazed_family, loop, twin._unfazed_timeout))
+    site = Site(twin._unfazed_family, loop, twin._unfazed_timeout)
+    return to_sync(turned_call(func, args, kwargs, lambda: site)(), site)
+
+
+def original(twin: TwinBase, /) -> Any:
+    """Return the async object behind a twin."""
+    return twin._unfazed_state.target
+
+
+_DEFAULT = object()
+
+
+def default() -> Any:
+    """Return what stands, in a constructor, for a default that only the async class knows."""
+    return _DEFAULT
 
 
 def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
@@ -81,6 +96,7 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
             f"{type(twin).__name__} is the base of sync twins: make one with sync_twin(AsyncClass)"
         )
     family = twin._unfazed_family
+    kwargs = {name: value for name, value in kwargs.items() if value is not _DEFAULT}
     family.remember(twin, _run_for_class(family, cls, args, kwargs).value, None)
 
 
@@ -101,7 +117,7 @@ class _Made(NamedTuple):
 
 def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> _Made:
     loop = family.event_loop()
-    work = partial(_settle_for_class, _turned_call(func, args, kwargs), family)
+    work = partial(_settle_for_class, turned_call(func, args, kwargs, partial(Site, family, loop)), family)
     return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
 
 
@@ -149,16 +165,6 @@ def belong(twin: TwinBase) -> EventLoopThread:
 
 def _ended(twin: TwinBase, loop: EventLoopThread) -> LoopEndedError:
     return LoopEndedError(f"this {type(twin).__name__} belongs to an event loop that has ended ({loop._closed})")
-
-
-def _turned_call(func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-    for arg in args:
-        if type(arg) not in LEAVES:
-            args = tuple(map(to_async, args))
-            break
-    if kwargs:
-        kwargs = {name: to_async(value) for name, value in kwargs.items()}
-    return partial(func, *args, **kwargs)
 
 
 async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESERVED = ("async_object", "with_timeout")  # public names of `SyncTwin` itself
+# What says that a class is a dataclass, and in which order `match` takes an object apart.
+COPIED = ("__dataclass_fields__", "__dataclass_params__", "__match_args__")
 SYNC_NAMES = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

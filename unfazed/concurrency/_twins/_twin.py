@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .._core._checks import require_timeout
 from ._calls import call, is_method, make, turned
 from ._family import Family
+from ._members import COPIED
 from ._state import TwinBase, set_state
 from ._values import to_async
 
@@ -40,6 +41,9 @@ class SyncTwin(TwinBase):
             family = _families.setdefault((cls.__module__, loop), Family(loop))
             cls._unfazed_class = twin_of
             cls._unfazed_family = family
+            for name in COPIED:
+                if name in vars(twin_of):
+                    setattr(cls, name, vars(twin_of)[name])
             family.add(twin_of, cls)
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:

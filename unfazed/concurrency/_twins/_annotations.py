@@ -1,0 +1,308 @@
+"""Annotations and defaults of async code, as they are for sync code."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+from libcst import matchers
+from libcst.helpers import get_full_name_for_node
+
+from ._sources import ModuleSource, Origin, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from ._imports import Imports
+
+_MODULES = frozenset(
+    (
+        "typing",
+        "typing_extensions",
+        "collections.abc",
+        "contextlib",
+        "types",
+        "asyncio",
+        "asyncio.futures",
+        "asyncio.tasks",
+    )
+)
+# What stands for its last argument, or for nothing else where it has none.
+_AWAITABLES = frozenset(("Awaitable", "Coroutine", "CoroutineType", "Future", "Task"))
+_RENAMED = {
+    "AsyncIterator": ("collections.abc", "Iterator"),
+    "AsyncIterable": ("collections.abc", "Iterable"),
+    "AsyncGenerator": ("collections.abc", "Generator"),
+    "AsyncContextManager": ("contextlib", "AbstractContextManager"),
+    "AbstractAsyncContextManager": ("contextlib", "AbstractContextManager"),
+}
+SELF = Origin("typing_extensions", "Self", is_for_types=True)
+ANY = Origin("typing", "Any")
+
+
+class Translator:
+    """Translates what stands in one async class.
+
+    Args:
+        source: The module of the class.
+        owner: The class in which it stands.
+        twins: The names of twin classes, by their async classes.
+        imports: What the generated module imports.
+        avoid: The names of the members of the twin, which hide those of the module in its body.
+        meanings: What names stand for in this class that stand for something else in general: parameters of bases.
+        twin_name: The name of the twin class.
+    """
+
+    def __init__(
+        self,
+        source: ModuleSource,
+        owner: type,
+        twins: Mapping[type, str],
+        imports: Imports,
+        avoid: frozenset[str],
+        meanings: Mapping[str, str | Origin],
+        twin_name: str,
+    ) -> None:
+        self._source = source
+        self._owner = owner
+        self._twins = twins
+        self._imports = imports
+        self._avoid = avoid
+        self.meanings: dict[str, str | Origin] = dict(meanings)
+        self._expanding: tuple[Origin, ...] = ()
+        self.twin_name = twin_name
+        self.unknown: list[str] = []  # names that come from nowhere
+        self.mentioned: list[type] = []  # classes that have no twin here
+
+    def annotation(self, node: cst.BaseExpression | None) -> str:
+        """Return a type for sync code; `Any` for none."""
+        return self._imports.name_of(ANY, self._avoid) if node is None else self._code(self._type(node))
+
+    def expression(self, node: cst.BaseExpression) -> str:
+        """Return any other expression, whose names the generated module knows."""
+        renamed: Any = node.visit(_Renaming(self))
+        return self._code(renamed)
+
+    def name_of(self, origin: Origin) -> str:
+        return self._imports.name_of(origin, self._avoid)
+
+    def class_name(self, cls: type) -> str:
+        """Return the name of a class, or that of its twin."""
+        if cls in self._twins:
+            return self._twins[cls]
+        return cls.__name__ if cls.__module__ == "builtins" else self.name_of(Origin(cls.__module__, cls.__qualname__))
+
+    def helper(self, name: str, hidden_by: Iterable[str] = ()) -> str:
+        """Return the name of one of the functions of `unfazed.twins`, where these names stand for something else."""
+        return self._imports.name_of(Origin("unfazed.twins", name), frozenset(hidden_by))
+
+    def builtin(self, name: str) -> str:
+        """Return the name of a builtin in the body of the class."""
+        return f"{self.name_of(Origin('builtins', None))}.{name}" if name in self._avoid else name
+
+    def type_parameters(self, node: cst.TypeParameters | None) -> str:
+        """Return the type parameters of a function or class, which mean themselves from now on."""
+        if node is None:
+            return ""
+        names = [part.param.name.value for part in node.params]
+        self.meanings.update(zip(names, names, strict=True))
+        written: list[str] = []
+        for part in node.params:
+            text = self._code(part.param)
+            if isinstance(part.param, cst.TypeVar) and part.param.bound is not None:
+                text = f"{part.param.name.value}: {self.annotation(part.param.bound)}"
+            default = f" = {self.annotation(part.default)}" if part.default is not None else ""
+            written.append(text + default)
+        return f"[{', '.join(written)}]"
+
+    def is_named(self, node: cst.BaseExpression, *names: str) -> bool:
+        """Return whether *node* is one of these names, of a module of the standard library where types are."""
+        origin = self._origin(get_full_name_for_node(node) or "")
+        return (
+            origin is not None
+            and (origin.name or "") in names
+            and origin.module in (*_MODULES, "functools", "warnings")
+        )
+
+    def _code(self, node: cst.CSTNode) -> str:
+        return self._source.tree.code_for_node(node)
+
+    def _type(self, node: Any, is_bare: bool = True) -> Any:
+        if isinstance(node, (cst.SimpleString, cst.ConcatenatedString)):
+            text: Any = node.evaluated_value
+            return self._type(cst.parse_expression(text.strip()))
+        if isinstance(node, (cst.Name, cst.Attribute)):
+            named = self._named(node)
+            return self._with_parameters(node, named) if is_bare else named
+        if isinstance(node, cst.Subscript):
+            return self._subscript(node)
+        if isinstance(node, cst.BinaryOperation):
+            return cst.parse_expression(" | ".join(dict.fromkeys(self._members_of_union(node))))
+        if isinstance(node, (cst.List, cst.Tuple)):
+            return node.with_changes(
+                elements=[part.with_changes(value=self._type(part.value)) for part in node.elements]
+            )
+        if isinstance(node, cst.StarredElement):
+            return node.with_changes(value=self._type(node.value))
+        return node
+
+    def _members_of_union(self, node: Any) -> list[str]:
+        """Return the members of a union, in which what has been awaited may come for a second time."""
+        if isinstance(node, cst.BinaryOperation):
+            return [*self._members_of_union(node.left), *self._members_of_union(node.right)]
+        translated = self._type(node)
+        if isinstance(translated, cst.BinaryOperation):
+            return [*_flat_union(translated, self._code)]
+        return [self._code(translated)]
+
+    def _subscript(self, node: cst.Subscript) -> Any:
+        base = node.value
+        arguments: list[Any] = [part.slice.value for part in node.slice if isinstance(part.slice, cst.Index)]
+        if self.is_named(base, *_AWAITABLES):
+            return self._type(arguments[-1])
+        if self.is_named(base, "Literal"):
+            return node.with_changes(value=self._type(base, is_bare=False))
+        translated = [self._type(argument) for argument in arguments]
+        if self.is_named(base, "Annotated"):
+            translated[1:] = [argument.visit(_Renaming(self)) for argument in arguments[1:]]
+        if self.is_named(base, "AsyncGenerator"):
+            translated = [translated[0], cst.Name("None"), cst.Name("None")]
+        if self.is_named(base, "Union"):
+            translated = [*{self._code(part): part for part in translated}.values()]
+            if len(translated) == 1:
+                return translated[0]
+        elements = [cst.SubscriptElement(cst.Index(part)) for part in translated]
+        return node.with_changes(value=self._type(base, is_bare=False), slice=elements)
+
+    def _named(self, node: cst.Name | cst.Attribute) -> Any:
+        name = get_full_name_for_node(node) or ""
+        if name in self.meanings:
+            meaning = self.meanings[name]
+            return cst.parse_expression(meaning if isinstance(meaning, str) else self.name_of(meaning))
+        origin = self._origin(name)
+        if origin is None:
+            return self._builtin(node, name)
+        source_module = origin.module
+        if origin.module in _MODULES and origin.name in _RENAMED:
+            origin = Origin(*_RENAMED[origin.name])
+            if "typing" in source_module:  # as it was there
+                origin = Origin(source_module, origin.name and origin.name.removeprefix("Abstract"))
+        elif origin.module in _MODULES and origin.name in _AWAITABLES:  # of nobody knows what
+            origin = ANY
+        found = origin.find()
+        if inspect.isclass(found):
+            if found in self._twins:
+                return cst.Name(self._twins[found])
+            self.mentioned.append(found)
+        meaning_here = self._meaning_of(origin)
+        return cst.parse_expression(self.name_of(origin)) if meaning_here is None else meaning_here
+
+    def _meaning_of(self, origin: Origin) -> cst.BaseExpression | None:
+        """Return what another name for a type means for sync code, if that is not what it says itself."""
+        source = source_of(origin.module) if origin.name and "." not in origin.name else None
+        meaning = source.meaning_of(origin.name) if source and origin.name else None
+        if source is None or meaning is None or origin in self._expanding:
+            return None
+        there = Translator(source, self._owner, self._twins, self._imports, self._avoid, {}, self.twin_name)
+        there._expanding = (*self._expanding, origin)
+        mentions = matchers.findall(meaning, matchers.Name() | matchers.SimpleString())
+        if not any(map(there._is_async, mentions)):
+            return None
+        translated: cst.BaseExpression = there._type(meaning)
+        return translated
+
+    def _is_async(self, node: Any) -> bool:
+        """Return whether a name is that of a type that is another one for sync code."""
+        if isinstance(node, cst.SimpleString):
+            node = cst.parse_expression(str(node.evaluated_value)) if str(node.evaluated_value).isidentifier() else node
+        origin = self._origin(get_full_name_for_node(node) or "")
+        if origin is None or origin.name is None:
+            return False
+        if origin.module in _MODULES:
+            return origin.name in _RENAMED or origin.name in _AWAITABLES
+        return origin.find() in self._twins or self._meaning_of(origin) is not None
+
+    def _with_parameters(self, node: cst.Name | cst.Attribute, named: Any) -> Any:
+        """Return a generic type that nobody has given parameters with parameters that are as good as none."""
+        origin = self._origin(get_full_name_for_node(node) or "")
+        root = get_full_name_for_node(node) or ""
+        if isinstance(named, cst.Subscript) or root in self.meanings:
+            return named
+        if origin is None:
+            count = _BARE.get(root, 0)
+        elif origin.module in _MODULES:
+            count = _BARE.get(origin.name or "", 0)
+        else:
+            count = len(getattr(origin.find(), "__parameters__", ()) if inspect.isclass(origin.find()) else ())
+        if not count:
+            return named
+        unknown = self.name_of(ANY)
+        parameters = ", ".join([unknown] * count)
+        if (origin.name if origin else root) in ("Callable", "tuple", "Tuple"):
+            parameters = f"..., {unknown}" if (origin and origin.name == "Callable") else f"{unknown}, ..."
+        return cst.parse_expression(f"{self._code(named)}[{parameters}]")
+
+    def _builtin(self, node: cst.BaseExpression, name: str) -> cst.BaseExpression:
+        root = name.partition(".")[0]
+        if not hasattr(builtins, root):
+            self.unknown.append(name)
+            return cst.Name(self.name_of(ANY))
+        return cst.parse_expression(self.builtin(name)) if root in self._avoid else node
+
+    def _origin(self, name: str) -> Origin | None:
+        """Return where a name with dots comes from, if it is no builtin one."""
+        root, _, rest = name.partition(".")
+        if root in vars(self._owner) and self._source.origin_of(root) is None:
+            return Origin(self._owner.__module__, f"{self._owner.__qualname__}.{name}")
+        origin = self._source.origin_of(root)
+        if origin is None or not rest:
+            return origin
+        if origin.name is not None:
+            return origin._replace(name=f"{origin.name}.{rest}")
+        module, parts = origin.module, rest.split(".")
+        while len(parts) > 1 and Origin(f"{module}.{parts[0]}", None).find() is not None:
+            module = f"{module}.{parts.pop(0)}"
+        return Origin(module, ".".join(parts), origin.is_for_types)
+
+
+# How many parameters there are, of the types that are often written without any.
+_BARE = {
+    **dict.fromkeys(("list", "set", "frozenset", "type", "tuple", "deque", "Awaitable"), 1),
+    **dict.fromkeys(("List", "Set", "FrozenSet", "Type", "Tuple", "Deque", "Callable"), 1),
+    **dict.fromkeys(("Iterator", "Iterable", "Sequence", "Collection", "AsyncIterator", "AsyncIterable"), 1),
+    **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), 2),
+}
+
+
+def _flat_union(node: Any, code: Callable[[cst.CSTNode], str]) -> Iterator[str]:
+    if isinstance(node, cst.BinaryOperation):
+        yield from _flat_union(node.left, code)
+        yield from _flat_union(node.right, code)
+    else:
+        yield code(node)
+
+
+class _Renaming(cst.CSTTransformer):
+    """Gives each name in an expression the one that it has in the generated module."""
+
+    def __init__(self, translator: Translator) -> None:
+        super().__init__()
+        self._translator = translator
+
+    def visit_Attribute(self, node: cst.Attribute) -> bool:
+        return False
+
+    def leave_Arg(self, original_node: cst.Arg, updated_node: cst.Arg) -> cst.Arg:
+        return updated_node.with_changes(keyword=original_node.keyword)
+
+    def leave_Attribute(self, original_node: cst.Attribute, updated_node: cst.Attribute) -> cst.BaseExpression:
+        if get_full_name_for_node(original_node) is None:
+            return updated_node.with_changes(value=original_node.value.visit(self))
+        named: cst.BaseExpression = self._translator._named(original_node)
+        return named
+
+    def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
+        named: cst.BaseExpression = self._translator._named(original_node)
+        return named

@@ -1,0 +1,146 @@
+"""What sync code passes to an async method: twins, sync callbacks and sync iterators where async ones are expected.
+
+Whether a method expects an async callback, or an async iterable, its annotations say. They are looked at when somebody
+passes a function or an iterator, once for each method.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, get_args
+from weakref import WeakKeyDictionary
+
+from .._core._checks import is_async
+from .._scoped._iterators import iterate_in_threadpool
+from .._threads._threadpool import run_in_threadpool
+from ._values import LEAVES, to_async, to_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+    from ._family import Site
+
+CALLBACK, ITERABLE, ITERATOR = "async callback", "async iterable", "async or sync iterable"
+
+_wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # by function, and by the name of a parameter
+
+
+def turned_call(
+    func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], site: Callable[[], Site]
+) -> Callable[[], Any]:
+    """Return the call of *func* with its arguments turned; *site* is asked where those of callbacks come from."""
+    is_plain = LEAVES.issuperset(map(type, args)) and LEAVES.issuperset(map(type, kwargs.values()))
+    if is_plain:  # by far the commonest
+        return functools.partial(func, *args, **kwargs)
+    if any(map(_may_be_sync, args)) or any(map(_may_be_sync, kwargs.values())):
+        args, kwargs = _with_async(func, args, kwargs, site)
+    return functools.partial(func, *map(to_async, args), **{name: to_async(value) for name, value in kwargs.items()})
+
+
+def _may_be_sync(value: object) -> bool:
+    kind: type[Any] = type(value)
+    if kind in LEAVES:
+        return False
+    return (callable(value) and not inspect.isclass(value)) or hasattr(kind, "__iter__")
+
+
+def _with_async(
+    func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], site: Callable[[], Site]
+) -> tuple[tuple[object, ...], dict[str, Any]]:
+    """Turn callbacks and iterables, as far as *func* expects async ones."""
+    wanted = _wanted_by(func)
+    if not wanted:
+        return args, kwargs
+    try:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+    except TypeError:  # which the call raises itself
+        return args, kwargs
+    for name, what in wanted.items():
+        if name in bound.arguments:
+            bound.arguments[name] = _turned(bound.arguments[name], what, site)
+    return bound.args, bound.kwargs
+
+
+def _turned(value: Any, what: str, site: Callable[[], Site]) -> Any:
+    if what == CALLBACK:
+        return _callback(value, site) if callable(value) and not is_async(value) else value
+    kind = value.__class__
+    if hasattr(kind, "__aiter__") or not hasattr(kind, "__iter__") or kind in (str, bytes, bytearray):
+        return value
+    if what == ITERATOR and not hasattr(kind, "__next__"):  # a list, say, which the method takes as it is
+        return value
+    return iterate_in_threadpool(_items(value))
+
+
+def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..., Any]:
+    """Return an async function that calls *func* in a worker thread, where it may use twins."""
+
+    async def callback(*args: Any, **kwargs: Any) -> Any:
+        here = site()
+        args = tuple(to_sync(arg, here) for arg in args)
+        kwargs = {name: to_sync(value, here) for name, value in kwargs.items()}
+        return to_async(await run_in_threadpool(func, *args, **kwargs))
+
+    return functools.wraps(func)(callback) if hasattr(func, "__name__") else callback
+
+
+def _items(iterable: Iterable[Any]) -> Generator[Any, None, None]:
+    iterator = iter(iterable)
+    try:
+        for item in iterator:
+            yield to_async(item)
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _wanted_by(func: Any) -> Mapping[str, str]:
+    """Return what the parameters of *func* expect, those that expect something async."""
+    key: Any = getattr(func, "__func__", func)
+    with suppress(KeyError, TypeError):  # the latter where it cannot be referred to weakly
+        return _wanted[key]
+    try:
+        parameters = inspect.signature(func).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    namespace: dict[str, Any] = getattr(inspect.unwrap(key), "__globals__", {})
+    found = {
+        parameter.name: what
+        for parameter in parameters
+        if (what := _what(parameter.annotation, namespace)) is not None
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    with suppress(TypeError):
+        _wanted[key] = found
+    return found
+
+
+def _what(annotation: Any, namespace: dict[str, Any]) -> str | None:
+    """Return what an annotation expects, if that is something async."""
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, namespace)
+        except Exception:  # it names what is there for type checkers alone
+            return _what_text(annotation)
+    if any(inspect.isclass(part) and is_async(vars(part).get("__call__")) for part in _parts(annotation)):
+        return CALLBACK  # a protocol
+    return _what_text(" ".join(str(part) for part in _parts(annotation)))
+
+
+def _what_text(text: str) -> str | None:
+    if "Callable" in text and re.search(r"Awaitable|Coroutine", text):
+        return CALLBACK
+    if re.search(r"Async(?:Iterable|Iterator|Generator)", text):
+        return ITERATOR if re.search(r"\b(?:Iterable|Iterator|Sequence|list|List)\b", text) else ITERABLE
+    return None
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation, and what it consists of."""
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _parts(argument)

@@ -1,0 +1,102 @@
+"""The data of async objects that type checkers are to know of: declared in the class, or set by its constructor."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+from libcst.helpers import get_full_name_for_node
+
+from ._annotations import ANY, Translator
+from ._sources import source_of_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ._members import Member
+
+_PLAIN = (bool, int, float, complex, str, bytes)
+
+
+class DataAttributes:
+    """The public attributes of a class, and their types.
+
+    Args:
+        cls: The class.
+        members: What is in it at run time.
+        owners: The classes whose members are looked for, the class itself first.
+        translator_of: Gives the translator for what stands in one of them.
+    """
+
+    def __init__(
+        self,
+        cls: type,
+        members: Sequence[Member],
+        owners: Iterable[type],
+        translator_of: Callable[[type], Translator],
+    ) -> None:
+        self.types: dict[str, str] = {}
+        self._cls = cls
+        self._translator_of = translator_of
+        others = {member.name for member in members if member.kind not in ("attribute", "property")}
+        slots = {member.name for member in members if inspect.ismemberdescriptor(member.value)}
+        others |= {member.name for member in members if member.kind == "property"} - slots
+        for owner in owners:
+            for name, written in self._declared_in(owner):
+                if name not in others:
+                    self.types.setdefault(name, written)
+        for member in members:
+            if member.kind == "attribute":
+                self.types.setdefault(member.name, self._type_of(member.value, translator_of(cls)))
+
+    def _declared_in(self, owner: type) -> Iterator[tuple[str, str]]:
+        source = source_of_class(owner)
+        for part in source.parts_of(owner) if source else []:
+            if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name):
+                value: Any = vars(owner).get(part.target.value)
+                yield from self._annotated(owner, part.target.value, part.annotation.annotation, value)
+            elif isinstance(part, cst.FunctionDef) and part.name.value == "__init__":
+                yield from self._set_by(part, owner)
+
+    def _annotated(self, owner: type, name: str, node: cst.BaseExpression, value: object) -> Iterator[tuple[str, str]]:
+        if name.startswith("_"):
+            return
+        translator = self._translator_of(owner)
+        if isinstance(node, cst.Subscript) and translator.is_named(node.value, "ClassVar", "Final", "InitVar"):
+            node = cst.ensure_type(node.slice[0].slice, cst.Index).value
+        if translator.is_named(node, "ClassVar", "Final"):
+            yield name, self._type_of(value, translator)
+        else:
+            yield name, translator.annotation(node)
+
+    def _set_by(self, init: cst.FunctionDef, owner: type) -> Iterator[tuple[str, str]]:
+        """Yield what the constructor sets: `self.name: T = ...`, or `self.name = name` of an annotated parameter."""
+        params = init.params
+        every = [*params.posonly_params, *params.params, *params.kwonly_params]
+        annotations = {param.name.value: param.annotation for param in every}
+        this = every[0].name.value if every else ""
+        for line in init.body.body:
+            for statement in line.body if isinstance(line, cst.SimpleStatementLine) else ():
+                target: Any
+                annotation: cst.Annotation | None
+                if isinstance(statement, cst.AnnAssign):
+                    target, annotation = statement.target, statement.annotation
+                elif isinstance(statement, cst.Assign) and isinstance(statement.value, cst.Name):
+                    target, annotation = statement.targets[0].target, annotations.get(statement.value.value)
+                else:
+                    continue
+                if annotation is not None and get_full_name_for_node(target) == f"{this}.{_last(target)}":
+                    yield from self._annotated(owner, _last(target), annotation.annotation, None)
+
+    def _type_of(self, value: object, translator: Translator) -> str:
+        """Return the type of a value whose type nobody has written."""
+        if type(value) in _PLAIN:
+            return type(value).__name__
+        if inspect.isclass(value):
+            return f"type[{translator.class_name(value)}]"
+        return translator.name_of(ANY)
+
+
+def _last(node: cst.CSTNode) -> str:
+    return (get_full_name_for_node(node) or "").rpartition(".")[2]

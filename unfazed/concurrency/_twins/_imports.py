@@ -1,0 +1,71 @@
+"""The imports of a generated module, and the names that they give: no two things get the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ._sources import Origin
+
+
+class _Import(NamedTuple):
+    module: str
+    name: str | None
+
+
+class Imports:
+    """What a generated module imports.
+
+    Args:
+        taken: The names of the module's own classes.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        self._locals: dict[str, _Import | None] = dict.fromkeys(taken)
+        self._names: dict[_Import, str] = {}
+        self._at_run_time: set[_Import] = set()
+
+    def name_of(self, origin: Origin, avoid: frozenset[str] = frozenset()) -> str:
+        """Return what to write for what comes from *origin*, and see to its import. No name of *avoid* will do."""
+        outer, dot, rest = (origin.name or "").partition(".")
+        wanted = _Import(_public_module(origin.module, outer), outer or None)
+        if not origin.is_for_types:
+            self._at_run_time.add(wanted)
+        if wanted.name is None:
+            self._names.setdefault(wanted, wanted.module)
+            return wanted.module
+        if wanted in self._names and self._names[wanted] not in avoid:
+            return self._names[wanted] + dot + rest
+        local = outer
+        while local in avoid or self._locals.get(local, wanted) != wanted:
+            local += "_"
+        self._locals[local] = wanted
+        self._names[wanted] = local
+        return local + dot + rest
+
+    def lines(self) -> tuple[list[str], list[str]]:
+        """Return the lines for run time, and those for type checkers alone."""
+        at_run_time: list[str] = []
+        for_types: list[str] = []
+        for local, wanted in sorted(
+            [(local, wanted) for local, wanted in self._locals.items() if wanted]
+            + [(module, each) for each, module in self._names.items() if each.name is None]
+        ):
+            where = at_run_time if wanted in self._at_run_time else for_types
+            if wanted.name is None:
+                where.append(f"import {wanted.module}")
+            else:
+                renamed = f" as {local}" if local != wanted.name else ""
+                where.append(f"from {wanted.module} import {wanted.name}{renamed}")
+        return at_run_time, for_types
+
+
+def _public_module(module: str, name: str) -> str:
+    """Return the outermost package that offers the same under the same name, or else *module* itself."""
+    parts = module.split(".")
+    itself = Origin(module, name).find()
+    for length in range(1, len(parts)):
+        package = ".".join(parts[:length])
+        offered = Origin(package, "__all__").find() or ()
+        if name in offered and itself is not None and Origin(package, name).find() is itself:
+            return package
+    return module

@@ -1,0 +1,158 @@
+"""Async classes as their authors wrote them: where each name in a module comes from, and the parts of a class."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import inspect
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import libcst as cst
+from libcst.helpers import get_absolute_module_from_package_for_import, get_full_name_for_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import ModuleType
+
+
+class Origin(NamedTuple):
+    """Where a name comes from: `from module import name`, or `import module` if there is no name."""
+
+    module: str
+    name: str | None
+    is_for_types: bool = False  # whether it is there for type checkers alone
+
+    def find(self) -> Any:
+        """Return what it names, or `None` where that is not there while the program runs."""
+        try:
+            found: Any = importlib.import_module(self.module)
+            for part in self.name.split(".") if self.name else ():
+                found = getattr(found, part)
+        except (ImportError, AttributeError):
+            return None
+        return found
+
+
+class ModuleSource:
+    """The source of a module, and where its names come from."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.name = module.__name__
+        self.tree = cst.parse_module(inspect.getsource(module))
+        self._names: dict[str, list[Origin]] = {}
+        for statement, is_for_types in _statements(self.tree.body):
+            for name, origin in self._bound_by(statement, is_for_types):
+                self._names.setdefault(name, []).append(origin)
+
+    def origin_of(self, name: str) -> Origin | None:
+        """Return where a name of the module comes from: of several places, the first that is there."""
+        origins = self._names.get(name)
+        if origins is None:
+            return self._origin_of_unseen(name)
+        return next((origin for origin in origins if origin.find() is not None), origins[0])
+
+    def _origin_of_unseen(self, name: str) -> Origin | None:
+        """Do so where no statement binds it: it comes with a star, or is a builtin, for which there is no origin."""
+        if not hasattr(self.module, name) or hasattr(builtins, name):
+            return None
+        origin = Origin(getattr(getattr(self.module, name), "__module__", self.name), name)
+        return origin if origin.find() is not None else Origin(self.name, name)
+
+    def _bound_by(self, statement: cst.CSTNode, is_for_types: bool) -> Iterator[tuple[str, Origin]]:
+        package = self.name if hasattr(self.module, "__path__") else self.name.rpartition(".")[0]
+        if isinstance(statement, cst.ImportFrom):
+            source = get_absolute_module_from_package_for_import(package or None, statement)
+            for alias in statement.names if not isinstance(statement.names, cst.ImportStar) else ():
+                name = alias.evaluated_name
+                yield alias.evaluated_alias or name, Origin(source or "", name, is_for_types)
+        elif isinstance(statement, cst.Import):
+            for alias in statement.names:
+                path = alias.evaluated_name
+                if alias.evaluated_alias:
+                    yield alias.evaluated_alias, Origin(path, None, is_for_types)
+                else:
+                    yield path.partition(".")[0], Origin(path.partition(".")[0], None, is_for_types)
+        else:
+            for name in _defined_by(statement):
+                yield name, Origin(self.name, name, is_for_types)
+
+    def meaning_of(self, name: str) -> cst.BaseExpression | None:
+        """Return what a name of the module is another name for, if that is a type with parameters, or a union."""
+        for statement, _ in _statements(self.tree.body):
+            if isinstance(statement, (cst.Assign, cst.AnnAssign, cst.TypeAlias)) and name in _defined_by(statement):
+                value = statement.value
+                return value if isinstance(value, (cst.Subscript, cst.BinaryOperation)) else None
+        return None
+
+    def parts_of(self, cls: type) -> list[cst.BaseSmallStatement | cst.FunctionDef]:
+        """Return what stands in the body of a class: functions, and simple statements."""
+        node = self.class_node(cls)
+        return [] if node is None else [part for part in _flat(node.body.body) if not isinstance(part, cst.ClassDef)]
+
+    def class_node(self, cls: type) -> cst.ClassDef | None:
+        body: Any = self.tree.body
+        node: cst.ClassDef | None = None
+        for name in cls.__qualname__.split("."):
+            classes = [part for part in _flat(body) if isinstance(part, cst.ClassDef) and part.name.value == name]
+            if not classes:
+                return None
+            node = classes[-1]
+            body = node.body.body
+        return node
+
+
+def source_of_class(cls: type) -> ModuleSource | None:
+    """Return the source of the module that a class stands in: some say that they are from a more public one."""
+    for value in vars(cls).values():
+        module = getattr(inspect.unwrap(value), "__module__", None) if inspect.isfunction(value) else None
+        if module not in (None, cls.__module__) and Origin(str(module), cls.__qualname__).find() is cls:
+            return source_of(str(module))
+    return source_of(cls.__module__)
+
+
+@cache
+def source_of(module: str) -> ModuleSource | None:
+    """Return the source of a module, if it has one."""
+    try:
+        return ModuleSource(importlib.import_module(module))
+    except (OSError, TypeError):  # it is written in C, or made while the program runs
+        return None
+
+
+def _statements(body: Iterable[Any], is_for_types: bool = False) -> Iterator[tuple[cst.CSTNode, bool]]:
+    """Yield the statements of a module, and whether they are for type checkers alone; also those in `if` and `try`."""
+    for part in body:
+        if isinstance(part, cst.SimpleStatementLine):
+            for statement in part.body:
+                yield statement, is_for_types
+        elif isinstance(part, cst.If):
+            test = get_full_name_for_node(part.test) or ""
+            for_types = is_for_types or test.rpartition(".")[2] == "TYPE_CHECKING"
+            yield from _statements(part.body.body, for_types)
+            if part.orelse is not None:
+                orelse = [part.orelse] if isinstance(part.orelse, cst.If) else part.orelse.body.body
+                yield from _statements(orelse, is_for_types)
+        elif isinstance(part, cst.Try):
+            yield from _statements(part.body.body, is_for_types)
+            for handler in part.handlers:
+                yield from _statements(handler.body.body, is_for_types)
+        else:
+            yield part, is_for_types
+
+
+def _flat(body: Iterable[Any]) -> list[Any]:
+    return [part for part, _ in _statements(body)]
+
+
+def _defined_by(statement: cst.CSTNode) -> list[str]:
+    if isinstance(statement, (cst.FunctionDef, cst.ClassDef, cst.TypeAlias)):
+        return [statement.name.value]
+    if isinstance(statement, cst.AnnAssign):
+        targets: list[cst.BaseExpression] = [statement.target]
+    elif isinstance(statement, cst.Assign):
+        targets = [target.target for target in statement.targets]
+    else:
+        return []
+    return [target.value for target in targets if isinstance(target, cst.Name)]
