@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import collections.abc
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -164,9 +165,9 @@ class Translator:
             return self._type(arguments[-1])
         if self.is_named(base, "Literal"):
             return node.with_changes(value=self._type(base, is_bare=False))
-        translated = [self._type(argument) for argument in arguments]
-        if self.is_named(base, "Annotated"):
-            translated[1:] = [argument.visit(_Renaming(self)) for argument in arguments[1:]]
+        types = arguments[:1] if self.is_named(base, "Annotated") else arguments
+        translated = [self._type(argument) for argument in types]
+        translated += [argument.visit(_Renaming(self)) for argument in arguments[len(types) :]]
         if self.is_named(base, "AsyncGenerator"):
             translated = [translated[0], cst.Name("None"), cst.Name("None")]
         if self.is_named(base, "Union"):
@@ -184,11 +185,10 @@ class Translator:
         origin = self._origin(name)
         if origin is None:
             return self._builtin(node, name)
-        source_module = origin.module
         if origin.module in _MODULES and origin.name in _RENAMED:
             origin = Origin(*_RENAMED[origin.name])
-            if "typing" in source_module:  # as it was there
-                origin = Origin(source_module, origin.name and origin.name.removeprefix("Abstract"))
+        elif origin.module == "typing" and origin.name in collections.abc.__all__:  # the same, and there for good
+            origin = origin._replace(module="collections.abc")
         elif origin.module in _MODULES and origin.name in _AWAITABLES:  # of nobody knows what
             origin = ANY
         found = origin.find()
@@ -254,7 +254,7 @@ class Translator:
     def _origin(self, name: str) -> Origin | None:
         """Return where a name with dots comes from, if it is no builtin one."""
         root, _, rest = name.partition(".")
-        if root in vars(self._owner) and self._source.origin_of(root) is None:
+        if inspect.isclass(vars(self._owner).get(root)) and self._source.origin_of(root) is None:
             return Origin(self._owner.__module__, f"{self._owner.__qualname__}.{name}")
         origin = self._source.origin_of(root)
         if origin is None or not rest:

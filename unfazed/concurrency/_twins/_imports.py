@@ -21,7 +21,7 @@ class Imports:
 
     def __init__(self, taken: set[str]) -> None:
         self._locals: dict[str, _Import | None] = dict.fromkeys(taken)
-        self._names: dict[_Import, str] = {}
+        self._modules: set[_Import] = set()  # those that are imported themselves
         self._at_run_time: set[_Import] = set()
 
     def name_of(self, origin: Origin, avoid: frozenset[str] = frozenset()) -> str:
@@ -31,25 +31,21 @@ class Imports:
         if not origin.is_for_types:
             self._at_run_time.add(wanted)
         if wanted.name is None:
-            self._names.setdefault(wanted, wanted.module)
+            self._modules.add(wanted)
             return wanted.module
-        if wanted in self._names and self._names[wanted] not in avoid:
-            return self._names[wanted] + dot + rest
-        local = outer
+        known = next((local for local, each in self._locals.items() if each == wanted and local not in avoid), None)
+        local = known or outer
         while local in avoid or self._locals.get(local, wanted) != wanted:
             local += "_"
         self._locals[local] = wanted
-        self._names[wanted] = local
         return local + dot + rest
 
     def lines(self) -> tuple[list[str], list[str]]:
         """Return the lines for run time, and those for type checkers alone."""
         at_run_time: list[str] = []
         for_types: list[str] = []
-        for local, wanted in sorted(
-            [(local, wanted) for local, wanted in self._locals.items() if wanted]
-            + [(module, each) for each, module in self._names.items() if each.name is None]
-        ):
+        named = [(local, wanted) for local, wanted in self._locals.items() if wanted is not None]
+        for local, wanted in sorted([*named, *((each.module, each) for each in self._modules)]):
             where = at_run_time if wanted in self._at_run_time else for_types
             if wanted.name is None:
                 where.append(f"import {wanted.module}")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, get_origin
 
 import libcst as cst
 
+from .._core._checks import is_async
 from ._annotations import ANY, SELF, Translator
 from ._attributes import DataAttributes
 from ._imports import Imports
-from ._members import SYNC_NAMES, Member, is_protocol, members_of, require_twinnable
+from ._members import SYNC_NAMES, Member, is_flattened, is_protocol, members_of, require_twinnable
 from ._signatures import SPECIAL, Function, docstring_code
 from ._sources import ModuleSource, Origin, source_of_class
 
@@ -71,6 +72,7 @@ class ModuleWriter:
                 "from __future__ import annotations",
                 *at_run_time,
                 *(type_checking if for_types else []),
+                "",
                 f"__all__ = {tuple(sorted(self._names.values()))}",
                 *classes,
             ]
@@ -101,6 +103,17 @@ class _ClassWriter:
             yield f"    {docstring_code(docstring)}"
         for line in self._body():
             yield f"    {line}"
+        self._warn()
+
+    def _warn(self) -> None:
+        """Tell of what the methods give or take that is async, and comes as it is."""
+        mentioned = {each for translator in self._translators.values() for each in translator.mentioned}
+        for cls in sorted(mentioned, key=lambda each: (each.__module__, each.__qualname__)):
+            if any(map(is_async, vars(cls).values())) and not is_protocol(cls) and not is_flattened(cls):
+                other = f"{cls.__module__}:{cls.__qualname__}"
+                self._warnings.append(f"{self._cls.__qualname__} mentions {other}, which is async: name it as well")
+        for name in sorted({each for translator in self._translators.values() for each in translator.unknown}):
+            self._warnings.append(f"{self._cls.__qualname__} mentions {name}, which cannot be found: it is Any now")
 
     def _head(self) -> Iterator[str]:
         """Yield the decorators, and the line with the bases, in the order of the original's."""
@@ -171,7 +184,7 @@ class _ClassWriter:
             yield from self._init(attributes.types)
         aliases: list[str] = []
         for member in self._members:
-            if member.kind == "attribute":
+            if member.kind == "attribute" or member.name in attributes.types or member.value is None:
                 continue
             functions = self._functions(member)
             other = self._aliased(member) if not functions else None
@@ -184,9 +197,13 @@ class _ClassWriter:
                 yield from self._unseen(member, member.sync_name)
         yield from aliases
         if not self._is_protocol:
-            original = self._imports.name_of(self._target.origin)
-            yield "@property"
-            yield f"def async_object(self) -> {original}:"
+            parameters = ", ".join(
+                translator.annotation(cst.Name(parameter.__name__))
+                for parameter in getattr(self._cls, "__parameters__", ())
+            )
+            written = self._imports.name_of(self._target.origin) + (f"[{parameters}]" if parameters else "")
+            yield f"@{translator.builtin('property')}"
+            yield f"def async_object(self) -> {written}:"
             yield '    """The async object behind this twin, for async code that runs on the same loop."""'
             yield f"    return {translator.helper('original')}(self)"
 
@@ -274,6 +291,14 @@ class _ClassWriter:
             result = "bool | None" if passed else result
             yield f"def {sync_name}({', '.join(written)}) -> {result}:"
             yield f"    return {translator.helper(helper)}({', '.join(['self', *passed])})"
+            return
+        if member.kind == "operator":
+            written, result = (
+                (["self", "other: object"], "bool") if sync_name in ("__eq__", "__ne__") else (written[:2], unknown)
+            )
+            passed = [written[1].partition(":")[0]]
+            yield f"def {sync_name}({', '.join(written)}) -> {result}:"
+            yield f"    return {translator.helper('call_operator')}({', '.join(['self', repr(member.name), *passed])})"
             return
         yield f"def {sync_name}({', '.join(written)}) -> {unknown}:"
         yield f"    return {translator.helper('call')}({', '.join(['self', repr(member.name), *passed])})"
