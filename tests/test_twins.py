@@ -68,6 +68,10 @@ class AsyncTable:
         """Be a sync method that gives something to await."""
         return AsyncRow(self, number).read()
 
+    async def later_still(self, number: int) -> Awaitable[int]:
+        """Be an async method that gives something to await."""
+        return self.later(number)
+
     def same(self, value: Any) -> Any:
         return value
 
@@ -207,7 +211,7 @@ def test_results_are_what_the_methods_return_and_raise() -> None:
     table = Table("seas", size=2)
 
     assert table.first(4).read() == 4
-    assert table.later(5) == 5
+    assert table.later(5) == table.later_still(5) == 5
     assert table.row.read() == 5
     with pytest.raises(LookupError, match="seas"):
         table.fail()
@@ -257,7 +261,7 @@ def test_containers_that_have_none_are_the_very_same_objects() -> None:
         object(),
         int,
         endless,
-        Pair(1, 2),
+        Pair,
     ):
         assert table.same(value) is value
 
@@ -425,6 +429,18 @@ def test_what_has_no_twin_is_refused_with_class_and_member(cls: Any, problem: st
 def test_the_base_of_all_cannot_be_made() -> None:
     with pytest.raises(WrongFunctionError, match=r"sync_twin\(AsyncClass\)"):
         SyncTwin()
+
+
+def test_an_object_that_is_there_already_has_a_twin() -> None:
+    table = AsyncTable("there")
+    twin = Table.from_async(table)
+
+    assert twin.async_object is table
+    assert Table.from_async(table) is twin
+    assert twin.thread() == "unfazed-eventloop"
+    for cls, problem in ((Row, "AsyncRow, got"), (SyncTwin, "its async class, got")):
+        with pytest.raises(WrongFunctionError, match=problem):
+            cls.from_async(table)
 
 
 def test_on_the_thread_of_a_loop_it_says_what_to_write() -> None:

@@ -171,7 +171,7 @@ async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread
     """Call a method, await what it gives, and turn that: on the loop, where nothing else changes it meanwhile."""
     value = work()
     family = twin._unfazed_family
-    if _is_to_be_awaited(value, family):
+    while _is_to_be_awaited(value, family):
         twin._unfazed_state.loop = loop  # the object may be bound to it from now on
         value = await value
     return value if type(value) in LEAVES else to_sync(value, Site(family, loop, twin._unfazed_timeout))
@@ -180,7 +180,9 @@ async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread
 async def _settle_for_class(work: Callable[[], Any], family: Family) -> Any:
     """Call an async class, or a function of one, and await what it gives."""
     value = work()
-    return await value if _is_to_be_awaited(value, family) else value
+    while _is_to_be_awaited(value, family):
+        value = await value
+    return value
 
 
 def _is_to_be_awaited(value: object, family: Family) -> bool:

@@ -17,7 +17,7 @@ from ._state import TwinBase
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RESERVED = ("async_object", "with_timeout")  # public names of `SyncTwin` itself
+RESERVED = ("async_object", "from_async", "with_timeout")  # public names of `SyncTwin` itself
 # What says that a class is a dataclass, and in which order `match` takes an object apart.
 COPIED = ("__dataclass_fields__", "__dataclass_params__", "__match_args__")
 SYNC_NAMES = {

@@ -25,13 +25,18 @@ class Origin(NamedTuple):
 
     def find(self) -> Any:
         """Return what it names, or `None` where that is not there while the program runs."""
-        try:
-            found: Any = importlib.import_module(self.module)
-            for part in self.name.split(".") if self.name else ():
-                found = getattr(found, part)
-        except (ImportError, AttributeError):
-            return None
-        return found
+        return _find(self.module, self.name)
+
+
+@cache
+def _find(module: str, name: str | None) -> Any:
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split(".") if name else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return found
 
 
 class ModuleSource:
@@ -42,9 +47,13 @@ class ModuleSource:
         self.name = module.__name__
         self.tree = cst.parse_module(inspect.getsource(module))
         self._names: dict[str, list[Origin]] = {}
+        self._values: dict[str, cst.BaseExpression | None] = {}  # what is assigned to them
+        self._parts: dict[type, list[Any]] = {}
         for statement, is_for_types in _statements(self.tree.body):
             for name, origin in self._bound_by(statement, is_for_types):
                 self._names.setdefault(name, []).append(origin)
+            if isinstance(statement, (cst.Assign, cst.AnnAssign, cst.TypeAlias)):
+                self._values.update(dict.fromkeys(_defined_by(statement), statement.value))
 
     def origin_of(self, name: str) -> Origin | None:
         """Return where a name of the module comes from: of several places, the first that is there."""
@@ -80,16 +89,15 @@ class ModuleSource:
 
     def meaning_of(self, name: str) -> cst.BaseExpression | None:
         """Return what a name of the module is another name for, if that is a type with parameters, or a union."""
-        for statement, _ in _statements(self.tree.body):
-            if isinstance(statement, (cst.Assign, cst.AnnAssign, cst.TypeAlias)) and name in _defined_by(statement):
-                value = statement.value
-                return value if isinstance(value, (cst.Subscript, cst.BinaryOperation)) else None
-        return None
+        value = self._values.get(name)
+        return value if isinstance(value, (cst.Subscript, cst.BinaryOperation)) else None
 
-    def parts_of(self, cls: type) -> list[cst.BaseSmallStatement | cst.FunctionDef]:
-        """Return what stands in the body of a class: functions, and simple statements."""
-        node = self.class_node(cls)
-        return [] if node is None else [part for part in _flat(node.body.body) if not isinstance(part, cst.ClassDef)]
+    def parts_of(self, cls: type) -> list[cst.CSTNode]:
+        """Return what stands in the body of a class: functions, classes, and simple statements."""
+        if cls not in self._parts:
+            node = self.class_node(cls)
+            self._parts[cls] = [] if node is None else _flat(node.body.body)
+        return self._parts[cls]
 
     def class_node(self, cls: type) -> cst.ClassDef | None:
         body: Any = self.tree.body
@@ -103,6 +111,7 @@ class ModuleSource:
         return node
 
 
+@cache
 def source_of_class(cls: type) -> ModuleSource | None:
     """Return the source of the module that a class stands in: some say that they are from a more public one."""
     for value in vars(cls).values():

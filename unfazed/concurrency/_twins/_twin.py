@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._core._checks import require_timeout
+from .._core._errors import WrongFunctionError
 from ._calls import call, is_method, make, turned
 from ._family import Family
 from ._members import COPIED
@@ -48,6 +49,24 @@ class SyncTwin(TwinBase):
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
+
+    @classmethod
+    def from_async(cls, async_object: object, /) -> Self:
+        """Return the twin of an async object that is there already: each object has one.
+
+        Args:
+            async_object: An object of the async class, which belongs to the loop of its twins, or to none yet.
+
+        Raises:
+            WrongFunctionError: If it is of another class.
+
+        Example:
+            `Connection.from_async(aiosqlite.connect(path))`
+        """
+        if cls._unfazed_class is None or not isinstance(async_object, cls._unfazed_class):
+            name = getattr(cls._unfazed_class, "__qualname__", "its async class")
+            raise WrongFunctionError(f"{cls.__name__}.from_async() expected an object of {name}, got {async_object!r}")
+        return cls._unfazed_family.twin_of(async_object, cls, None)
 
     @property
     def async_object(self) -> object:
