@@ -25,6 +25,7 @@ import asyncer
 import httpx
 import loky
 import starlette.concurrency
+import synchronicity
 import unfazed_compat.asgiref as adapter
 import unfazed_compat.starlette as web_adapter
 from fastapi import FastAPI
@@ -39,6 +40,7 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    sync_twin,
 )
 
 from ._measure import OURS
@@ -244,6 +246,26 @@ def eventloop_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
         calls["run_coroutine_threadsafe().result()"] = lambda: asyncio.run_coroutine_threadsafe(
             nothing_async(), loop
         ).result()
+    return calls
+
+
+class AsyncNothing:
+    """An async class with nothing to do."""
+
+    async def nothing(self) -> None:
+        """Return at once."""
+
+
+@row("a method of a sync_twin", limits={"run_in_eventloop_sync": 1.1})
+def twins_sync(_: ExitStack, backend: dict[str, Any]) -> SyncCalls:
+    nothing_there = AsyncNothing()
+    calls: SyncCalls = {
+        OURS: sync_twin(AsyncNothing)().nothing,
+        "run_in_eventloop_sync": lambda: run_in_eventloop_sync(nothing_there.nothing),
+    }
+    if backend["backend"] == "asyncio":  # the only one that it knows
+        wrapped = synchronicity.Synchronizer().wrap(AsyncNothing, name="BlockingNothing", target_module=__name__)
+        calls["synchronicity"] = wrapped().nothing
     return calls
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from unfazed.concurrency import sync_twin
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -152,21 +154,30 @@ def test_command_line(folder: Path) -> None:
 # ---- a library
 
 
-@pytest.mark.anyio
-async def test_library_from_async_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await weather(folder, monkeypatch).reports("Oslo", "Rome") == ["rain", "sun"]
-
-
-def test_library_from_sync_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = weather(folder, monkeypatch).reports
-
-    assert reports.sync("Oslo", "Rome") == ["rain", "sun"]
-    assert reports.__doc__ == "Return the reports of some cities."
-
-
+@pytest.fixture
 def weather(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (folder / "Oslo.txt").write_text("rain\n")
     (folder / "Rome.txt").write_text("sun\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "weather", raising=False)
-    return importlib.import_module("weather").Weather(folder)
+    for name in ("weather", "weather_sync"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("weather")
+
+
+@pytest.mark.anyio
+async def test_library_from_async_code(folder: Path, weather: Any) -> None:
+    assert [report async for report in weather.AsyncWeather(folder).reports("Oslo", "Rome")] == ["rain", "sun"]
+
+
+def test_library_from_sync_code(folder: Path, weather: Any) -> None:
+    with sync_twin(weather.AsyncWeather)(folder) as twin:
+        assert list(twin.reports("Oslo", "Rome")) == ["rain", "sun"]
+
+
+def test_library_with_a_generated_module(folder: Path, weather: Any) -> None:
+    needs("ruff")
+    (command,) = re.findall(r"^\$ python -m (unfazed.twins weather.*)$", README.read_text("utf-8"), re.MULTILINE)
+    run("-m", *command.split())
+    run("-m", *command.split(), "--check")
+
+    assert importlib.import_module("weather_sync").Weather(folder).report("Oslo") == "rain"

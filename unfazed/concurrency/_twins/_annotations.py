@@ -294,8 +294,11 @@ class _Renaming(cst.CSTTransformer):
     def visit_Attribute(self, node: cst.Attribute) -> bool:
         return False
 
+    def visit_Arg(self, node: cst.Arg) -> bool:
+        return False
+
     def leave_Arg(self, original_node: cst.Arg, updated_node: cst.Arg) -> cst.Arg:
-        return updated_node.with_changes(keyword=original_node.keyword)
+        return updated_node.with_changes(value=original_node.value.visit(self))  # and not its keyword
 
     def leave_Attribute(self, original_node: cst.Attribute, updated_node: cst.Attribute) -> cst.BaseExpression:
         if get_full_name_for_node(original_node) is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import os
 import shlex
 import subprocess
@@ -84,7 +85,7 @@ def _target(text: str) -> Target:
         raise _UsageError(f"{text}: {exc}") from exc
     if not isinstance(cls, type):
         raise _UsageError(f"{text}: {qualname} is no class")
-    return Target(cls, Origin(module, qualname), name or sync_name_of(cls))
+    return Target(cls, Origin(module, qualname, is_exact=True), name or sync_name_of(cls))
 
 
 def _generate(targets: list[Target], arguments: list[str], output: Path) -> str:
@@ -92,8 +93,9 @@ def _generate(targets: list[Target], arguments: list[str], output: Path) -> str:
     for name in names:
         if names.count(name) > 1:
             raise _UsageError(f"two twins would be called {name}: write package.module:AsyncClass=OtherName")
-    writer = ModuleWriter(targets)
-    command = f"python -m unfazed.twins {shlex.join(arguments)} --output {output.name}"
+    writer = ModuleWriter(targets, _package_of(output))
+    shown = output.name if output.is_absolute() else output.as_posix()
+    command = f"python -m unfazed.twins {shlex.join(arguments)} --output {shown}"
     source = ""
     for number, source in enumerate(writer.source(command), 1):  # noqa: B007
         if sys.stderr.isatty() and number <= len(targets):
@@ -101,6 +103,12 @@ def _generate(targets: list[Target], arguments: list[str], output: Path) -> str:
     for warning in writer.warnings:
         _say(f"warning: {warning}")
     return _formatted(source, output)
+
+
+def _package_of(output: Path) -> str:
+    """Return the name of the outermost package that the file is in."""
+    packages = itertools.takewhile(lambda folder: (folder / "__init__.py").exists(), output.absolute().parents)
+    return next(reversed([folder.name for folder in packages]), "")
 
 
 def _formatted(source: str, output: Path) -> str:

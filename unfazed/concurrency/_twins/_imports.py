@@ -17,9 +17,11 @@ class Imports:
 
     Args:
         taken: The names of the module's own classes.
+        own_package: The outermost package that the module is in, whose modules may import each other only as they are.
     """
 
-    def __init__(self, taken: set[str]) -> None:
+    def __init__(self, taken: set[str], own_package: str) -> None:
+        self._own_package = own_package
         self._locals: dict[str, _Import | None] = dict.fromkeys(taken)
         self._modules: set[_Import] = set()  # those that are imported themselves
         self._at_run_time: set[_Import] = set()
@@ -27,7 +29,8 @@ class Imports:
     def name_of(self, origin: Origin, avoid: frozenset[str] = frozenset()) -> str:
         """Return what to write for what comes from *origin*, and see to its import. No name of *avoid* will do."""
         outer, dot, rest = (origin.name or "").partition(".")
-        wanted = _Import(_public_module(origin.module, outer), outer or None)
+        is_own = origin.is_exact or origin.module.partition(".")[0] == self._own_package
+        wanted = _Import(origin.module if is_own else _public_module(origin.module, outer), outer or None)
         if not origin.is_for_types:
             self._at_run_time.add(wanted)
         if wanted.name is None:

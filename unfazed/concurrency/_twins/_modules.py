@@ -34,15 +34,15 @@ class Target(NamedTuple):
 
 
 class ModuleWriter:
-    """Writes the twins of some classes, which know each other, as one module."""
+    """Writes the twins of some classes, which know each other, as one module, in a package or on its own."""
 
-    def __init__(self, targets: Sequence[Target]) -> None:
+    def __init__(self, targets: Sequence[Target], own_package: str) -> None:
         # bases first; in the given order otherwise
         self.targets = sorted(
             targets, key=lambda target: len([each for each in targets if each.cls in target.cls.__mro__])
         )
         self._names = {target.cls: target.name for target in targets}
-        self._imports = Imports(set(self._names.values()))
+        self._imports = Imports(set(self._names.values()), own_package)
         self.warnings: list[str] = []
 
     def source(self, command: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ class Origin(NamedTuple):
     module: str
     name: str | None
     is_for_types: bool = False  # whether it is there for type checkers alone
+    is_exact: bool = False  # whether it is to be had from there, though a package outside may offer it as well
 
     def find(self) -> Any:
         """Return what it names, or `None` where that is not there while the program runs."""
