@@ -37,8 +37,8 @@ def sync_twin(cls: type, /, *, loop: EventLoopThread | None = None, name: str | 
     properties, attributes, operators and sync methods stay. The twin of a derived class derives from that of its base.
     Objects of twinned classes come as their twins, also in lists, tuples, dicts and sets, and may be passed so.
 
-    Where a method expects an async callback, or an async iterable, a sync one will do: its annotations say so. The
-    callback runs in a worker thread, and gets twins.
+    What a method gives to be awaited, a task included, is awaited. Where it expects an async callback, or an async
+    iterable, a sync one will do: its annotations say so. The callback runs in a worker thread, and gets twins.
 
     Constructors and methods run on the loop, one at a time unless they wait, so any number of threads can share a twin.
     Properties and operators run in the calling thread. In a worker thread of an event loop, too, calls run on the loop

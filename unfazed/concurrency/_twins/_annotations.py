@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
@@ -216,7 +217,7 @@ class Translator:
     def _is_async(self, node: Any) -> bool:
         """Return whether a name is that of a type that is another one for sync code."""
         if isinstance(node, cst.SimpleString):
-            node = cst.parse_expression(str(node.evaluated_value)) if str(node.evaluated_value).isidentifier() else node
+            return any(self._is_async(cst.Name(word)) for word in re.findall(r"[^\W\d]\w*", str(node.evaluated_value)))
         origin = self._origin(get_full_name_for_node(node) or "")
         if origin is None or origin.name is None:
             return False
@@ -254,7 +255,9 @@ class Translator:
     def _origin(self, name: str) -> Origin | None:
         """Return where a name with dots comes from, if it is no builtin one."""
         root, _, rest = name.partition(".")
-        if inspect.isclass(vars(self._owner).get(root)) and self._source.origin_of(root) is None:
+        value = vars(self._owner).get(root)
+        is_value = value is not None and not hasattr(builtins, root) and not callable(value)
+        if (is_value or inspect.isclass(value)) and self._source.origin_of(root) is None:
             return Origin(self._owner.__module__, f"{self._owner.__qualname__}.{name}")
         origin = self._source.origin_of(root)
         if origin is None or not rest:
@@ -269,7 +272,7 @@ class Translator:
 
 # How many parameters there are, of the types that are often written without any.
 _BARE = {
-    **dict.fromkeys(("list", "set", "frozenset", "type", "tuple", "deque", "Awaitable"), 1),
+    **dict.fromkeys(("list", "set", "frozenset", "type", "tuple", "deque"), 1),
     **dict.fromkeys(("List", "Set", "FrozenSet", "Type", "Tuple", "Deque", "Callable"), 1),
     **dict.fromkeys(("Iterator", "Iterable", "Sequence", "Collection", "AsyncIterator", "AsyncIterable"), 1),
     **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), 2),

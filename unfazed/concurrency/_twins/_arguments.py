@@ -7,6 +7,7 @@ passes a function or an iterator, once for each method.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
 from contextlib import suppress
@@ -55,7 +56,7 @@ def _with_async(
     if not wanted:
         return args, kwargs
     try:
-        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound = _signature(func).bind(*args, **kwargs)
     except TypeError:  # which the call raises itself
         return args, kwargs
     for name, what in wanted.items():
@@ -104,8 +105,8 @@ def _wanted_by(func: Any) -> Mapping[str, str]:
     with suppress(KeyError, TypeError):  # the latter where it cannot be referred to weakly
         return _wanted[key]
     try:
-        parameters = inspect.signature(func).parameters.values()
-    except (TypeError, ValueError):
+        parameters = _signature(func).parameters.values()
+    except (TypeError, ValueError):  # it is written in C
         return {}
     namespace: dict[str, Any] = getattr(inspect.unwrap(key), "__globals__", {})
     found = {
@@ -117,6 +118,16 @@ def _wanted_by(func: Any) -> Mapping[str, str]:
     with suppress(TypeError):
         _wanted[key] = found
     return found
+
+
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of *func*, whose annotations may name what is there for type checkers alone."""
+    try:
+        return inspect.signature(func)
+    except NameError:  # pragma: no cover  before Python 3.14 nobody looks at them
+        library = importlib.import_module("annotationlib")
+        options: dict[str, Any] = {"annotation_format": library.Format.FORWARDREF}
+        return inspect.signature(func, **options)
 
 
 def _what(annotation: Any, namespace: dict[str, Any]) -> str | None:

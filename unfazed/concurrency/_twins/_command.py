@@ -151,6 +151,7 @@ def _check(output: Path, source: str) -> int:
 
 def _write(output: Path, source: str) -> int:
     """Write the file in one step, and leave it alone where it is as it should be."""
+    output = output.resolve()  # and not a link to it
     content = source.encode()
     with suppress(FileNotFoundError):
         if output.read_bytes() == content:

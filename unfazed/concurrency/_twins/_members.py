@@ -117,7 +117,7 @@ def _kind_of(cls: type, name: str, value: Any) -> str:
         return "operator"
     if isinstance(value, (property, functools.cached_property, MemberDescriptorType, GetSetDescriptorType)):
         return "property"
-    looked_up = getattr(cls, name)
+    looked_up = getattr(cls, name, value)  # some descriptors are there for objects alone
     if inspect.isclass(looked_up) or not callable(looked_up):
         return "attribute"
     return "maker" if is_maker(looked_up) else "method"

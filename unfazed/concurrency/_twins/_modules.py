@@ -69,6 +69,7 @@ class ModuleWriter:
                 "# ruff: noqa",
                 '# mypy: disable-error-code="override"',  # what differs from its base does so in the async classes
                 "# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false",
+                "# pyright: reportUnknownVariableType=false, reportPrivateUsage=false",  # as in the async classes
                 "from __future__ import annotations",
                 *at_run_time,
                 *(type_checking if for_types else []),
@@ -101,8 +102,8 @@ class _ClassWriter:
         docstring = node.get_docstring(clean=False) if node else self._cls.__doc__
         if docstring:
             yield f"    {docstring_code(docstring)}"
-        for line in self._body():
-            yield f"    {line}"
+        body = [*self._body()] or ["..."]  # a protocol may have no members
+        yield from (f"    {line}" for line in body)
         self._warn()
 
     def _warn(self) -> None:
@@ -214,7 +215,7 @@ class _ClassWriter:
 
     def _functions(self, member: Member) -> list[Function]:
         """Return the functions of a member: one, but for overloads and properties."""
-        source = source_of_class(member.owner)
+        source = None if is_flattened(member.owner) else source_of_class(member.owner)  # the library has no annotations
         parts = source.parts_of(member.owner) if source else []
         nodes = [part for part in parts if isinstance(part, cst.FunctionDef) and part.name.value == member.name]
         translator = self._translator(member.owner) if nodes else None
@@ -268,7 +269,7 @@ class _ClassWriter:
             parameters = list(
                 inspect.signature(self._cls if sync_name == "__init__" else member.value).parameters.values()
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, NameError):
             parameters = []
         written = ["self", f"*args: {unknown}", f"**kwargs: {unknown}"]
         passed = ["*args", "**kwargs"]

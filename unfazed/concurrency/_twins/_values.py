@@ -19,13 +19,14 @@ Everything else goes through as it is, the very same object.
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, asynccontextmanager, closing
+from contextlib import AbstractContextManager, asynccontextmanager, closing, suppress
 from functools import partial
 from itertools import chain
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, final
 
 from .._core._checks import name_of
+from .._core._errors import WrongFunctionError
 from .._eventloops._background import _run_in_time
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
@@ -86,7 +87,8 @@ def _turn_for(kind: type[Any], family: Family) -> Turn | None:
     if issubclass(kind, _GENERATED):
         return ManagerTwin
     if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
-        return partial(_turn_into, _family.make_twin(kind, family))
+        with suppress(WrongFunctionError):  # else it comes as it is
+            return partial(_turn_into, _family.make_twin(kind, family))
     return None
 
 

@@ -1,0 +1,183 @@
+"""An async library that is written in less usual ways, to be read by the generator of sync twins alone."""
+
+# ruff: noqa
+# mypy: ignore-errors
+
+import collections.abc as cabc
+import contextlib
+import typing
+from asyncio.events import *
+from asyncio.futures import Future
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar, Final, Generic, Optional, Protocol, TypeVar, Union, overload
+
+from typing_extensions import Literal
+
+try:
+    from missing_library import missing
+except ImportError:
+    missing = None
+
+if typing.TYPE_CHECKING:
+    from decimal import Decimal
+elif missing:
+    number = 1
+else:
+    number = 2
+
+K = TypeVar("K")
+V = TypeVar("V")
+Inner = Union["AsyncPart", Awaitable[Any]]
+Outer = Optional[Inner]
+Recursive = Union[AsyncIterator[int], "Recursive"]
+first = second = 3
+
+
+class AsyncOnly(Protocol):
+    _is_async: Literal[True]
+
+
+class SyncOnly(Protocol):
+    _is_async: Literal[False]
+
+
+class AsyncEmpty(Protocol):
+    pass
+
+
+class AsyncNamed(AsyncEmpty, Protocol):
+    number: int
+    label: str = "label"
+
+    @property
+    def name(self) -> str: ...
+
+
+class Pair(Generic[K, V]):
+    async def pair(self, key: K, value: V) -> dict[K, V]:
+        return {key: value}
+
+    async def plain(self) -> "tuple[K, ...]":
+        return ()
+
+
+class Half(Pair[str, V]):
+    pass
+
+
+class Wrong(Pair):
+    pass
+
+
+class AsyncPart(Half[int]):
+    class Nested:
+        """A class in a class."""
+
+    def __new__(cls, *args: Any) -> "AsyncPart":
+        return super().__new__(cls)
+
+    async def nested(self) -> Nested:
+        return self.Nested()
+
+    async def from_star(self) -> "AbstractEventLoop | None":
+        return None
+
+    async def unknown(self, value: "Nowhere") -> int:
+        return 1
+
+    async def alias(self, value: Outer = None) -> Recursive:
+        raise NotImplementedError
+
+    async def expanded(self, value: "Inner | None" = None) -> Union[Awaitable[int], int]:
+        return 1
+
+    async def dotted(self, part: cabc.Sequence["AsyncPart"], *, sum: "Decimal" = None) -> typing.List["AsyncPart"]:
+        return [*part]
+
+    async def bare(self, ordered: OrderedDict, other: Pair, empty: tuple = ()) -> Awaitable:
+        raise NotImplementedError
+
+    async def star(self, *args: "typing.Unpack[tuple[int, ...]]", default: Any = second.real) -> None: ...
+
+    def future(self) -> "Future[AsyncPart]":
+        raise NotImplementedError
+
+    @contextlib.asynccontextmanager
+    async def untyped_manager(self):
+        yield 1
+
+    @overload
+    def both(self: SyncOnly, key: str) -> int: ...
+    @overload
+    def both(self: AsyncOnly, key: str) -> Awaitable[int]: ...
+    def both(self, key: str = "") -> Union[Awaitable[int], int]:
+        async def one() -> int:
+            return 1
+
+        return one()
+
+    @overload
+    def more(self: SyncOnly, key: str) -> int: ...
+    @overload
+    def more(self: AsyncOnly, key: str) -> Awaitable[int]: ...
+    @overload
+    def more(self: AsyncOnly, key: int) -> Awaitable[str]: ...
+    def more(self, key: Union[int, str] = "") -> Any:
+        return self.both()
+
+    async def quoted(self) -> str:
+        'Has """ in it, and ends with a "'
+        return ""
+
+    built_in = len
+
+    def __hash__(self) -> int:
+        return 5
+
+
+AsyncPart.pair_dynamically = lambda self: self.pair(1, 2)
+AsyncPart.title = property(lambda self: "title")
+AsyncPart.__lt__ = lambda self, other: True
+
+
+class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["AsyncStream"]):
+    size: Final = 3
+    _default = 5
+    other: Final[int] = 4
+    label: ClassVar = "label"
+
+    def __init__(self, left: int = 1, untyped=None) -> None:
+        if left:
+            pass
+        self.left, self.right = left, left
+        self.untyped = untyped
+        self.left = left
+        self.total = 1
+        print
+
+    async def __anext__(self) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise StopAsyncIteration
+        return self.left
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    async def take(
+        self, items: AsyncIterable[int], call: "Callable[[int], Awaitable[None]] | None" = None, more: int = _default
+    ) -> int:
+        return sum([item async for item in items])
+
+    property = 3
+
+
+class Derived(AsyncStream):
+    @typing.no_type_check
+    async def again(self, attribute: int = 0) -> int:
+        return attribute
+
+
+class AsyncBuiltin(OrderedDict[str, int]):
+    async def load(self) -> int:
+        return len(self)
