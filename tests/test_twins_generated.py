@@ -230,5 +230,6 @@ def test_the_command_says_what_is_missing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
 
+    assert importlib.import_module("unfazed.twins.__main__"), "imported, it does nothing"
     assert done.returncode == 2
     assert "pip install 'unfazed-concurrency[twins]'" in done.stderr

@@ -9,7 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import pytest
@@ -28,10 +28,10 @@ from unfazed.concurrency import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
     from pathlib import Path
-    from typing import Protocol
 
-    class Greeter(Protocol):
-        async def __call__(self, name: str) -> str: ...
+
+class Greeter(Protocol):
+    async def __call__(self, name: str) -> str: ...
 
 
 HANG_SECONDS = 50
@@ -243,6 +243,7 @@ def test_sync_callbacks_run_in_a_worker_thread_and_get_twins() -> None:
     assert box.greet(Callable(), "sky") == "called"
     assert names[0] not in (threading.current_thread().name, box.thread())
     assert box.greet_by_protocol() == "nobody"
+    assert box.greet_by_protocol(str.upper) == "SEA"
     with pytest.raises(TypeError, match="argument"):
         box.greet(hello, "sea", "too", "many")
 
@@ -268,6 +269,8 @@ def test_sync_iterables_are_taken_for_async_ones() -> None:
     box.put_all(async_items())
     assert box.async_object.items == [1, box.async_object, 2, 3, 5]
     assert closed == ["closed"]
+    with pytest.raises(TypeError, match="async for"):
+        box.put_all(len)
     box.items = []
     box.put_any([1])
     box.put_any(iter([4]))

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-ODD = ("AsyncPart", "AsyncNamed", "AsyncEmpty", "AsyncStream", "Derived=Derivation", "AsyncBuiltin")
+ODD = (
+    "AsyncPart",
+    "AsyncNamed",
+    "AsyncEmpty",
+    "AsyncStream",
+    "Derived=Derivation",
+    "AsyncBuiltin",
+    "AsyncWrong",
+    "AsyncAliased",
+    "AsyncDynamic",
+    "AsyncPublic",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +79,21 @@ def twins(source: str) -> Any:
         'label: str = attribute("label")',
         "from decimal import Decimal",
         "class Named(Empty, Protocol):",
+        "def executor(self, either: Part | int | None = None, size: int = (1).real) -> Executor | None:",
+        "def called(self, name: str = str(1).title()) -> int:",
+        "def go_public(self) -> int:",
+        "def itself(self) -> Self:",
+        "def weird(self) -> int:",
+        "def pair(self, key: Any, value: Any) -> dict[Any, Any]:",
+        "def go(self, *args: Any, **kwargs: Any) -> Any:",
     ],
 )
 def test_what_is_generated(source: str, line: str) -> None:
     assert line in " ".join(source.split()).replace("( ", "(").replace(" )", ")")
+
+
+def test_what_is_set_in_a_container_is_no_attribute(source: str) -> None:
+    assert "many: int" not in source
 
 
 @pytest.mark.usefixtures("background")
@@ -92,20 +114,28 @@ def test_what_is_generated_works(twins: Any) -> None:
         assert stream.property == 3
     assert twins.Derivation(1).again(4) == 4
     assert twins.Builtin([("a", 1)]).load() == 1
+    assert twins.Dynamic().go() == {"a": 1}
 
 
 def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("libcst")
     pytest.importorskip("ruff")
     command = importlib.import_module("unfazed.concurrency._twins._command")
-    old = "class AsyncBox(Generic[T]):\n    async def put(self, item): return item\n    async def get(self): return 1\n"
-    old = f"from typing import Generic, TypeVar\nT = TypeVar('T')\n{old}"
+    old = (
+        "from typing import Generic, TypeVar\n"
+        "T = TypeVar('T')\n"
+        "class AsyncBox(Generic[T]):\n"
+        "    async def put(self, item): return item\n"
+        "    async def get(self): return 1\n"
+        "    async def many(self): return 1\n"
+    )
     new = (
         "type Items[K] = list[K]\n"
         "type Pages = list['AsyncBox[int]']\n"
         "class AsyncBox[T: (int, str)]:\n"
         "    async def put[K: AsyncBox = AsyncBox, **P, *Ts](self, item: K) -> Items[K]: return item\n"
         "    async def get(self) -> T | Pages: return 1\n"
+        "    async def many[*Ts](self, *args: *Ts) -> tuple[*Ts]: return 1\n"
     )
     module = types.ModuleType("new_library")
     exec(old, module.__dict__)
@@ -118,11 +148,12 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
     assert "class Box[T: (int, str)](SyncTwin, twin_of=AsyncBox):" in text
     assert "def put[K: Box[Any] = Box[Any], **P, *Ts](self, item: K) -> Items[K]:" in text
     assert "def get(self) -> T | list[Box[int]]:" in text
+    assert "def many[*Ts](self, *args: *Ts) -> tuple[*Ts]:" in text
 
 
 @runtime_checkable
 class AsyncReader(Protocol):
-    size: int
+    size: int = 1
 
     async def read(self) -> str:
         """Read it."""
@@ -203,7 +234,7 @@ def test_protocols_have_protocols_for_twins() -> None:
 
     file = File()
     assert isinstance(file, Reader)
-    assert issubclass(File, Reader)
+    assert Reader in File.__mro__
     assert file.read() == "read"
     assert Reader.read.__doc__ == "Read it."
     assert not inspect.iscoroutinefunction(Reader.read)

@@ -39,9 +39,9 @@ class AsyncReads(Protocol):
     @property
     def name(self) -> str: ...
 
+    @abc.abstractmethod
     async def read(self) -> bytes:
         """Read it."""
-        ...
 
 
 class AsyncRepository(Generic[T]):
@@ -121,6 +121,7 @@ class AsyncClient(AsyncBase):
 
     limit = 3
     kind_class = Kind
+    row_class = AsyncRow
     registry: ClassVar[dict[str, AsyncRow]] = {}
     name: Annotated[str, "metadata"]
 

@@ -4,6 +4,7 @@
 # mypy: ignore-errors
 
 import collections.abc as cabc
+import concurrent.futures
 import contextlib
 import typing
 from asyncio.events import *
@@ -31,6 +32,7 @@ V = TypeVar("V")
 Inner = Union["AsyncPart", Awaitable[Any]]
 Outer = Optional[Inner]
 Recursive = Union[AsyncIterator[int], "Recursive"]
+S = TypeVar("S")
 first = second = 3
 
 
@@ -154,6 +156,8 @@ class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["As
         self.untyped = untyped
         self.left = left
         self.total = 1
+        self.many = {}
+        self.many[1] = left
         print
 
     async def __anext__(self) -> int:
@@ -173,6 +177,26 @@ class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["As
 
 
 class Derived(AsyncStream):
+    @property
+    def title(self) -> str:
+        return "title"
+
+    title: str
+
+    async def executor(
+        self, either: "Either | None" = None, size: int = (1).real
+    ) -> "concurrent.futures.Executor | None":
+        return None
+
+    async def called(self, name: str = str(1).title()) -> int:
+        return 1
+
+    async def itself(self: "S") -> "S":
+        return self
+
+    async def weird(self: "Derived | S") -> int:
+        return 1
+
     @typing.no_type_check
     async def again(self, attribute: int = 0) -> int:
         return attribute
@@ -181,3 +205,26 @@ class Derived(AsyncStream):
 class AsyncBuiltin(OrderedDict[str, int]):
     async def load(self) -> int:
         return len(self)
+
+
+class AsyncWrong(Pair):
+    pass
+
+
+PairAlias = Pair[int, int]
+
+
+class AsyncAliased(PairAlias):
+    pass
+
+
+Either = AsyncPart | int
+AsyncDynamic = type("AsyncDynamic", (), {"go": lambda self: AsyncPart().pair("a", 1), "__module__": __name__})
+
+
+class AsyncPublic:
+    async def go_public(self) -> int:
+        return 1
+
+
+AsyncPublic.__module__ = "twins_library"  # as if it had been written there

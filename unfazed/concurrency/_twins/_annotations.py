@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 from libcst import matchers
-from libcst.helpers import get_full_name_for_node
 
-from ._sources import ModuleSource, Origin, source_of
+from ._sources import ModuleSource, Origin, dotted_name, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -96,6 +95,12 @@ class Translator:
             return self._twins[cls]
         return cls.__name__ if cls.__module__ == "builtins" else self.name_of(Origin(cls.__module__, cls.__qualname__))
 
+    def plain_name(self, node: cst.BaseExpression) -> str | None:
+        """Return the name that an annotation consists of, quoted or not, if it is nothing else."""
+        if isinstance(node, cst.SimpleString):
+            node = cst.parse_expression(str(node.evaluated_value))
+        return dotted_name(node)
+
     def helper(self, name: str, hidden_by: Iterable[str] = ()) -> str:
         """Return the name of one of the functions of `unfazed.twins`, where these names stand for something else."""
         return self._imports.name_of(Origin("unfazed.twins", name), frozenset(hidden_by))
@@ -121,7 +126,7 @@ class Translator:
 
     def is_named(self, node: cst.BaseExpression, *names: str) -> bool:
         """Return whether *node* is one of these names, of a module of the standard library where types are."""
-        origin = self._origin(get_full_name_for_node(node) or "")
+        origin = self._origin(dotted_name(node) or "")
         return (
             origin is not None
             and (origin.name or "") in names
@@ -161,25 +166,25 @@ class Translator:
 
     def _subscript(self, node: cst.Subscript) -> Any:
         base = node.value
-        arguments: list[Any] = [part.slice.value for part in node.slice if isinstance(part.slice, cst.Index)]
+        indexes = [part.slice for part in node.slice if isinstance(part.slice, cst.Index)]
         if self.is_named(base, *_AWAITABLES):
-            return self._type(arguments[-1])
+            return self._type(indexes[-1].value)
         if self.is_named(base, "Literal"):
             return node.with_changes(value=self._type(base, is_bare=False))
-        types = arguments[:1] if self.is_named(base, "Annotated") else arguments
-        translated = [self._type(argument) for argument in types]
-        translated += [argument.visit(_Renaming(self)) for argument in arguments[len(types) :]]
+        types = indexes[:1] if self.is_named(base, "Annotated") else indexes
+        translated = [index.with_changes(value=self._type(index.value)) for index in types]
+        translated += [index.with_changes(value=index.value.visit(_Renaming(self))) for index in indexes[len(types) :]]
         if self.is_named(base, "AsyncGenerator"):
-            translated = [translated[0], cst.Name("None"), cst.Name("None")]
+            translated = [translated[0], cst.Index(cst.Name("None")), cst.Index(cst.Name("None"))]
         if self.is_named(base, "Union"):
-            translated = [*{self._code(part): part for part in translated}.values()]
+            translated = [*{self._code(index): index for index in translated}.values()]
             if len(translated) == 1:
-                return translated[0]
-        elements = [cst.SubscriptElement(cst.Index(part)) for part in translated]
+                return translated[0].value
+        elements = [cst.SubscriptElement(index) for index in translated]
         return node.with_changes(value=self._type(base, is_bare=False), slice=elements)
 
     def _named(self, node: cst.Name | cst.Attribute) -> Any:
-        name = get_full_name_for_node(node) or ""
+        name = dotted_name(node) or ""
         if name in self.meanings:
             meaning = self.meanings[name]
             return cst.parse_expression(meaning if isinstance(meaning, str) else self.name_of(meaning))
@@ -188,7 +193,7 @@ class Translator:
             return self._builtin(node, name)
         if origin.module in _MODULES and origin.name in _RENAMED:
             origin = Origin(*_RENAMED[origin.name])
-        elif origin.module == "typing" and origin.name in collections.abc.__all__:  # the same, and there for good
+        elif origin.module == "typing" and hasattr(collections.abc, origin.name or ""):  # the same, and there for good
             origin = origin._replace(module="collections.abc")
         elif origin.module in _MODULES and origin.name in _AWAITABLES:  # of nobody knows what
             origin = ANY
@@ -218,7 +223,7 @@ class Translator:
         """Return whether a name is that of a type that is another one for sync code."""
         if isinstance(node, cst.SimpleString):
             return any(self._is_async(cst.Name(word)) for word in re.findall(r"[^\W\d]\w*", str(node.evaluated_value)))
-        origin = self._origin(get_full_name_for_node(node) or "")
+        origin = self._origin(dotted_name(node) or "")
         if origin is None or origin.name is None:
             return False
         if origin.module in _MODULES:
@@ -227,8 +232,8 @@ class Translator:
 
     def _with_parameters(self, node: cst.Name | cst.Attribute, named: Any) -> Any:
         """Return a generic type that nobody has given parameters with parameters that are as good as none."""
-        origin = self._origin(get_full_name_for_node(node) or "")
-        root = get_full_name_for_node(node) or ""
+        origin = self._origin(dotted_name(node) or "")
+        root = dotted_name(node) or ""
         if isinstance(named, cst.Subscript) or root in self.meanings:
             return named
         if origin is None:
@@ -304,7 +309,7 @@ class _Renaming(cst.CSTTransformer):
         return updated_node.with_changes(value=original_node.value.visit(self))  # and not its keyword
 
     def leave_Attribute(self, original_node: cst.Attribute, updated_node: cst.Attribute) -> cst.BaseExpression:
-        if get_full_name_for_node(original_node) is None:
+        if dotted_name(original_node) is None:
             return updated_node.with_changes(value=original_node.value.visit(self))
         named: cst.BaseExpression = self._translator._named(original_node)
         return named

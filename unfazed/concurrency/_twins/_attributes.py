@@ -6,10 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
-from libcst.helpers import get_full_name_for_node
 
 from ._annotations import ANY, Translator
-from ._sources import source_of_class
+from ._sources import dotted_name, source_of_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,7 +85,7 @@ class DataAttributes:
                     target, annotation = statement.targets[0].target, annotations.get(statement.value.value)
                 else:
                     continue
-                if annotation is not None and get_full_name_for_node(target) == f"{this}.{_last(target)}":
+                if annotation is not None and dotted_name(target) == f"{this}.{_last(target)}":
                     yield from self._annotated(owner, _last(target), annotation.annotation, None)
 
     def _type_of(self, value: object, translator: Translator) -> str:
@@ -99,4 +98,4 @@ class DataAttributes:
 
 
 def _last(node: cst.CSTNode) -> str:
-    return (get_full_name_for_node(node) or "").rpartition(".")[2]
+    return (dotted_name(node) or "").rpartition(".")[2]

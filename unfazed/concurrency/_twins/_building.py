@@ -232,7 +232,7 @@ def _like(func: Callable[..., Any], original: Any, cls: type, name: str | None =
 
 
 class Attribute:
-    """A plain attribute of an async class: read from the object, or from the class; written to the object."""
+    """A plain attribute of an async class, read from the object, or from the class. `SyncTwin` sees to writing."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -243,12 +243,6 @@ class Attribute:
         value = getattr(owner._unfazed_class, self._name)
         family = owner._unfazed_family
         return family.exact_twin_of(value) or value if isinstance(value, type) else value
-
-    def __set__(self, twin: TwinBase, value: object) -> None:
-        set_attribute(twin, self._name, value)
-
-    def __delete__(self, twin: TwinBase) -> None:
-        delete_attribute(twin, self._name)
 
 
 _family.make_twin = make_twin

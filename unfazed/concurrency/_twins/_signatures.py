@@ -6,10 +6,9 @@ import inspect
 from typing import TYPE_CHECKING
 
 import libcst as cst
-from libcst.helpers import get_full_name_for_node
 
 from ._annotations import SELF, Translator
-from ._sources import Origin
+from ._sources import Origin, dotted_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +57,7 @@ class Function:
     def type_of_self(self) -> str | None:
         """The class that an overload is for, if it is not for all of them."""
         own = self._own_parameters()[:1]
-        return get_full_name_for_node(own[0].annotation.annotation) if own and own[0].annotation else None
+        return dotted_name(own[0].annotation.annotation) if own and own[0].annotation else None
 
     @property
     def gives_awaitable(self) -> bool:
@@ -96,7 +95,7 @@ class Function:
         node: cst.BaseExpression = first[0].annotation.annotation
         if isinstance(node, cst.Subscript) and self._kind == "classmethod":  # type[T]
             node = cst.ensure_type(node.slice[0].slice, cst.Index).value
-        name = get_full_name_for_node(node)
+        name = self._translator.plain_name(node)
         if name is not None:
             self._translator.meanings[name] = SELF
 
@@ -110,7 +109,7 @@ class Function:
             yield f"@{getter}" if accessor == "getter" else f"@{self._sync_name}.{accessor}"
         for each in self._node.decorators:
             node = each.decorator.func if isinstance(each.decorator, cst.TaskCall) else each.decorator
-            name = (get_full_name_for_node(node) or "").rpartition(".")[2]
+            name = (dotted_name(node) or "").rpartition(".")[2]
             if name in ("classmethod", "staticmethod"):
                 yield f"@{self._translator.builtin(name)}"
             elif name in _KEPT and self._translator.is_named(node, name):
@@ -121,7 +120,7 @@ class Function:
     def _accessor(self) -> str:
         """Return which of the functions of a property this is."""
         for each in self._node.decorators:
-            _, _, last = (get_full_name_for_node(each.decorator) or "").rpartition(".")
+            _, _, last = (dotted_name(each.decorator) or "").rpartition(".")
             if last in ("setter", "deleter"):
                 return last
         return "getter"

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import libcst as cst
-from libcst.helpers import get_absolute_module_from_package_for_import, get_full_name_for_node
+from libcst.helpers import get_absolute_module_from_package_for_import
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -131,6 +131,14 @@ def source_of(module: str) -> ModuleSource | None:
         return None
 
 
+def dotted_name(node: cst.CSTNode) -> str | None:
+    """Return a name, with dots or without, and `None` for everything else."""
+    if isinstance(node, cst.Attribute):
+        base = dotted_name(node.value)
+        return None if base is None else f"{base}.{node.attr.value}"
+    return node.value if isinstance(node, cst.Name) else None
+
+
 def _statements(body: Iterable[Any], is_for_types: bool = False) -> Iterator[tuple[cst.CSTNode, bool]]:
     """Yield the statements of a module, and whether they are for type checkers alone; also those in `if` and `try`."""
     for part in body:
@@ -138,7 +146,7 @@ def _statements(body: Iterable[Any], is_for_types: bool = False) -> Iterator[tup
             for statement in part.body:
                 yield statement, is_for_types
         elif isinstance(part, cst.If):
-            test = get_full_name_for_node(part.test) or ""
+            test = dotted_name(part.test) or ""
             for_types = is_for_types or test.rpartition(".")[2] == "TYPE_CHECKING"
             yield from _statements(part.body.body, for_types)
             if part.orelse is not None:
