@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
+from conftest import wait_until
 
 from unfazed.concurrency import LoopThreadError, WrongFunctionError, run_in_eventloop_sync, sync_twin
 from unfazed.twins import SyncTwin
@@ -452,3 +455,24 @@ def test_on_the_thread_of_a_loop_it_says_what_to_write() -> None:
 
     anyio.run(main)
     run_in_eventloop_sync(main)
+
+
+def test_before_it_is_refused_nothing_is_started() -> None:
+    async def main() -> None:
+        for use in (Table, Table.open):
+            with pytest.raises(LoopThreadError, match=r"`await AsyncTable(\.open)?\(\.\.\.\)`"):
+                use("seas")
+        assert "unfazed-eventloop" not in {thread.name for thread in threading.enumerate()}
+
+    anyio.run(main)
+
+
+def test_a_twin_keeps_nothing_alive_and_nothing_keeps_it() -> None:
+    table = Table()
+    table.anything = table
+    with table:
+        assert table.anything.same(table) is table
+    gone = [weakref.ref(table), weakref.ref(table.async_object)]
+    del table
+
+    wait_until(lambda: gc.collect() >= 0 and not any(each() for each in gone), "it is kept")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 from anyio import CapacityLimiter
 from typing_extensions import assert_type
@@ -29,7 +29,9 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    sync_twin,
 )
+from unfazed.twins import SyncTwin, call
 
 if TYPE_CHECKING:
     import asyncio
@@ -313,3 +315,24 @@ async def names_of_others(
     asyncer.syncify(fetch)(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     asyncer.runnify(read)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     stdlib.run_coroutine_threadsafe(fetch, loop)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class AsyncClient:
+    async def get(self, url: str) -> str:
+        raise NotImplementedError
+
+
+class Client(SyncTwin, twin_of=AsyncClient):
+    """As `python -m unfazed.twins` writes it."""
+
+    def get(self, url: str) -> str:
+        return call(self, "get", url)
+
+
+def twins() -> None:
+    assert_type(sync_twin(AsyncClient), type[Any])
+    assert_type(Client().get("a"), str)
+    assert_type(Client().with_timeout(5).get("a"), str)
+    assert_type(Client.from_async(AsyncClient()), Client)
+    Client().post("a")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    sync_twin(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -48,6 +48,14 @@ class Patience:
         return self.times > 1
 
 
+def refuse_in_loop(func: object, helper: str, instead: str) -> None:
+    """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`."""
+    here = running_loop()
+    if here is not None and here.native is not thread.lost_loop:
+        name = name_of(func)
+        raise LoopThreadError(helper.format(name), instead.format(name))
+
+
 def call_from_sync(
     work: Callable[[], Awaitable[T]],
     func: object,
@@ -73,10 +81,7 @@ def call_from_sync(
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
         patience: Shared by several calls that are one for the user.
     """
-    here = running_loop()
-    if here is not None and here.native is not thread.lost_loop:
-        name = name_of(func)
-        raise LoopThreadError(helper.format(name), instead.format(name))
+    refuse_in_loop(func, helper, instead)
     if _slots.is_interrupted():  # this thread holds the lock of the slots, which whoever runs *work* needs
         raise LoopStateError(
             f"{helper.format(name_of(func))}() was called by a finalizer in the midst of another call of this thread, "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._core._checks import is_async, name_of
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import _run_in_time
-from .._eventloops._synccalls import call_from_sync
+from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
 from ._arguments import turned_call
@@ -58,7 +58,7 @@ def call_operator(twin: TwinBase, name: str, /, *args: object) -> Any:
 def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
     """Call *func*, a method of the async object, or what acts for it."""
     state, timeout = twin._unfazed_state, twin._unfazed_timeout
-    loop = state.loop or twin._unfazed_family.event_loop()
+    loop = state.loop or _event_loop(twin._unfazed_family, func)
     if loop._closed is not None:
         raise _ended(twin, loop)
     site = partial(Site, twin._unfazed_family, loop)
@@ -68,9 +68,15 @@ def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwar
     return call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True)
 
 
+def _event_loop(family: Family, func: object) -> EventLoopThread:
+    """Return the loop for a call of *func*, and start it, unless the call would be refused."""
+    refuse_in_loop(func, HELPER, INSTEAD)
+    return family.event_loop()
+
+
 def run_direct(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
     """Call *func*, which only makes an async generator or context manager, in this very thread."""
-    loop = belong(twin)
+    loop = belong(twin, func)
     site = Site(twin._unfazed_family, loop, twin._unfazed_timeout)
     return to_sync(turned_call(func, args, kwargs, lambda: site)(), site)
 
@@ -116,7 +122,7 @@ class _Made(NamedTuple):
 
 
 def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> _Made:
-    loop = family.event_loop()
+    loop = _event_loop(family, func)
     work = partial(_settle_for_class, turned_call(func, args, kwargs, partial(Site, family, loop)), family)
     return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
 
@@ -152,12 +158,12 @@ def turned(twin: TwinBase, value: Any) -> Any:
     return to_sync(value, Site(family, loop, twin._unfazed_timeout))
 
 
-def belong(twin: TwinBase) -> EventLoopThread:
+def belong(twin: TwinBase, func: object) -> EventLoopThread:
     """Have *twin* belong to its loop from now on, and return that."""
     state = twin._unfazed_state
     loop = state.loop
     if loop is None:
-        loop = state.loop = twin._unfazed_family.event_loop()
+        loop = state.loop = _event_loop(twin._unfazed_family, func)
     if loop._closed is not None:
         raise _ended(twin, loop)
     return loop
@@ -195,7 +201,7 @@ def _is_to_be_awaited(value: object, family: Family) -> bool:
 def enter(twin: TwinBase, /) -> Any:
     """Enter the async object, in a task that stays until it is left."""
     state = twin._unfazed_state
-    manager: InTask[Any] = InTask(state.target, belong(twin)._submit)
+    manager: InTask[Any] = InTask(state.target, belong(twin, type(twin))._submit)
     entered = state.managers.setdefault(get_ident(), [])
     entered.append(manager)
     try:

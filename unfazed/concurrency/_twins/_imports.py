@@ -31,7 +31,7 @@ class Imports:
         outer, dot, rest = (origin.name or "").partition(".")
         is_own = origin.is_exact or origin.module.partition(".")[0] == self._own_package
         wanted = _Import(origin.module if is_own else _public_module(origin.module, outer), outer or None)
-        if not origin.is_for_types:
+        if not origin.is_for_types and origin.find() is not None:  # else only type checkers find it, here at least
             self._at_run_time.add(wanted)
         if wanted.name is None:
             self._modules.add(wanted)
