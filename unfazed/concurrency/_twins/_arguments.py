@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from weakref import WeakKeyDictionary
 
 from .._core._checks import is_async
-from .._scoped._iterators import iterate_in_threadpool
+from .._scoped._threaditerators import iterate_in_threadpool
 from .._threads._threadpool import run_in_threadpool
 from ._values import LEAVES, to_async, to_sync
 

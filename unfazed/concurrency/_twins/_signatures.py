@@ -108,7 +108,7 @@ class Function:
             getter = self._translator.builtin("property")
             yield f"@{getter}" if accessor == "getter" else f"@{self._sync_name}.{accessor}"
         for each in self._node.decorators:
-            node = each.decorator.func if isinstance(each.decorator, cst.TaskCall) else each.decorator
+            node = each.decorator.func if isinstance(each.decorator, cst.Call) else each.decorator
             name = (dotted_name(node) or "").rpartition(".")[2]
             if name in ("classmethod", "staticmethod"):
                 yield f"@{self._translator.builtin(name)}"
