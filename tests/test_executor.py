@@ -282,3 +282,20 @@ async def test_a_worker_that_waits_for_an_executor_lends_its_slot(one_thread: Ex
         return unfazed.concurrency.run_in_eventloop_sync(from_executor)
 
     assert await run_in_threadpool(outer) == 7
+
+
+@pytest.mark.anyio
+async def test_a_thread_of_others_whose_task_is_cancelled_waits_for_no_executor() -> None:
+    """anyio delivers no cancellation to the call of such a thread on asyncio: waiting for it would never end."""
+    outcomes: list[tuple[object, BaseException | None]] = []
+
+    def call() -> None:
+        anyio.from_thread.run_sync(scope.cancel)
+        with ThreadPoolExecutor(1) as executor:
+            outcomes.append(captured(lambda: run_in_executor_sync(executor, int, "1")))
+
+    with anyio.CancelScope() as scope:
+        await anyio.to_thread.run_sync(call)
+
+    value, error = outcomes[0]
+    assert value == 1 or isinstance(error, anyio.get_cancelled_exc_class())

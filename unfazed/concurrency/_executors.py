@@ -15,7 +15,6 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from anyio import Event
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._core._checks import (
     async_function_error,
@@ -32,7 +31,7 @@ from ._eventloops._background import submit_to_background
 from ._eventloops._loops import current_loop, forget_library
 from ._eventloops._synccalls import call_from_sync
 from ._eventloops._timeouts import Timeout, within
-from ._eventloops._waiting import set_from_anywhere, wait_for_end
+from ._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._eventloops._workers import lending
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class ExecutorCall(Generic[T]):
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         executor, loop, event = self._executor, current_loop(), Event()
-        await checkpoint_if_cancelled()
+        await raise_if_cancelled(loop)
         try:
             if _runs_in_our_threads(executor):
                 call = partial(self._func, *self._args, **self._kwargs)

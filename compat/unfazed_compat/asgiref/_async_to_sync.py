@@ -179,11 +179,12 @@ def _end(
             error = LoopEndedError("the event loop of this call has ended")
         context[0] = copy_context()  # before the result, which lets the caller go on
         # A future of ours is always written again, as `on_done` may have been interrupted. Others can be written once.
-        if isinstance(call_result, OneShotFuture) or not call_result.done():
+        future: Any = call_result  # not narrowed by `isinstance`
+        if isinstance(call_result, OneShotFuture) or not future.done():
             if error is None:
-                call_result.set_result(result)
+                future.set_result(result)
             else:
-                call_result.set_exception(error)
+                future.set_exception(error)
     finally:
         del error
 

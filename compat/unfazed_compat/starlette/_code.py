@@ -32,6 +32,7 @@ async def contextmanager_in_threadpool(cm: Any) -> Any:
     try:
         yield value
     except BaseException as exc:
+        suppressed: bool | None = False
         with ours.CancelScope(shield=True):
             suppressed = await manager.__aexit__(type(exc), exc, exc.__traceback__)
         if not suppressed:

@@ -135,7 +135,7 @@ def _is_theirs(name: str) -> bool:
 
 def _loaded() -> dict[str, ModuleType]:
     """Return the modules of Starlette and FastAPI that have been imported, or are being imported."""
-    modules = list(sys.modules.items())
+    modules: list[tuple[str, object]] = list(sys.modules.items())  # a program may put anything there
     return {name: each for name, each in modules if _is_theirs(name) and isinstance(each, ModuleType)}
 
 

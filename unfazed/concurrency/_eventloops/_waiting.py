@@ -6,9 +6,10 @@ import math
 import sys
 from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyio import CancelScope, Event, current_time, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, Event, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
+from anyio.lowlevel import checkpoint
 
 from .._core import _slots
 from .._core._checks import name_of
@@ -39,6 +40,16 @@ def set_from_anywhere(loop: Loop, event: Event) -> bool:
     except LoopEndedError:
         return False
     return True
+
+
+async def raise_if_cancelled(loop: Loop) -> None:
+    """Raise the cancellation of the current task, also one that asyncio has not delivered yet."""
+    task: Any = sys.modules["asyncio"].current_task() if loop.cancels_once else None
+    cancelling = getattr(task, "cancelling", int)  # since Python 3.11; before, that cannot be seen
+    # Not anyio's `checkpoint_if_cancelled`: in a call from a worker thread that others started, anyio delivers no
+    # cancellation on asyncio, and waits for it for ever.
+    if cancelling() or current_effective_deadline() == -math.inf:
+        await checkpoint()
 
 
 async def wait_for_slot(slot: Slot, loop: Loop) -> None:

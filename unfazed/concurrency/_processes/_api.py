@@ -20,12 +20,12 @@ from .._core._futures import OneShotFuture
 from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
-from .._eventloops._waiting import set_from_anywhere, wait_for_end
+from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
-from ._waiting import raise_if_cancelled, run, wait_for
+from ._waiting import run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

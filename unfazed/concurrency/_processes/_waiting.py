@@ -6,7 +6,6 @@ cancellation, or a second Ctrl-C, does is in `wait_shielded`, and with the `exce
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 from contextlib import suppress
@@ -14,8 +13,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio import Event, current_effective_deadline, from_thread
-from anyio.lowlevel import checkpoint
+from anyio import Event, from_thread
 
 from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
@@ -24,7 +22,7 @@ from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._timeouts import within
-from .._eventloops._waiting import set_from_anywhere, wait_for_end, wait_for_slot
+from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending, thread
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
@@ -62,15 +60,6 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
             _slots.release(slot)
     finally:
         _slots.release(slot)
-
-
-async def raise_if_cancelled(loop: Loop) -> None:
-    """Raise the cancellation of the current task, also one that asyncio has not delivered yet."""
-    task: Any = sys.modules["asyncio"].current_task() if loop.cancels_once else None
-    cancelling = getattr(task, "cancelling", int)  # since Python 3.11; before, that cannot be seen
-    # Not `checkpoint_if_cancelled`, which never ends where anyio delivers no cancellation.
-    if cancelling() or current_effective_deadline() == -math.inf:
-        await checkpoint()
 
 
 async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:

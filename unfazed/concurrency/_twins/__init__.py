@@ -10,7 +10,7 @@
     _sources.py       async classes as their authors wrote them
     _building.py      how a twin class is made at run time
     _twin.py          the base of all twins
-    _core/_calls.py         calls of a twin
+    _calls.py         calls of a twin
     _arguments.py     what is passed to an async method
     _values.py        values on their way between a twin and its async object
     _members.py       what a class has that its twin is to have
