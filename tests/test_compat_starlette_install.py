@@ -900,7 +900,7 @@ import anyio, threading
 from starlette.concurrency import run_in_threadpool
 import starlette.staticfiles
 {1}
-from unfazed.concurrency import _slots
+from unfazed.concurrency._core import _limits
 print(anyio.run(run_in_threadpool, _limits.current_slot.get) is not None, starlette.staticfiles.anyio is not anyio)
 """
 INSTALL = "import unfazed_compat.starlette as ours; ours.install(); "
