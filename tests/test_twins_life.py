@@ -164,6 +164,7 @@ def test_what_cannot_be_entered_is_not_left() -> None:
     broken = sync_twin(AsyncBroken)()
     with pytest.raises(LookupError), broken:
         pytest.fail("must not run")
+    assert not broken._unfazed_state.managers
     with pytest.raises(InUseError):
         broken.__exit__(None, None, None)
 
@@ -321,8 +322,9 @@ def test_it_can_be_pickled_and_copied_as_its_object_can() -> None:
 
 
 PROGRAM = """
-import os, signal, sys, threading
+import os, signal, sys, threading, warnings
 import anyio
+warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
 from unfazed.concurrency import sync_twin, configure_background_eventloop
 configure_background_eventloop(backend=sys.argv[1])
 
@@ -352,7 +354,7 @@ thing = Thing()
 def run(program: str, backend: str, tmp_path: Path) -> str:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM + program, encoding="utf-8")
-    command = [sys.executable, "-W", "error", "-W", "ignore:.*fork:DeprecationWarning", str(file), backend]
+    command = [sys.executable, "-W", "error", str(file), backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -97,7 +97,7 @@ class AsyncPart(Half[int]):
     async def dotted(self, part: cabc.Sequence["AsyncPart"], *, sum: "Decimal" = None) -> typing.List["AsyncPart"]:
         return [*part]
 
-    async def bare(self, ordered: OrderedDict, other: Pair, empty: tuple = ()) -> Awaitable:
+    async def bare(self, ordered: OrderedDict, other: Pair, empty: tuple = ()) -> typing.Awaitable:
         raise NotImplementedError
 
     async def star(self, *args: "typing.Unpack[tuple[int, ...]]", default: Any = second.real) -> None: ...

@@ -1,6 +1,5 @@
 """Sync twins: a whole class for sync code, made from an async one.
 
-    __init__.py       `sync_twin`, which makes one at run time
     _command.py       the command `python -m unfazed.twins`, which writes one as a module
     _modules.py       what is in a generated module
     _attributes.py    the data that its classes declare
@@ -17,7 +16,8 @@
     _family.py        which twin belongs to which class, and which to which object
     _state.py         what each twin object has
 
-Nothing but this file is imported before the first twin is made.
+`sync_twin` is in this file, and nothing else is imported before the first twin is made. A file imports from those
+below it.
 """
 
 from __future__ import annotations

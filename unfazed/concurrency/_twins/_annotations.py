@@ -193,10 +193,10 @@ class Translator:
             return self._builtin(node, name)
         if origin.module in _MODULES and origin.name in _RENAMED:
             origin = Origin(*_RENAMED[origin.name])
-        elif origin.module == "typing" and hasattr(collections.abc, origin.name or ""):  # the same, and there for good
-            origin = origin._replace(module="collections.abc")
         elif origin.module in _MODULES and origin.name in _AWAITABLES:  # of nobody knows what
             origin = ANY
+        elif origin.module == "typing" and hasattr(collections.abc, origin.name or ""):  # the same, and there for good
+            origin = origin._replace(module="collections.abc")
         found = origin.find()
         if inspect.isclass(found):
             if found in self._twins:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .._eventloops._loopthread import EventLoopThread
     from ._family import Family
-    from ._state import TwinBase
+    from ._state import TwinBase, TwinState
 
 HELPER = "the twin of {}"
 INSTEAD = "await {}(...)"
@@ -207,7 +207,7 @@ def enter(twin: TwinBase, /) -> Any:
     try:
         value = manager.__enter__()
     except BaseException:
-        entered.remove(manager)
+        _forget(state, get_ident(), manager)
         raise
     return twin if value is state.target else turned(twin, value)
 
@@ -223,10 +223,17 @@ def leave(
     entered = managers.get(ident)
     if not entered:
         raise InUseError(f"this {type(twin).__name__} has not been entered: use it in a `with` block")
-    manager = entered.pop()
-    if not entered:
-        managers.pop(ident, None)
+    manager = entered[-1]
+    _forget(twin._unfazed_state, ident, manager)
     return manager.__exit__(exc_type, exc, traceback)
+
+
+def _forget(state: TwinState, ident: int, manager: InTask[Any]) -> None:
+    """Take *manager* off the list of a thread, and the list away if it was the only one."""
+    entered = state.managers[ident]
+    entered.remove(manager)
+    if not entered:
+        state.managers.pop(ident, None)
 
 
 def iterate(twin: TwinBase, /) -> Any:
