@@ -19,7 +19,7 @@ HANG_SECONDS = 30  # nothing here takes a tenth of it
 PRELUDE = """
 import anyio, asyncio, atexit, contextlib, os, signal, sys, threading, time
 from unfazed.concurrency import *
-from unfazed.concurrency import _eventloop, _loops, _loopthread
+from unfazed.concurrency._eventloops import _background, _loops, _loopthread
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is deaf to it
 if {options!r}:
     configure_background_eventloop(backend={backend!r}, backend_options={options!r})
@@ -188,7 +188,7 @@ def test_a_forked_child_makes_all_calls_and_so_does_its_parent(program: Any, sou
 
 def test_a_child_forked_while_all_locks_are_held_makes_all_calls(program: Any) -> None:
     code, out, err = program("""
-        from unfazed.concurrency import _slots
+        from unfazed.concurrency._core import _limits, _slots
         from unfazed.concurrency._processes import _output
         call_all()
         locked = threading.Event()
@@ -453,8 +453,8 @@ def test_ctrl_c_waits_for_the_function_in_the_thread(program: Any) -> None:
         interrupted = threading.Event()
         def work():
             say("started")
-            while not _eventloop._background_thread._calls or not any(
-                call._cancelled for call in _eventloop._background_thread._calls
+            while not _background._background_thread._calls or not any(
+                call._cancelled for call in _background._background_thread._calls
             ):
                 time.sleep(0.001)
             say("ended")
@@ -472,7 +472,7 @@ def test_a_second_ctrl_c_leaves_the_thread_behind(program: Any) -> None:
     code, out, err = program("""
         def work():
             say("started")
-            while not any(call._cancelled for call in tuple(_eventloop._background_thread._calls)):
+            while not any(call._cancelled for call in tuple(_background._background_thread._calls)):
                 time.sleep(0.001)
             say("still here")
             time.sleep(1000)
@@ -616,7 +616,7 @@ def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_
         say(interrupts)
         say(call_all())
         deadline = time.monotonic() + 10
-        while _eventloop._background_thread._calls:
+        while _background._background_thread._calls:
             assert time.monotonic() < deadline, "a call is left"
             time.sleep(0.001)
     """,
@@ -672,8 +672,8 @@ def test_at_exit_a_thread_that_waits_gets_a_clear_error(program: Any) -> None:
 
 def test_a_child_forked_in_a_worker_does_not_take_its_calls_for_nested_ones(program: Any) -> None:
     code, out, err = program("""
-        from unfazed.concurrency import _slots
-        run_in_threadpool_sync(in_child, lambda: say(_slots.current_slot.get()))
+        from unfazed.concurrency._core import _limits, _slots
+        run_in_threadpool_sync(in_child, lambda: say(_limits.current_slot.get()))
         os._exit(0)
     """).run()
 

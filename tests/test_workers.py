@@ -612,7 +612,7 @@ def test_a_signal_handler_that_raises_anywhere_loses_no_worker(tmp_path: Path) -
     source = """
         import os, signal, sys, time
         from unfazed.concurrency import *
-        from unfazed.concurrency import _slots
+        from unfazed.concurrency._core import _limits
         from unfazed.concurrency._processes import _pool
         class Now(Exception): pass
         interrupts = 0

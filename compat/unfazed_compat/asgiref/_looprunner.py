@@ -154,8 +154,8 @@ class _DefaultExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         # In an empty context: this may start a thread, which inherits the context on Python's free-threaded builds.
-        submit: Callable[[], Future[T]] = partial(super().submit, fn, *args, **kwargs)  # PyPy's `run` names parameters
-        future = Context().run(submit)
+        submit: Any = partial(super().submit, fn, *args, **kwargs)  # PyPy's `run` has parameters with names
+        future: Future[T] = Context().run(submit)
         self.running.add(future)
         future.add_done_callback(self.running.discard)
         return future
