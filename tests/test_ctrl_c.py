@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from unfazed.concurrency import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent in another way there")
 
@@ -169,3 +171,56 @@ def test_the_first_ctrl_c_waits_for_the_cleanup(noticed: threading.Event, backgr
     assert ended.is_set()
     assert noticed.is_set()
     sender.join()
+
+
+@pytest.mark.parametrize("call", ["run_in_threadpool_sync", "run_in_processpool_sync", "run_in_eventloop_sync"])
+def test_the_first_one_says_on_a_terminal_what_is_waited_for(call: str, tmp_path: Path) -> None:
+    import pty
+
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(call=call), encoding="utf-8")
+    reader, terminal = pty.openpty()
+    running = subprocess.Popen([sys.executable, program], stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    said = ""
+
+    def read_until(text: str) -> None:
+        nonlocal said
+        while text not in said:
+            said += os.read(reader, 1000).decode()
+
+    try:
+        read_until("begun")
+        running.send_signal(signal.SIGINT)
+        read_until("stop waiting")
+
+        assert "Ctrl-C: waiting for stay() to end; press it again to stop waiting" in said
+        assert "Traceback" not in said
+        running.send_signal(signal.SIGINT)
+        assert running.wait(GRACE_SECONDS) != 0
+    finally:
+        running.kill()
+        running.wait()
+        os.close(reader)
+
+
+PROGRAM = """
+import signal, sys, time
+import anyio
+from unfazed.concurrency import *
+
+def stay():
+    print("begun", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+async def stay_async():
+    print("begun", file=sys.stderr, flush=True)
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep(60)
+
+stay_async.__qualname__ = "stay"
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    {call}(stay_async if "{call}" == "run_in_eventloop_sync" else stay)
+"""

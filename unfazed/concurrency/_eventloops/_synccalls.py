@@ -48,6 +48,12 @@ class Patience:
         return self.times > 1
 
 
+def say_that_we_wait(exc: BaseException, name: str) -> None:
+    """Tell who pressed Ctrl-C on a terminal that the call of *name* is waited for, and how to stop that."""
+    if isinstance(exc, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
+        print(f"\nCtrl-C: waiting for {name}() to end; press it again to stop waiting", file=sys.stderr, flush=True)  # noqa: T201
+
+
 def refuse_in_loop(func: object, helper: str, instead: str) -> None:
     """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`."""
     here = running_loop()
@@ -100,7 +106,7 @@ def call_from_sync(
             else:
                 if offer is not None:
                     offer(future)
-                _call_and_wait(call, future, submit if always else worker.submit, patience, in_worker=True)
+                _call_and_wait(call, future, func, submit if always else worker.submit, patience, in_worker=True)
         finally:
             worker.leave(call, outer)
     elif not _call_from_others_worker(
@@ -108,12 +114,18 @@ def call_from_sync(
     ):
         if offer is not None:
             offer(future)
-        _call_and_wait(call, future, submit, patience)
+        _call_and_wait(call, future, func, submit, patience)
     return future.read()
 
 
 def _call_and_wait(
-    call: TaskCall[T], future: BlockingFuture[T], submit: Submit, patience: Patience | None, *, in_worker: bool = False
+    call: TaskCall[T],
+    future: BlockingFuture[T],
+    func: object,
+    submit: Submit,
+    patience: Patience | None,
+    *,
+    in_worker: bool = False,
 ) -> None:
     """Submit *call* and wait for its *future*.
 
@@ -126,12 +138,13 @@ def _call_and_wait(
         _wait(call, future, again)
     except LoopEndedError:
         raise
-    except BaseException:  # Ctrl-C, or another signal handler, raised here. The second time we do not wait
+    except BaseException as exc:  # Ctrl-C, or another signal handler, raised here. The second time we do not wait
         patience = patience or Patience()
         try:
             patience.times += 1
             # Wait for nothing if it came before the call was submitted, or after it ended.
             if call.cancel() and not future.done and not patience.is_over:
+                say_that_we_wait(exc, name_of(func))
                 _wait(call, future, again)
         except BaseException:
             patience.times = 2

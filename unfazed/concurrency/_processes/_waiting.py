@@ -20,7 +20,7 @@ from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync
+from .._eventloops._synccalls import call_from_sync, say_that_we_wait
 from .._eventloops._timeouts import within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending, thread
@@ -172,6 +172,7 @@ def _wait_in_slot(call: ProcessCall) -> Any:
             call.expect(future, future.do)
             call.hand_over(lease)
         if future is not None and call.future is future:
+            say_that_we_wait(exc, call.name)
             _see_to_its_end(call, future, late=isinstance(exc, CallTimeoutError))
         raise
     return future.read()
