@@ -449,7 +449,11 @@ def test_what_this_python_cannot_parse_is_parsed_by_libcst(monkeypatch: pytest.M
     assert _source.migrate(OLD.encode(), Options()).new == NEW.encode()
 
 
-SESSIONS = re.findall(r"^```console\n(.*?)^```\n", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+SESSIONS = [
+    session
+    for session in re.findall(r"^```console\n(.*?)^```\n", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    if "unfazed_compat.migrate" in session
+]
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=range(len(SESSIONS)))
