@@ -668,13 +668,14 @@ def test_what_is_local_gets_the_advice_that_functions_get(caller: Caller) -> Non
 
 def test_a_server_without_a_guard_is_told_what_to_write(tmp_path: Any) -> None:
     """As `uvicorn.run(app)` does: it ends the worker that imports it, for the address is taken."""
+    (tmp_path / "server_library.py").write_text("import sys\ndef run(): sys.exit(3)\n")
     program = tmp_path / "server.py"
     program.write_text(
-        "import sys\nfrom unfazed.concurrency import *\n"
+        "import server_library\nfrom unfazed.concurrency import *\n"
         "def main():\n"
         "    try: print(run_in_processpool_sync(abs, -1))\n"
         "    except WorkerProcessError as exc: print(exc)\n"
-        "if __name__ != '__main__': sys.exit(3)\n"
+        "if __name__ != '__main__': server_library.run()\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, check=True)

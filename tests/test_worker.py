@@ -397,7 +397,7 @@ FAILS_TO_START = """
         ("multiprocessing.set_executable('/bin/cat')", "", "'/bin/cat' ended with exit code 1 before it was ready"),
         ("multiprocessing.set_executable('')", "", "Python's executable is not known"),
         ("pass", "if __name__ != '__main__': raise LookupError('x')", "not import the main module (LookupError: x)"),
-        ("pass", "if __name__ != '__main__': sys.exit(3)", "has run the main module, which ended (SystemExit: 3)"),
+        ("pass", "if __name__ != '__main__': sys.exit(3)", "could not import the main module (SystemExit: 3)"),
         ("pass", "if __name__ != '__main__': __import__('os')._exit(3)", "ended with exit code 3 before it was ready"),
         ("pass", "import os, signal\n    if __name__ != '__main__': os.kill(os.getpid(), 9)", "killed by SIGKILL"),
         ("pass", "if __name__ != '__main__': run_in_processpool_sync(abs, -1)", "needs its own calls behind `if __n"),

@@ -123,13 +123,23 @@ def main(preparation: dict[str, Any], calls: int | None = None) -> None:
         _prepare(preparation)
     except BaseException as exc:
         reason = f"{type(exc).__qualname__}: {exc}" if str(exc) else type(exc).__qualname__
+        # A server that the main module starts without a guard finds its address taken: it raises this, or exits.
+        server = _is_of_a_library(exc) and (isinstance(exc, SystemExit) or "ddress already in use" in reason)
         with suppress(OSError):  # the parent is gone
-            channel.write_all(frames, [channel.frame(channel.UNPREPARED, pickle.dumps((reason, refused)))])
+            channel.write_all(frames, [channel.frame(channel.UNPREPARED, pickle.dumps((reason, refused, server)))])
         raise SystemExit(1) from None
     finally:
         preparing = False
     with suppress(channel.PipeEndError):  # the parent is gone, or wants no more
         _Worker(calls, frames, records).serve()
+
+
+def _is_of_a_library(exc: BaseException) -> bool:
+    """Return whether *exc* was raised by something that the main module called, and not by that itself."""
+    traceback = exc.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is None or traceback.tb_frame.f_globals.get("__name__") != "__mp_main__"
 
 
 def _prepare(preparation: dict[str, Any]) -> None:

@@ -193,11 +193,11 @@ class Child:
             ) from None
         if kind == channel.READY:
             return noise
-        reason, refused = pickle.loads(payload)
+        reason, refused, server = pickle.loads(payload)
         self.end()
         if refused:
             raise NotStartedError(f"could not start: {GUARD}")
-        if reason.startswith("SystemExit") or "ddress already in use" in reason:  # as of `uvicorn.run(app)`
+        if server:  # as `uvicorn.run(app)` makes one
             raise NotStartedError(f"could not start, as it has run the main module, which ended ({reason}): {GUARD}")
         raise NotStartedError(f"could not start, as it could not import the main module ({reason})")
 
