@@ -104,9 +104,10 @@ class Pool:
         self.workers.add(worker)  # now, so that `stop` waits for it
         try:
             self._tell(call.name, lambda: self._start(None, worker))
-        except BaseException:
+        except BaseException as exc:
             self.workers.discard(worker)
-            raise
+            if not isinstance(exc, WorkerProcessError):  # else the call itself says so, or that the program is exiting
+                raise
 
     def start_ahead(self, ready: OneShotFuture[None]) -> None:
         """Start a worker that nobody has a call for yet; *ready* is told."""
