@@ -662,6 +662,9 @@ def test_what_is_local_gets_the_advice_that_functions_get(caller: Caller) -> Non
     for func, args in ((print, (Local(),)), (print, (Local,)), (Local().method, ()), (Local, ())):
         with pytest.raises(NotSendableError, match="at the top level of a module"):
             caller("processpool", func, *args)
+    with pytest.raises(NotSendableError, match=r"cannot send the arguments of print\(\)") as refused:
+        caller("processpool", print, threading.Lock())
+    assert "top level" not in str(refused.value)
     with pytest.raises(NotSendableError, match=r"returned cannot be sent back .* at the top level of a module"):
         caller("processpool", functions.local_object)
 

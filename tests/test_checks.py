@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from unfazed.concurrency._core import _checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Example:
@@ -59,3 +63,28 @@ def test_async_is_seen(func: object) -> None:
 def test_sync_is_not_taken_for_async(func: object) -> None:
     assert not _checks.is_async(func)
     _checks.require_sync(func, "helper")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("func", "error", "notes"),
+    [
+        (min, "min() got an unexpected keyword argument 'timeout'", 1),  # has no signature before Python 3.13
+        (min, "bad operand", 0),
+        (lambda **_: None, "of its own", 0),
+        (lambda timeout: timeout, "of its own", 0),
+        (lambda: None, "got an unexpected keyword argument 'timeout'", 1),
+    ],
+)
+def test_an_option_gets_a_note_only_where_the_function_does_not_take_it(
+    func: Callable[..., object], error: str, notes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_signature(func: object) -> NoReturn:
+        raise ValueError
+
+    if func is min:
+        monkeypatch.setattr(inspect, "signature", no_signature)
+    raised = TypeError(error)
+
+    _checks.explain(raised, "run_in_threadpool", func, {"timeout": 5})
+
+    assert len(getattr(raised, "__notes__", ())) == notes

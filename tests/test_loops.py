@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import threading
 import types
 from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import anyio
 import pytest
@@ -18,9 +17,6 @@ from conftest import GRACE_SECONDS
 from unfazed.concurrency import EventLoopThread, LoopEndedError
 from unfazed.concurrency._core import _futures, _loop, _slots, _taskcall
 from unfazed.concurrency._eventloops import _loops, _loopthread, _waiting
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 
 def ended_loop(backend: tuple[str, dict[str, Any]]) -> _loop.Loop:
@@ -92,34 +88,6 @@ async def test_trio_refuses_new_tasks_when_its_main_task_has_ended(
 
     with pytest.raises(LoopEndedError):
         future.read()
-    with pytest.raises(LoopEndedError):
-        _loops.current_loop().spawn(never, lambda: pytest.fail("there is no end of it"))
-
-
-@pytest.mark.anyio
-async def test_a_task_factory_that_fails_leaves_no_coroutine_behind(anyio_backend_name: str) -> None:
-    if anyio_backend_name == "trio":
-        pytest.skip("trio has none")
-    made: list[Coroutine[Any, Any, None]] = []
-
-    async def never() -> None:
-        pytest.fail("must not run")
-
-    def make() -> Coroutine[Any, Any, None]:
-        made.append(never())
-        return made[0]
-
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise LookupError("no tasks today")
-
-    asyncio.get_running_loop().set_task_factory(refuse)
-    try:
-        with pytest.raises(LookupError, match="no tasks today"):
-            _loops.current_loop().spawn(make, lambda: pytest.fail("there is no end of it"))
-    finally:
-        asyncio.get_running_loop().set_task_factory(None)
-
-    assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
 
 
 @pytest.mark.anyio
@@ -276,3 +244,12 @@ async def test_what_a_signal_handler_keeps_a_loop_from_is_found_out(what: str, m
 class _Gone:
     def is_gone(self) -> bool:
         return True
+
+
+@pytest.mark.anyio
+async def test_a_call_that_cannot_be_submitted_is_not_waited_for() -> None:
+    def refuse(call: _taskcall.TaskCall[None], _: Context) -> NoReturn:
+        raise LookupError("no loop today")
+
+    with pytest.raises(LookupError, match="no loop today"):
+        await _waiting.call_in(refuse, anyio.sleep_forever, "work", _loops.current_loop())

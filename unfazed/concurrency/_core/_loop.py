@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     from ._taskcall import TaskCall
@@ -42,13 +42,6 @@ class Loop(Protocol):
 
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call* in a new task, in *context* or a copy of it. Returns at once."""
-
-    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
-        """Run what raises nothing in a new task, from within this loop. Only the end of the loop cancels it.
-
-        Return what keeps the task alive. *on_end* is called when it ends at the latest, even if it never began.
-        """
-        ...
 
     def checkpoint_if_cancelled(self) -> Awaitable[None]:
         """Raise the cancellation of the current task, if it has been cancelled."""

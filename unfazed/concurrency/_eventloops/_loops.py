@@ -18,7 +18,7 @@ from .._core._errors import LoopEndedError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     import trio
@@ -76,16 +76,6 @@ class AsyncioLoop:
 
     async def _run(self, call: TaskCall[Any]) -> None:
         await call.run(_current_task().cancel)
-
-    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
-        running = run()
-        try:
-            task = self.native.create_task(running)
-        except BaseException:  # raised by a user's task factory
-            running.close()
-            raise
-        task.add_done_callback(lambda _: on_end())
-        return task
 
     def is_gone(self) -> bool:
         # A stopped loop may be run again, unless the interpreter is shutting down.
@@ -180,14 +170,6 @@ class TrioLoop:
             if call.future.done:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             call.fail_unless_run(exc)
-
-    def spawn(self, run: Callable[[], Coroutine[Any, Any, None]], on_end: Callable[[], object]) -> object:
-        import trio
-
-        try:
-            return trio.lowlevel.spawn_system_task(run)
-        except RuntimeError:  # the main task has ended
-            raise LoopEndedError("the event loop of this call has ended") from None
 
     def checkpoint_if_cancelled(self) -> Awaitable[None]:
         checked: Awaitable[None] = sys.modules["trio.lowlevel"].checkpoint_if_cancelled()
