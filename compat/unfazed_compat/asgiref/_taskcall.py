@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any
 
 from unfazed.concurrency import LoopEndedError
@@ -175,5 +176,7 @@ class TaskCall:
             raise
         caller.close(interrupted=False)
         if not ended and not self.result.done():
+            if getcoroutinestate(self._work) == CORO_CREATED:  # the loop made the task, and ended before its first step
+                self._close()
             raise LoopEndedError(_ENDED)
         return True
