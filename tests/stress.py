@@ -338,7 +338,7 @@ def say_who_waits() -> None:
     faulthandler.dump_traceback(all_threads=True)
 
 
-CALL_STATE = ("_work", "loop", "accepted", "past", "aborted", "missed", "_abort", "_cancelled", "_steps")
+CALL_STATE = ("_work", "loop", "accepted", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
 
 
 class Guard:
