@@ -394,6 +394,12 @@ def test_a_test_can_put_something_else_in_the_place_of_a_method() -> None:
         assert table.thread() == "mocked"
     assert table.thread() == "unfazed-eventloop"
 
+    before = table.thread  # as older versions of pytest do it
+    table.thread = mocked
+    assert table.thread() == "mocked"
+    table.thread = before
+    assert table.thread() == "unfazed-eventloop"
+
 
 def test_equality_and_hash_are_those_of_the_objects() -> None:
     table = Table()
