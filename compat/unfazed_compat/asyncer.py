@@ -89,7 +89,7 @@ def syncify(async_function: Callable[P, Coroutine[Any, Any, T]], raise_sync_erro
 
     Args:
         async_function: An async function.
-        raise_sync_error: Whether a call from any other thread is an error. If not, it starts its own event loop.
+        raise_sync_error: Whether a call from any other thread is an error. If not, each call starts a loop.
 
     Raises:
         NoEventLoopError: On a call, if the thread is not a worker and *raise_sync_error* is true.

@@ -8,7 +8,7 @@
 | the default changes no meaning | only imports change: the names of asgiref and channels come from our adapters |
 | names are resolved, never guessed | by libcst's scopes; a name that could be something else stays, and is reported |
 | thread-sensitive calls stay so | `--native` leaves them to the adapter, unless `--no-affinity` names their path |
-| code in a transaction stays in it | `async_to_sync` stays in files that use Django's ORM, and is reported |
+| code in a transaction stays in it | `--native` leaves `async_to_sync` in files that use Django's ORM, and reports it |
 | running it twice changes nothing more | names that have moved are not touched again |
 
 With `--native`, the caller no longer sees the context variables that a function sets. If the same file shows that a

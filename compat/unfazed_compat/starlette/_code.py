@@ -1,8 +1,8 @@
 """The code that `install()` gives to functions of Starlette and FastAPI.
 
 The code runs with the globals of the original's module, not with those of this one. So each function imports what it
-needs. Each is of the same kind as its original, a coroutine function or an async generator function: since Python 3.13,
-`__code__` cannot be replaced by code of another kind.
+needs. Each is of the same kind as its original, a coroutine function or an async generator function: Python 3.13
+deprecates replacing `__code__` by code of another kind.
 """
 
 from __future__ import annotations
