@@ -1,4 +1,4 @@
-"""What every test gets: each backend, each kind of caller, and a check that it left nothing behind."""
+"""Fixtures and helpers for all tests: backends, kinds of callers, and a check that a test leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from anyio.to_thread import run_sync as run_in_anyios_thread  # now: tests put others in its place
+from anyio.to_thread import run_sync as run_in_anyios_thread  # imported now, because tests patch it
 from processes import children_of
 
 import unfazed.concurrency
@@ -30,11 +30,12 @@ from unfazed.concurrency._threads import _standby
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
-# Programs that tests start get the rest of the dev mode: in it, asyncio tells of what a busy machine takes long for.
+# Programs that tests start get Python's dev mode without asyncio's debug mode, which warns of slow callbacks on a busy
+# machine.
 if os.environ.pop("PYTHONDEVMODE", ""):
     os.environ.update(PYTHONWARNINGS="default", PYTHONFAULTHANDLER="1", PYTHONMALLOC="debug")
 
-GRACE_SECONDS = 10  # for threads and processes that are ending when a test does; only a leak takes that long
+GRACE_SECONDS = 10  # for threads and processes to end after a test; only a leak takes that long
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -51,29 +52,29 @@ def _backends() -> list[str]:
     return [name for name in BACKENDS if name == "asyncio" or importlib.util.find_spec(name)]
 
 
-NO_GIL = "UNFAZED_TEST_NO_GIL" in os.environ  # whether the environment demands an interpreter without a GIL
+NO_GIL = "UNFAZED_TEST_NO_GIL" in os.environ  # whether the interpreter must have no GIL
 PYPY = sys.implementation.name == "pypy"
 drops_at_once = pytest.mark.skipif(PYPY, reason="only CPython ends at once what nobody holds any more")
 
 
 def assert_no_gil() -> None:
-    """Fail where a module has switched the GIL on, if the environment demands that there is none."""
+    """Fail if a module has switched the GIL on and the environment demands that there is none."""
     if NO_GIL:
         assert not sys._is_gil_enabled(), "the GIL is on"  # type: ignore[attr-defined,unused-ignore]
 
 
-# The other environment of the same Python runs what has nothing to do with loops; and of libcst there is no wheel for
+# The tests of the migration need no event loop, so an environment for trio only skips them. libcst has no wheels for
 # PyPy and for Python 3.13 without a GIL.
 if _backends() == ["trio"] or ((PYPY or NO_GIL) and not importlib.util.find_spec("libcst")):
     collect_ignore_glob = ["test_compat_migrate*.py"]
 
 
-# Nearly each of the tests there starts an interpreter, and PyPy takes a second for that: one backend is enough.
+# Most tests in these files start an interpreter. On PyPy that takes a second, so one backend must do.
 ON_ONE_BACKEND_OF_PYPY = ("test_lifecycle.py", "test_misbehaviour.py", "test_workers.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out on PyPy what takes long there, and comes to the same on the other backend."""
+    """On PyPy, deselect slow tests on trio that test the same on asyncio."""
     if PYPY and "asyncio" in _backends():
         left_out = {each for each in items if each.path.name in ON_ONE_BACKEND_OF_PYPY and "trio" in each.name}
         config.hook.pytest_deselected(items=list(left_out))
@@ -86,12 +87,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 freeze: Callable[[], object] = getattr(gc, "freeze", bool)  # PyPy has none
-COLLECT_EVERY = 50  # tests on PyPy, which looks at all that pytest holds each time: longer than most tests take
+COLLECT_EVERY = 50  # tests, on PyPy: each collection takes longer than most tests
 
 
 def pytest_collection_finish() -> None:
-    """Have the garbage collector, which runs after each test, look at what the tests make alone."""
-    for name in ("trio", "hypothesis"):  # which looks for referrers when the other is imported
+    """Keep the garbage collector from visiting, after each test, what existed before the tests."""
+    for name in ("trio", "hypothesis"):  # each looks for referrers on its first import
         if importlib.util.find_spec(name):
             importlib.import_module(name)
     assert_no_gil()
@@ -100,7 +101,7 @@ def pytest_collection_finish() -> None:
 
 
 def drop_garbage() -> None:
-    """Have what nobody holds any more go now: CPython does so by itself, and promises it in our name."""
+    """Collect garbage on PyPy. CPython frees an object as soon as nobody refers to it."""
     if PYPY:
         gc.collect()
 
@@ -117,7 +118,7 @@ Outcome = tuple[Any, "BaseException | None"]
 
 
 def captured(call: Callable[[], Any]) -> Outcome:
-    """Make *call* and return what came of it: not every exception leaves a loop or a thread by itself."""
+    """Make *call* and return its result or its exception. Not every exception may leave a loop or a thread."""
     try:
         return call(), None
     except BaseException as exc:
@@ -132,7 +133,7 @@ async def captured_async(call: Callable[[], Awaitable[Any]]) -> Outcome:
 
 
 def in_plain_thread(call: Callable[[], Any]) -> Any:
-    """Make *call* in a thread that knows no loop."""
+    """Make *call* in a thread that belongs to no loop."""
     outcomes: list[Any] = []
     thread = threading.Thread(target=lambda: outcomes.append(call()), daemon=True)
     thread.start()
@@ -143,7 +144,7 @@ def in_plain_thread(call: Callable[[], Any]) -> Any:
 
 @dataclass
 class Caller:
-    """Makes a call by its place, in one of the ways in which users make it."""
+    """Calls our helpers from one kind of place that users call them from."""
 
     kind: str
     backend: tuple[str, dict[str, Any]]
@@ -162,7 +163,7 @@ class Caller:
         return self.make(partial(dual if self.kind == "async" else dual.sync, *args, **kwargs))
 
     def make(self, call: Callable[[], Any]) -> Any:
-        """Make any call, where this caller is."""
+        """Make any call from the place of this caller."""
         ways: dict[str, Callable[[], Outcome]] = {
             "async": lambda: self.run(captured_async, call),
             "main thread": lambda: captured(call),
@@ -197,14 +198,14 @@ def sync_caller(request: pytest.FixtureRequest, background: tuple[str, dict[str,
 
 
 def have_a_thread_stand_by() -> None:
-    """See to it that the next call of a plain thread finds a worker thread that it need not ask the loop for."""
+    """Make sure that the next call from a plain thread finds an idle worker thread and need not wake the loop."""
     for _ in range(2):
         assert unfazed.concurrency.run_in_threadpool_sync(int) == 0
     wait_until(lambda: _standby._idle, "no thread stands by")
 
 
 class Blocking:
-    """A function that blocks until told, and says so."""
+    """A function that blocks until `may_end` is set, and says when it has started."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -222,7 +223,7 @@ class Blocking:
 
 
 class Gate:
-    """Holds up a thread until told, and says when one has come."""
+    """Blocks threads until it is opened, and says when the first one has come."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -238,7 +239,7 @@ class Gate:
 
 async def seen(event: threading.Event) -> None:
     with anyio.CancelScope(shield=True):
-        # with a limiter of its own: ours do not run while others hold the tokens of the default one
+        # its own limiter: the default one may have no free token
         waiting = run_in_anyios_thread(event.wait, GRACE_SECONDS, limiter=anyio.CapacityLimiter(1))
         assert await waiting, "it never happens"
 
@@ -254,7 +255,7 @@ def limit_threads(total: int) -> None:
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Wait for something that cannot tell when it has happened, and fail loudly if it does not."""
+    """Wait until *condition* is true. Fail with *what* if that takes too long."""
     deadline = time.monotonic() + GRACE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, what
@@ -262,7 +263,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def wait_until_none(left: Callable[[], Collection[object]]) -> None:
-    """Wait until nothing is left, and say what is left if that takes too long."""
+    """Wait until *left* returns nothing. Fail with what is left if that takes too long."""
     deadline = time.monotonic() + GRACE_SECONDS
     while rest := left():
         assert time.monotonic() < deadline, f"the test has left behind: {rest}"
@@ -270,7 +271,7 @@ def wait_until_none(left: Callable[[], Collection[object]]) -> None:
 
 
 def until_begun(has_begun: Callable[[], object]) -> Iterator[float]:
-    """Yield timeouts for a call that takes longer, until one has let it begin: not the first, on a busy machine."""
+    """Yield longer and longer timeouts, until a call has begun before its timeout. A busy machine needs long ones."""
     seconds = 0.05
     while True:
         yield seconds
@@ -297,8 +298,8 @@ def end_workers() -> None:
     events.put(bool)
 
 
-_tests = itertools.count()  # that have been run
-_earlier: set[int] = set()  # children that were there when the test began: Python's resource tracker
+_tests = itertools.count()  # tests that have run
+_earlier: set[int] = set()  # children from before the test: Python's resource tracker
 
 
 def children() -> set[int]:
@@ -308,7 +309,7 @@ def children() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def leave_nothing_behind() -> Iterator[None]:
-    """Fail a test after which a thread, a child process, a slot or an un-awaited coroutine is left."""
+    """Fail a test that leaves a thread, a child process, a slot or an un-awaited coroutine behind."""
     threads = set(threading.enumerate())
     _earlier.clear()
     _earlier.update(children_of(os.getpid(), recursive=True))
@@ -319,15 +320,15 @@ def leave_nothing_behind() -> Iterator[None]:
     end_workers()
     policy_loop_errors = asyncio.events._get_running_loop()
     assert policy_loop_errors is None, "the test left an event loop running in the main thread"
-    # trio keeps its threads for ten idle seconds, in a cache for the whole process
+    # trio's threads stay in its cache for ten idle seconds
     wait_until_none(
         lambda: [new for new in threading.enumerate() if new not in threads and not new.name.startswith("Trio thread")]
     )
     wait_until_none(lambda: children_of(os.getpid(), recursive=True) - _earlier)
-    # a thread of trio's that was abandoned gives its slot back just after its function has ended
+    # an abandoned thread of trio's gives its slot back shortly after its function has ended
     wait_until_none(lambda: [limit for limit in list(_limits.limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
     assert_no_gil()
     if not PYPY or next(_tests) % COLLECT_EVERY == 0:
-        gc.collect()  # whatever is to complain when it is collected does it here
-        freeze()  # what is still there need not be looked at after each test to come
+        gc.collect()  # warnings of finalizers come here
+        freeze()  # later collections need not visit what is left

@@ -1,4 +1,4 @@
-"""Run the test of `test_model.py` for as long as asked, with new trees each time: `tox run -e fuzz -- SECONDS`."""
+"""Run `test_model.py` with new random trees again and again: `tox run -e fuzz -- SECONDS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-TREES_PER_ROUND = 100  # for each backend and caller; a failure is found again with its seed
+TREES_PER_ROUND = 100  # for each backend and caller; the seed repeats a failure
 
 
 def main() -> None:

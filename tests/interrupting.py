@@ -1,8 +1,8 @@
-"""Have something happen before one bytecode of the package: a signal handler raises, or a finalizer runs.
+"""Interrupt the package before one exact bytecode, as a signal handler that raises or a finalizer would.
 
-A signal cannot be made to come at one exact moment. Tracing can: `Steps` counts the bytecodes that the main thread runs
-in a folder of ours, and calls *act* before the one with the number *when*, if Python itself would look for signals
-there. A test tries each number in turn, or every so-manieth: `numbers` says which. All are tried with
+A test cannot send a signal at one exact moment. But it can trace: `Steps` counts the bytecodes that the main thread
+runs in one folder, and calls *act* before bytecode number *when*. It counts only bytecodes where Python itself could
+run a signal handler. `numbers` yields the numbers to try: by default a sample. This command tries all:
 `UNFAZED_TEST_EVERY_STEP=1 pytest tests/test_interrupted.py tests/test_compat_asgiref_interrupted.py`.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 EVERY_STEP = bool(os.environ.get("UNFAZED_TEST_EVERY_STEP"))
-TOOL = 4  # one of those that Python leaves to programs
+TOOL = 4  # an id without a predefined use
 
 
 class Alarm(Exception):  # noqa: N818
@@ -34,27 +34,27 @@ def raise_alarm() -> None:
 
 
 class Steps:
-    """Have *act* be called before the bytecode number *when* that is executed in files of *folder*."""
+    """Call *act* before the bytecode number *when* that runs in files of *folder*."""
 
     def __init__(self, act: Callable[[], object], when: int, folder: str, *, everywhere: bool = False) -> None:
         self._act = act
         self._when = when
         self._folder = folder
-        self._everywhere = everywhere  # whether threads that start meanwhile count as well
+        self._everywhere = everywhere  # whether other threads count too
         self._count = itertools.count(1)
         self.where = ""
         self.reached = False
 
     def __enter__(self) -> Steps:
         self._thread = threading.get_ident()
-        if sys.version_info >= (3, 12):  # where `settrace` misses the bytecodes of what is called for the first time
+        if sys.version_info >= (3, 12):  # `settrace` misses bytecodes of first calls
             monitoring = sys.monitoring
             monitoring.use_tool_id(TOOL, "steps")
             monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, self._monitor)
             monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
         else:
             self._before = sys.gettrace()
-            self._before_of_threads = threading.gettrace()  # coverage has another one there
+            self._before_of_threads = threading.gettrace()  # coverage's
             if self._everywhere:
                 threading.settrace(self._trace)
             sys.settrace(self._trace)
@@ -97,8 +97,8 @@ class Steps:
         self._act()
 
 
-# Amid these no Python looks for signals: a block or an `except` begins or ends, a coroutine that waits is woken. Where
-# a function returns, no `try` of its own can catch anything any more.
+# No Python version handles signals at these bytecodes: they begin or end a block or an `except`, or resume a waiting
+# coroutine. At a return, no `try` of the function could catch the exception any more.
 UNINTERRUPTIBLE = {
     "COPY",
     "END_SEND",
@@ -118,7 +118,7 @@ UNINTERRUPTIBLE = {
 
 
 def is_interruptible(frame: FrameType) -> bool:
-    """Return whether Python itself can be interrupted here. Before the first step of a function some versions crash."""
+    """Return whether Python could run a signal handler here. Some versions crash before a function's first step."""
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]]
     if name in UNINTERRUPTIBLE or (name == "RESUME" and code[at + 1] & 3 >= 2):  # after an `await`
@@ -127,7 +127,7 @@ def is_interruptible(frame: FrameType) -> bool:
 
 
 def numbers(operation: Callable[[], object], folder: str, steps: int, *, everywhere: bool = False) -> Iterator[int]:
-    """Yield the numbers of about *steps* of the bytecodes that *operation* runs, or of all, if it is asked for that."""
+    """Yield the numbers of about *steps* bytecodes that *operation* runs, or of all with `EVERY_STEP`."""
     counting = Steps(int, 0, folder, everywhere=everywhere)
     with counting:
         operation()

@@ -1,10 +1,10 @@
-"""Random trees of calls, what a plain sequential program would make of them, and what the library does.
+"""Random trees of calls: compare the library with a plain sequential program.
 
-A `Node` is one call: its place, its children, which it calls itself, and how it ends. `expected` says what comes of it
-without any concurrency. `Run` makes the calls for real, in the ways of whoever calls: a node in a thread calls its
-children from sync code, a node in an event loop from async code, all at once where it is told to.
+A `Node` is one call: where it runs, which children it calls, and how it ends. `expected` computes its outcome without
+concurrency. `Run` makes the calls with the library. A node in a thread calls its children from sync code. A node in an
+event loop calls them from async code, at the same time if `at_once` is set.
 
-Whatever waits for something that only another node can bring about waits for an event, with a time-out that fails.
+A node that depends on another node waits for an event. It fails after a timeout.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from unfazed.concurrency._threads import _standby, _threadcall
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-HANG_SECONDS = 20.0  # how long anything may take that only a deadlock delays
-SHORT_SECONDS = 0.03  # a timeout that is to run out
-LONG_SECONDS = 600.0  # one that is not
+HANG_SECONDS = 20.0  # only a deadlock takes that long
+SHORT_SECONDS = 0.03  # a timeout that must expire
+LONG_SECONDS = 600.0  # a timeout that must not expire
 
-# Where a node runs. The last two run their children in the steps of an iterator, or on entering and leaving.
+# Where a node runs. The last two run their children in the steps of an iterator, or when they are entered and left.
 PLACES = ("thread", "loop", "executor", "background", "process", "iterator", "context manager")
 ENDS = ("value", "error", "exit")
-# What becomes of the call while its function blocks, or waits in a call of its own: nothing, for most.
+# What happens to the call while its function blocks, or waits in its own call. Most calls just run.
 FATES = ("runs", "times out", "cancelled", "cancelled natively", "abandoned")
 LIMITS = ("default", "one", "two")
 
@@ -71,13 +71,13 @@ class Node:
 
     place: str
     children: tuple[Node, ...] = ()
-    at_once: bool = False  # whether the children are called at the same time, where the node is async
+    at_once: bool = False  # whether an async node calls its children at the same time
     end: str = "value"
-    lets_through: bool = False  # whether the first failure of a child is its own, as in any function without `try`
+    lets_through: bool = False  # whether it fails with its first child that fails, as without `try`
     fate: str = "runs"
-    waits_in_a_call: bool = False  # how it blocks, if it does
+    waits_in_a_call: bool = False  # how it blocks, if it blocks: in a call, or for an event
     limiter: str = "default"
-    with_options: bool = False  # whether it is called by way of a wrapper though it need not be
+    with_options: bool = False  # whether it is called through a wrapper without need
     shares_context: bool = False  # with its siblings
     prefetch: int = 0
     taken: int = 99  # how many items the consumer of an iterator takes
@@ -92,7 +92,7 @@ def blocks(node: Node) -> bool:
 
 
 def fitted(node: Node, parent_is_sync: bool) -> Node:
-    """Return *node* as it can be under its parent, its children fitted as well."""
+    """Return *node* with only the options that are possible under its parent, and the same for its children."""
     place, fate, changes = node.place, node.fate, dict[str, Any]()
     if fate == "abandoned" and place != "thread":
         fate = "cancelled"
@@ -100,7 +100,7 @@ def fitted(node: Node, parent_is_sync: bool) -> Node:
         place in ("iterator", "context manager")
         or (parent_is_sync and fate != "times out")
         or (place == "process" and fate != "times out")
-        or (place == "background" and fate == "times out")  # it has no options
+        or (place == "background" and fate == "times out")  # no timeout option
     ):
         fate = "runs"
     if place in ("iterator", "context manager"):
@@ -108,11 +108,11 @@ def fitted(node: Node, parent_is_sync: bool) -> Node:
     elif place == "process":
         changes = {"children": ()}
     elif place == "executor":
-        changes = {"waits_in_a_call": False}  # its threads belong to no loop: nothing cancels their calls
+        changes = {"waits_in_a_call": False}  # its threads belong to no loop, so nothing cancels their calls
     node = Node(**{**vars(node), **changes, "fate": fate})
-    if blocks(node):  # it must come to that, and not too late
+    if blocks(node):  # it must begin to block before it times out
         node = Node(**{**vars(node), "lets_through": False, "children": node.children * (node.fate != "times out")})
-    # The children of what runs its children in steps run where the steps do: across the border.
+    # An iterator and a context manager called from async code run their children in sync code, and the reverse.
     inner_is_sync = is_sync(node) if node.place not in ("iterator", "context manager") else not parent_is_sync
     children = tuple(fitted(child, inner_is_sync) for child in node.children)
     return Node(**{**vars(node), "children": children, "at_once": node.at_once and not inner_is_sync})
@@ -140,11 +140,11 @@ def trees(max_leaves: int = 12) -> st.SearchStrategy[Node]:
     )
 
 
-# What a plain sequential program makes of it.
+# The outcome in a plain sequential program.
 
 
 def expected(node: Node) -> Outcome:
-    """Return what comes of a call: a value with what came of the children, or how it failed."""
+    """Return the outcome of a call: a value with the outcomes of the children, or how it failed."""
     if node.fate == "times out":
         return ("timeout", SHORT_SECONDS)
     if blocks(node):
@@ -174,10 +174,10 @@ def as_outcome(exc: BaseException) -> Outcome:
     raise exc
 
 
-# What the library makes of it.
+# The outcome with the library.
 
-path: ContextVar[tuple[int, ...]] = ContextVar("path", default=())  # of positions in the tree
-trail: ContextVar[tuple[int, ...]] = ContextVar("trail", default=())  # of the siblings that share a context
+path: ContextVar[tuple[int, ...]] = ContextVar("path", default=())  # position of the running node in the tree
+trail: ContextVar[tuple[int, ...]] = ContextVar("trail", default=())  # siblings that have run in this context
 
 
 def context_to_share() -> Context:
@@ -188,7 +188,7 @@ def context_to_share() -> Context:
 
 @dataclass
 class Gate:
-    """How one call that blocks and whoever ends it know of each other."""
+    """The events between a blocking call and the code that ends it."""
 
     started: threading.Event
     opened: threading.Event
@@ -196,14 +196,14 @@ class Gate:
 
 
 class Run:
-    """One tree, called for real."""
+    """One tree of calls, made with the library."""
 
     def __init__(self, executor: ThreadPoolExecutor, asyncio_only: bool) -> None:
         self.executor = executor
         self.asyncio_only = asyncio_only
         self.limiters = {"one": anyio.CapacityLimiter(1), "two": anyio.CapacityLimiter(2)}
-        self.running: Counter[str] = Counter()  # nodes in threads that do not wait in a call, by limiter
-        self.excused = 0  # how many more than the limit may run: those let in after a stall, and those left behind
+        self.running: Counter[str] = Counter()  # by limiter: nodes in threads, unless they wait in a call
+        self.excused = 0  # may run beyond the limit: let in after a stall, or left behind
         self.problems: list[str] = []
         self.lock = threading.Lock()
         self.open_gates: list[Gate] = []
@@ -212,7 +212,7 @@ class Run:
         self.problems.append(what)
 
     def account(self, node: Node, change: int) -> None:
-        """Count those that run in threads under the limiters of our own, whose totals we know."""
+        """Count the nodes that run in threads under one of our own limiters, and compare with its total."""
         if node.place != "thread" or node.limiter not in self.limiters:
             return
         with self.lock:
@@ -223,7 +223,7 @@ class Run:
 
     @contextmanager
     def inside(self, node: Node, where: tuple[int, ...], siblings: tuple[int, ...] | None) -> Iterator[None]:
-        """Do what each function does first and last."""
+        """Check and set the context variables around the body of a function."""
         if path.get() != where[:-1]:
             self.problem(f"{where} sees the context of {path.get()}")
         if siblings is not None and trail.get() != siblings:
@@ -328,7 +328,7 @@ class Run:
         return options
 
     def shares(self, node: Node) -> bool:
-        """Whether a node runs in the context of its siblings. Not one that nobody waits for: it would keep that."""
+        """Return whether a node runs in its siblings' context. A blocking one does not: abandoned, it would keep it."""
         return node.shares_context and node.place in ("thread", "loop") and not blocks(node)
 
     def needs_options(self, node: Node, context: Context | None) -> bool:
@@ -349,7 +349,7 @@ class Run:
     def call_sync(
         self, node: Node, where: tuple[int, ...], context: Context, shared: tuple[int, ...]
     ) -> tuple[Outcome, tuple[int, ...]]:
-        """Call *node* from sync code, and return what came of it, and which siblings have shared the context by now."""
+        """Call *node* from sync code. Return its outcome, and the siblings that have shared the context so far."""
         gate = self.gate_of(node)
         siblings = shared if self.shares(node) else None
         try:
@@ -406,7 +406,7 @@ class Run:
     async def call(
         self, node: Node, where: tuple[int, ...], context: Context | None, shared: tuple[int, ...]
     ) -> tuple[Outcome, tuple[int, ...]]:
-        """Call *node* from async code, and return what came of it, and which siblings have shared the context."""
+        """Call *node* from async code. Return its outcome, and the siblings that have shared the context so far."""
         gate = self.gate_of(node)
         siblings = shared if context is not None and self.shares(node) else None
         call = partial(self.make_call, node, where, gate, context, siblings)
@@ -426,7 +426,7 @@ class Run:
         return outcome
 
     async def call_and_cancel(self, call: Callable[[], Any], node: Node, gate: Gate) -> Outcome:
-        """Make a call, cancel it when its function runs, and see to it that the function can end."""
+        """Make a call, cancel it when its function runs, and let the function end."""
         outcomes: list[Outcome] = []
         done = anyio.Event()
         scope = anyio.CancelScope()
@@ -446,7 +446,7 @@ class Run:
                 await anyio.sleep(0.001)
             cancel()
             if node.fate != "abandoned":
-                gate.opened.set()  # for the call waits for its function now; an abandoned one must not
+                gate.opened.set()  # the call waits for its function, unless it is abandoned
 
         if natively:
             import asyncio
@@ -464,7 +464,7 @@ class Run:
         return outcomes[-1] if outcomes else ()
 
     def check_the_end(self, node: Node, where: tuple[int, ...], gate: Gate | None) -> None:
-        """After a call: has its function ended, where it was to be waited for? And let it go."""
+        """After a call, check that its function has ended if the call had to wait for it. Then let the function end."""
         if gate is None:
             return
         waited_for = node.place in ("loop", "background") or node.fate in ("cancelled", "cancelled natively")
@@ -521,7 +521,7 @@ class Run:
             return await in_eventloop(self.async_function, **options)(*arguments)
         return await self.async_function(*arguments)
 
-    # What runs its children in steps.
+    # Iterators and context managers, which run their children in steps.
 
     def sync_steps(self, node: Node, where: tuple[int, ...], closed: threading.Event) -> Iterator[Outcome]:
         token = path.set(where)
@@ -572,7 +572,7 @@ class Run:
 
 
 def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, root: str) -> list[str]:
-    """Run *tree* with *limit* threads in each loop, and return what is wrong with what came of it."""
+    """Run *tree* with *limit* threads in each loop, and return the problems."""
     asyncio_only = backend[0] == "asyncio"
     outcomes: list[Outcome] = []
     errors: list[BaseException] = []
@@ -629,7 +629,7 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
 
 
 def leftovers() -> list[str]:
-    """Return what is left over, when it has had the time to end."""
+    """Return what is still left after a while."""
     background = _background._background_thread
 
     def left() -> list[str]:

@@ -1,10 +1,10 @@
-"""Many threads and loops, small limits, garbage, and a signal handler that raises: `python tests/stress.py SECONDS`.
+"""Stress the package with threads, loops, small limits, garbage and signals: `python tests/stress.py SECONDS`.
 
-Each round runs an event loop in the main thread, where a timer's handler raises now and then, at whichever bytecode of
-the package it finds (elsewhere it would test Python's own loops, and anyio), and plain threads beside it. At the end of
-a round every call has been answered, no slot is taken, and no thread is left that was not there before.
+Each round runs an event loop in the main thread, and plain threads beside it. Meanwhile a timer's signal handler raises
+in the main thread again and again, at random bytecodes. It raises in this package only: elsewhere it would test anyio
+and Python's own loops. After each round, every call has ended, no slot is taken, and no new thread is left.
 
-`test_stress.py` runs it for a few seconds. Its last line counts what was done: a soak runs for an hour.
+`test_stress.py` runs it for a few seconds; a soak test runs it for an hour. The last line of output counts the calls.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
-HANG_SECONDS = 30.0  # how long a round, or its cleanup, may take: far longer than any does
+HANG_SECONDS = 30.0  # for a round or its cleanup; far longer than any takes
 TIMER_SECONDS = 0.003  # from the end of one handler to the next signal
-SWITCH_SECONDS = 0.0005  # for how long a thread keeps the GIL from others: shorter means more orders of events
+SWITCH_SECONDS = 0.0005  # how long a thread keeps the GIL; a short time makes more orders of events
 CALLS_PER_ROUND = 300
 THREADS = 4
 
@@ -72,17 +72,17 @@ class Alarm(Exception):  # noqa: N818
 Expected = (Alarm, CallTimeoutError, LoopEndedError)
 counts: Counter[str] = Counter()
 executor = ThreadPoolExecutor(2)
-places: deque[str] = deque(maxlen=3)  # where the last ones were raised
+places: deque[str] = deque(maxlen=3)  # where the last alarms were raised
 armed = False  # whether the handler raises
-ticking = False  # whether it is called again
+ticking = False  # whether the timer is set again
 
 
 def handle(signum: int, frame: FrameType | None) -> None:
-    # the timer rings once and is wound up here: one that goes by itself could ring again whenever this thread gets the
-    # GIL back, and then nothing but handlers would run
+    # A one-shot timer, set again here. A periodic one could fire each time this thread gets the GIL back, and then only
+    # handlers would run.
     if ticking:
         signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
-    if sys.exc_info()[0] is not None:  # one at a time: the last one may still be on its way
+    if sys.exc_info()[0] is not None:  # the last alarm may still propagate: only one at a time
         return
     if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         counts["alarms"] += 1
@@ -122,7 +122,7 @@ async def numbers() -> AsyncIterator[int]:
 
 
 class Garbage:
-    """A cycle that holds a call which was begun and never ended, until the garbage collector finds it."""
+    """A reference cycle that holds an unfinished call until the garbage collector finds it."""
 
     def __init__(self, held: object) -> None:
         self.held = held
@@ -137,7 +137,7 @@ def a_limiter() -> anyio.CapacityLimiter:
 
 
 async def drop_a_call() -> int:
-    """Begin a call that queues or runs, and leave it to the garbage collector, on whichever thread that runs."""
+    """Create a call that is never awaited, and leave it to the garbage collector, which may run in any thread."""
     call: Any = in_threadpool(time.sleep, limiter=a_limiter())(0.0001)
     Garbage(call)
     return 1
@@ -211,7 +211,7 @@ SYNC: list[Callable[[], int]] = [
     sync_over_an_iterator,
 ]
 ASYNC += [lambda: run_in_threadpool(random.choice(SYNC)), lambda: anyio.to_thread.run_sync(random.choice(SYNC))]
-RARELY = 0.02  # how often a sync call starts a loop of its own
+RARELY = 0.02  # the share of sync calls that start their own loop
 
 
 def sync_call() -> None:
@@ -252,7 +252,7 @@ def main_thread(backend: str) -> None:
 
 
 def only_expected(exc: BaseException) -> bool:
-    """Return whether an event loop may end with *exc*, for the handler raised in what it does between calls."""
+    """Return whether an event loop may end with *exc*, because the handler raised in it between calls."""
     members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
     if members:
         return all(map(only_expected, members))
@@ -273,7 +273,7 @@ failures: list[BaseException] = []
 
 
 def left_behind(before: set[threading.Thread]) -> list[object]:
-    # anyio and trio keep idle threads for a while, the background event loop those that stand by, the pool its workers
+    # idle threads of anyio and trio, of the background event loop and of the process pool may stay
     threads = [each for each in threading.enumerate() if each not in before and not each.name.startswith(IDLE)]
     limits = [
         f"limit with {limit.occupied} slots taken, {len(limit.queue)} calls queued"
@@ -298,7 +298,7 @@ def one_round(backend: str) -> None:
     try:
         armed = True
         main_thread(backend)
-    except Alarm:  # just as the handler was told to stop
+    except Alarm:  # raised just before `armed` was reset
         pass
     finally:
         armed = False
@@ -317,7 +317,7 @@ def one_round(backend: str) -> None:
 
 
 def say_who_waits() -> None:
-    """Write where each task and each thread stands: to be called from a thread, while a program stands still."""
+    """Print where each task and each thread is. Call it from another thread while the program hangs."""
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
     for call in gc.get_objects():
@@ -342,7 +342,7 @@ CALL_STATE = ("_work", "loop", "accepted", "bypassing", "aborted", "missed", "_a
 
 
 class Guard:
-    """Ends the program, and says who waits for whom, if it is not told in time that all is well."""
+    """Ends the program with a report of who waits for whom, unless `all_is_well` is called in time."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -365,12 +365,12 @@ def main() -> None:
     seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
     random.seed(seed)
     print(f"seed {seed}", flush=True)
-    logging.disable(logging.CRITICAL)  # asyncio tells of what is raised in its callbacks
-    sys.unraisablehook = lambda _: None  # as the handler also raises in finalizers
+    logging.disable(logging.CRITICAL)  # asyncio logs exceptions in its callbacks
+    sys.unraisablehook = lambda _: None  # the handler raises in finalizers too
     sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]
     gc.collect()
-    gc.freeze()  # so that a collection looks at what the calls make alone
-    if has_gil():  # else each one stops all threads
+    gc.freeze()  # collections visit only what the calls create
+    if has_gil():  # without a GIL, each collection stops all threads
         gc.set_threshold(50)
     signal.signal(signal.SIGALRM, handle)
     sys.setswitchinterval(SWITCH_SECONDS)

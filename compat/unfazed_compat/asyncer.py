@@ -2,23 +2,23 @@
 
 | promise of asyncer 0.0.18 (https://asyncer.tiangolo.com) | kept |
 |---|---|
-| the functions that they return take what the original takes, and are typed so | yes |
-| … and have its name and docstring | yes |
-| … and are real functions, `async def` ones from `asyncify`, which frameworks ask for (Starlette's `Route`) | yes |
+| the returned functions have the parameters and the types of the original | yes |
+| … its name and its docstring | yes |
+| … and are real functions (`async def` for `asyncify`), as frameworks such as Starlette (`Route`) require | yes |
 | `asyncify` runs a function in a worker thread, in a copy of the caller's context | yes |
-| … at most as many at once as `limiter`, or else anyio's default one, says | yes, from all loops and threads together |
+| … `limiter`, or else anyio's default limiter, bounds how many run at once | yes, over all loops and threads |
 | `abandon_on_cancel`: a cancelled call leaves its thread behind | yes; it keeps its slot until it ends |
-| … otherwise it waits for it | yes; after asyncio's own `task.cancel()` as well |
-| `cancellable` is the same, and deprecated | yes |
-| `asyncify` of an async function gives its coroutine | no: that is a `TypeError` |
-| `syncify` runs an async function in the loop of the worker thread that calls | yes; in workers of plain trio as well |
-| … which it holds up meanwhile: nested calls can use up all threads and wait for ever | no: it lends its slot |
-| … and is cancelled with the task that waits for the thread | yes; on asyncio, too, where that came first |
-| … elsewhere it is an error | yes, `anyio.NoEventLoopError` |
-| … elsewhere it starts a loop there for each call, with `raise_sync_error=False` | yes |
+| … otherwise a cancelled call waits for its thread | yes; also after asyncio's own `task.cancel()` |
+| `cancellable` is a deprecated name of `abandon_on_cancel` | yes |
+| `asyncify` of an async function returns its coroutine | no: it raises `TypeError` |
+| `syncify` runs an async function in the loop of the calling worker thread | yes; also in workers of plain trio |
+| … it keeps its worker thread: nested calls can use up all threads and deadlock | no: it lends its slot |
+| … it is cancelled with the task that waits for the thread | yes; on asyncio also if that was cancelled before |
+| … in other threads it is an error | yes, `anyio.NoEventLoopError` |
+| … with `raise_sync_error=False`, it starts a loop in other threads for each call | yes |
 | `runnify` starts a loop for each call, with `backend` and `backend_options` | yes |
-| a thread whose own loop is running is a `RuntimeError` | yes, one that says what to write instead |
-| in a forked child `syncify` waits for a loop that is gone | no: it uses the background event loop |
+| in a thread whose own loop is running, it raises `RuntimeError` | yes; the message says what to write instead |
+| in a forked child, `syncify` waits for a loop that is gone | no: it uses the background event loop |
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ def asyncify(
     cancellable: bool | None = None,
     limiter: anyio.CapacityLimiter | None = None,
 ) -> Callable[P, Awaitable[T]]:
-    """Make an async function of a sync one, which it calls in a worker thread.
+    """Return an async function that calls a sync one in a worker thread.
 
-    `in_threadpool` documents the cancellation and the errors; what that returns has a `.sync` twin as well.
+    `in_threadpool` documents the cancellation and the errors. What `in_threadpool` returns also has a `.sync` twin.
 
     Args:
         function: A sync function.
-        abandon_on_cancel: Whether a call that is cancelled leaves its thread behind, which runs on unseen.
+        abandon_on_cancel: Whether a cancelled call leaves its thread behind. That runs on; nobody gets its result.
         cancellable: The old name of `abandon_on_cancel`.
-        limiter: Bounds how many calls run at once; `None` is anyio's default thread limiter.
+        limiter: Bounds how many calls run at once. `None` means anyio's default thread limiter.
 
     Example:
         `await asyncify(read_file)(path)`
     """
     if cancellable is not None:
         abandon_on_cancel = cancellable
-        # asyncer's own tests look for these words
+        # asyncer's own tests check this text
         message = (
             "The `cancellable=` keyword argument to `asyncer.asyncify()` is deprecated since Asyncer 0.0.8: "
             "write `abandon_on_cancel=` instead"
@@ -78,22 +78,22 @@ def asyncify(
         result: T = await dual(*args, **kwargs)
         return result
 
-    call.__name__, call.__qualname__ = dual.__name__, dual.__qualname__  # which a `partial` has not
+    call.__name__, call.__qualname__ = dual.__name__, dual.__qualname__  # a `partial` has none
     return call
 
 
 def syncify(async_function: Callable[P, Coroutine[Any, Any, T]], raise_sync_error: bool = True) -> Callable[P, T]:
-    """Make a sync function of an async one, which it runs in the loop of the worker thread that calls it.
+    """Return a sync function that runs an async one in the event loop of the calling worker thread.
 
     `run_in_eventloop_sync` documents the cancellation and the errors.
 
     Args:
         async_function: An async function.
-        raise_sync_error: Whether a call from elsewhere is an error; with `False` it starts a loop of its own.
+        raise_sync_error: Whether a call from any other thread is an error. If not, each call starts a loop.
 
     Raises:
-        NoEventLoopError: When it is called, if this thread is no worker, unless with `raise_sync_error=False`.
-        LoopThreadError: When it is called, if an event loop is running in this thread, which it would block.
+        NoEventLoopError: On a call, if the thread is not a worker and *raise_sync_error* is true.
+        LoopThreadError: On a call, if an event loop is running in this thread. The call would block that loop.
 
     Example:
         `page = syncify(fetch)(url)`
@@ -121,17 +121,17 @@ def runnify(
     backend: str = "asyncio",
     backend_options: dict[str, Any] | None = None,
 ) -> Callable[P, T]:
-    """Make a sync function of an async one, which it runs in a new event loop for each call.
+    """Return a sync function that runs an async one in a new event loop for each call.
 
-    `run_in_eventloop_sync` makes all calls in the same one.
+    `run_in_eventloop_sync` runs all calls in the same loop.
 
     Args:
         async_function: An async function.
         backend: "asyncio" or "trio".
-        backend_options: What `anyio.run` takes under this name.
+        backend_options: The argument of the same name of `anyio.run`.
 
     Raises:
-        LoopThreadError: When it is called, if an event loop is running in this thread, which it would block.
+        LoopThreadError: On a call, if an event loop is running in this thread. The call would block that loop.
 
     Example:
         `runnify(main, backend="trio")()`
@@ -149,7 +149,7 @@ def runnify(
 def _is_worker() -> bool:
     """Return whether this thread is a worker of an event loop that anyio or trio runs."""
     trio: Any = sys.modules.get("trio")
-    # not there yet while another thread is importing trio
+    # missing while another thread is importing trio
     way_of_trio, cancelled_of_trio = getattr(trio, "from_thread", None), getattr(trio, "Cancelled", None)
     for way in filter(None, (from_thread, way_of_trio)):
         try:

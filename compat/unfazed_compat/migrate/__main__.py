@@ -1,4 +1,7 @@
-"""The command, if what it needs is installed. Worker processes run this file too: so nothing is imported out here."""
+"""The entry point of the command: check that its dependencies are installed, then run it.
+
+Worker processes run this file too, so it imports nothing at the top level.
+"""
 
 if __name__ == "__main__":
     import sys

@@ -1,4 +1,4 @@
-"""What an import binds, and every use of it, as libcst's scopes have it."""
+"""The names that imports bind, and all uses of these names, as libcst's scopes resolve them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Use:
-    """A place that uses a name which moves."""
+    """One use of a name that moves."""
 
     name: str
     origin: str
@@ -30,19 +30,19 @@ class Use:
 
     @property
     def module_node(self) -> cst.BaseExpression:
-        """What stands for the module, where the name is an attribute of it."""
+        """The part of an attribute access that names the module."""
         return cst.ensure_type(self.node, cst.Attribute).value
 
 
 @dataclass(eq=False)
 class Binding:
-    """One name of an import statement, for names that move."""
+    """One name that an import statement binds, if it moves or contains names that move."""
 
     statement: cst.Import | cst.ImportFrom
     alias: cst.ImportAlias
     bound: str
     module: Module
-    name: str = ""  # nothing: it is a whole module
+    name: str = ""  # empty: the whole module
     origin: str = ""
     uses: list[Use] = field(default_factory=list[Use])
     problem: str = ""  # why it is left alone
@@ -53,18 +53,18 @@ class Binding:
 
     @property
     def is_dotted(self) -> bool:
-        """Whether it is used by its whole dotted name."""
+        """Whether the code uses the full dotted name, as after `import asgiref.sync`."""
         return isinstance(self.statement, cst.Import) and self.alias.asname is None
 
     @property
     def targets(self) -> list[str]:
-        """The modules that take the place of its own."""
+        """The modules that replace the imported one."""
         origins = [self.origin] if self.origin else sorted({use.origin for use in self.uses})
         return list(dict.fromkeys(ORIGINS[origin].target for origin in origins))
 
 
 def find_bindings(module: Module) -> Iterator[Binding]:
-    """Return what the imports of *module* bind of all that moves."""
+    """Yield the bindings of names that move."""
     for statement in module.imports:
         if isinstance(statement.names, cst.ImportStar):
             continue
@@ -96,7 +96,7 @@ def _binding(module: Module, statement: cst.Import | cst.ImportFrom, alias: cst.
 
 
 def resolve(module: Module, bindings: Iterable[Binding]) -> None:
-    """Collect the uses of names, which is what takes longest."""
+    """Collect the uses of imported names. This is the slowest step of all."""
     for binding in bindings:
         if binding.name:
             for access in _accesses(binding.scope, [binding.bound]):
@@ -106,13 +106,13 @@ def resolve(module: Module, bindings: Iterable[Binding]) -> None:
 
 
 def _accesses(scope: Scope, names: Iterable[str]) -> list[Access]:
-    """Return all uses of what *scope* binds to *names*."""
+    """Return all uses of the *names* that *scope* binds."""
     found = {access: None for name in names for each in scope.assignments[name] for access in each.references}
     return list(found)
 
 
 def _collect_attributes(module: Module, binding: Binding) -> None:
-    """Collect the uses of a module by a name of its own: `sync.sync_to_async`."""
+    """Collect the uses of a module that has a plain name: `sync.sync_to_async`."""
     for access in _accesses(binding.scope, [binding.bound]):
         parent = module.parent(access.node) if module.is_code(access.node) else None
         if isinstance(parent, cst.Attribute) and parent.attr.value in ORIGINS[binding.origin].names:
@@ -125,7 +125,7 @@ def _collect_attributes(module: Module, binding: Binding) -> None:
 
 
 def _collect_dotted(module: Module, binding: Binding) -> None:
-    """Collect the uses of a module by its dotted name: `asgiref.sync.sync_to_async`."""
+    """Collect the uses of a module that has a dotted name: `asgiref.sync.sync_to_async`."""
     root = binding.bound.partition(".")[0]
     group = [
         each
@@ -155,7 +155,7 @@ def _collect_dotted(module: Module, binding: Binding) -> None:
 
 
 def _chain(module: Module, node: cst.CSTNode) -> list[cst.CSTNode]:
-    """Return *node* and the attributes of attributes of it."""
+    """Return *node* and the attribute accesses around it, innermost first: `a`, `a.b`, `a.b.c`."""
     chain = [node]
     parent = module.parent(node)
     while isinstance(parent, cst.Attribute) and parent.value is chain[-1]:
@@ -171,14 +171,15 @@ def _add(module: Module, binding: Binding, origin: str, node: cst.Attribute) -> 
 
 
 def certain_name(module: Module, scope: Scope, name: str) -> bool:
-    """Return whether one statement alone binds *name* in *scope*."""
+    """Return whether exactly one statement binds *name* in *scope*."""
     return len(module.assignments(scope, name)) == 1 and name not in module.captured
 
 
 def certain(module: Module, use: Use) -> bool:
-    """Return whether *use* can be of nothing but what its import binds.
+    """Return whether *use* surely refers to what its import binds.
 
-    libcst knows the order of the lines, but not loops, nor what calls what when: so one other binding is too many.
+    libcst knows the order of lines. It knows neither loops nor the order of calls. So any other binding of the same
+    name makes the use uncertain.
     """
     binding = use.binding
     root = binding.bound.partition(".")[0]

@@ -1,8 +1,9 @@
-"""Iterators written by hand, that fetch each item in a thread: they become `iterate_in_threadpool`.
+"""Rewrite "bridges" to `iterate_in_threadpool`.
 
-An async generator that does nothing else is rewritten. It makes an iterator, asks for the next item in a loop, by
-`next` with a sentinel or by a function that turns `StopIteration` into `StopAsyncIteration`, and yields the items.
-Whatever is written in another way is reported.
+A bridge is a hand-written async generator that fetches each item of a sync iterator in a thread. It is rewritten if it
+does nothing else: it makes an iterator, fetches the next item in a loop, and yields it. To find the end, it calls
+`next` with a sentinel, or a function that turns `StopIteration` into `StopAsyncIteration`. Bridges of any other form
+are reported.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ _LOOPS: tuple[m.While, ...] = (
 
 @dataclass
 class _Bridge:
-    """An async generator that is nothing but a bridge."""
+    """The parts of a bridge that can be rewritten."""
 
     iterable: cst.BaseExpression
     item: str
@@ -110,7 +111,7 @@ class _Bridge:
 
 
 def plan_bridges(plan: Plan, bindings: Sequence[Binding]) -> None:
-    """Plan what becomes of the bridges, and report those that are written in another way."""
+    """Plan how to rewrite bridges, and report those of any other form."""
     module = plan.module
     uses: dict[cst.CSTNode, Use] = {
         use.node: use for binding in bindings if not binding.problem for use in binding.uses if certain(module, use)
@@ -149,7 +150,7 @@ def _has_docstring(function: cst.FunctionDef) -> bool:
 
 
 def _bridge(plan: Plan, function: cst.FunctionDef, uses: dict[cst.CSTNode, Use]) -> _Bridge | None:
-    """Return what *function* is made of, if it is a bridge and nothing else."""
+    """Return the parts of *function* if it is a bridge and does nothing else."""
     if not isinstance(function.body, cst.IndentedBlock):
         return None
     lines = list(function.body.body[_has_docstring(function) :])
@@ -200,7 +201,7 @@ def _one(node: cst.CSTNode | Sequence[cst.CSTNode] | None) -> cst.CSTNode | None
 
 
 def _wrapped(plan: Plan, call: cst.Call, uses: dict[cst.CSTNode, Use]) -> Use | None:
-    """Return the use of `sync_to_async` that *call* calls, if it may run in any thread."""
+    """Return the `sync_to_async` in *call*, if the function may run in any thread."""
     inner = cst.ensure_type(call.func, cst.Call)
     use = uses.get(inner.func)
     if use is None or use.name != "sync_to_async" or use.name in plan.options.patched:
@@ -214,7 +215,7 @@ def _wrapped(plan: Plan, call: cst.Call, uses: dict[cst.CSTNode, Use]) -> Use | 
 
 
 def _steps(plan: Plan, fetch: cst.Call, iterator: str, end: str, step: str) -> bool:
-    """Return whether *fetch* gets the next item of *iterator*, in the way that its loop expects."""
+    """Return whether *fetch* gets the next item of *iterator* and signals the end as its loop expects."""
     function = cst.ensure_type(fetch.func, cst.Call).args[0].value
     given = [full_name(each.value) for each in fetch.args if each.keyword is None and not each.star]
     if len(given) != len(fetch.args):
@@ -235,7 +236,7 @@ def _steps(plan: Plan, fetch: cst.Call, iterator: str, end: str, step: str) -> b
 
 
 def _is_object(plan: Plan, node: cst.CSTNode, name: str) -> bool:
-    """Return whether *name* is bound to an object that is like no other."""
+    """Return whether *name* is bound to a fresh `object()`, and so can serve as a sentinel."""
     definition = plan.module.definition(node, name)
     if definition is None or not plan.module.is_code(definition):
         return False

@@ -1,6 +1,6 @@
-"""Calls, stored wrappers and decorators are rewritten to the native helpers, where that is safe.
+"""Rewrite calls, stored wrappers and decorators to the native helpers, if that is safe.
 
-What is thread-sensitive stays with the adapter, unless the path was named in `--no-affinity`.
+Thread-sensitive calls stay with the adapter, unless `--no-affinity` names the path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _WRAPPERS = ("sync_to_async", "database_sync_to_async", "async_to_sync")
 
-# What wrappers of asgiref have, and ours have not.
+# Attributes that asgiref's wrappers have and ours do not.
 _ATTRIBUTES = frozenset({"_executor", "_thread_sensitive", "awaitable", "context", "force_new_loop", "func"})
 
 _MAY_BE_IN_TRANSACTION = (
@@ -37,7 +37,7 @@ _SETS_CONTEXT = "it sets context variables, which native helpers do not bring ba
 
 
 class _Site:
-    """One use of a wrapper: in a call, stored or passed on, or as a decorator."""
+    """One use of a wrapper: called, stored, passed on, or used as a decorator."""
 
     def __init__(self, plan: Plan, use: Use) -> None:
         module = plan.module
@@ -59,7 +59,7 @@ class _Site:
 
     @property
     def function(self) -> cst.BaseExpression | cst.FunctionDef | None:
-        """What is wrapped, as far as it is there to be seen."""
+        """The wrapped function or the expression for it; `None` if the code does not show it."""
         if self.decorated is not None:
             return self.decorated
         if self.wrapping is None or self.wrapping.function is None:
@@ -75,7 +75,7 @@ def _sites(plan: Plan, bindings: Sequence[Binding]) -> Iterator[_Site]:
 
 
 def plan_calls(plan: Plan, bindings: Sequence[Binding]) -> None:
-    """Report what is wrong with calls, and plan what becomes of those that can be native."""
+    """Report wrong calls, and plan the native form of those that have one."""
     sites = list(_sites(plan, bindings))
     affine: set[cst.CSTNode] = {site.use.node for site in sites if _is_affine(site)}
     for site in sites:
@@ -93,7 +93,7 @@ def plan_calls(plan: Plan, bindings: Sequence[Binding]) -> None:
 
 
 def _is_affine(site: _Site) -> bool:
-    """Return whether the function may run in one thread alone."""
+    """Return whether the function is thread-sensitive, or may be."""
     if site.use.name == "async_to_sync":
         return False
     option = None if site.wrapping is None else site.wrapping.options.get("thread_sensitive")
@@ -101,7 +101,7 @@ def _is_affine(site: _Site) -> bool:
 
 
 def _problem(plan: Plan, site: _Site) -> str:
-    """Return what is wrong at *site*, whatever is asked for."""
+    """Return what is wrong at *site*, with `--native` or without."""
     function = site.function
     if site.use.name == "async_to_sync":
         if site.outer is not None and plan.module.runs_in_loop(site.outer):
@@ -111,7 +111,7 @@ def _problem(plan: Plan, site: _Site) -> str:
 
 
 def _plan_native(plan: Plan, site: _Site, affine: set[cst.CSTNode]) -> str:
-    """Plan the native form, or return why there is none."""
+    """Plan the native form, or return why there is none; an empty text means no report."""
     name = site.use.name
     if name in plan.options.patched:
         return f"other files name the `{name}` of this one: it stays"
@@ -133,7 +133,7 @@ def _plan_native(plan: Plan, site: _Site, affine: set[cst.CSTNode]) -> str:
 
 
 def _plan_thread(plan: Plan, site: _Site, wrapping: Wrapping) -> str:
-    """Plan what becomes of `sync_to_async`."""
+    """Plan how to rewrite `sync_to_async`, or return why it stays."""
     sensitive = wrapping.options.get("thread_sensitive")
     if set(wrapping.options) - {"thread_sensitive", "executor", "context"}:
         return "`sync_to_async` has no such option"
@@ -163,7 +163,7 @@ def _plan_thread(plan: Plan, site: _Site, wrapping: Wrapping) -> str:
 
 
 def _plan_loop(plan: Plan, site: _Site, wrapping: Wrapping, affine: set[cst.CSTNode]) -> str:
-    """Plan what becomes of `async_to_sync`."""
+    """Plan how to rewrite `async_to_sync`, or return why it stays."""
     if wrapping.options.keys() - {"force_new_loop"}:
         return "`async_to_sync` has no such option"
     fresh = wrapping.options.get("force_new_loop")
@@ -196,7 +196,7 @@ def _sets_context(plan: Plan, function: cst.BaseExpression | cst.FunctionDef) ->
 
 
 def _may_be_none(plan: Plan, node: cst.BaseExpression) -> bool:
-    """Return whether *node* is a parameter or a variable that this file may leave at `None`."""
+    """Return whether *node* is a parameter, or a variable that may be `None`."""
     if not isinstance(node, cst.Name):
         return False
     module = plan.module
@@ -208,7 +208,7 @@ def _may_be_none(plan: Plan, node: cst.BaseExpression) -> bool:
 
 
 def _binds_none(plan: Plan, assignment: BaseAssignment) -> bool:
-    """Return whether *assignment* is a parameter, or binds a name to `None` or to nothing."""
+    """Return whether *assignment* is a parameter, sets `None`, or only declares a type."""
     definition = assignment.node if isinstance(assignment, Assignment) else None
     if isinstance(definition, cst.Name):
         statement = plan.module.parent(definition)
@@ -257,7 +257,7 @@ def _rewrite_wrapper(plan: Plan, site: _Site, wrapping: Wrapping, place: Place, 
 
 
 def _rewrite_decorated(plan: Plan, site: _Site, function: cst.FunctionDef) -> str:
-    """Rewrite `@async_to_sync`, and every use of what it decorates, if they are all here."""
+    """Rewrite `@async_to_sync` and every use of the decorated function, if all uses are in this file."""
     module, name = plan.module, function.name.value
     scope = module.scope(function)
     if isinstance(scope, ClassScope):
@@ -288,7 +288,7 @@ def _done(plan: Plan, site: _Site, helper: str, kind: str) -> str:
 
 
 def _attribute_of_asgiref(plan: Plan, site: _Site) -> str:
-    """Return what of asgiref's is asked of the wrapper, where it has a name."""
+    """Return an attribute of the wrapper that the file uses and that ours may not have."""
     module = plan.module
     parent = module.parent(site.node)
     if isinstance(parent, cst.Attribute):

@@ -1,4 +1,7 @@
-"""The command's options, and what it exits with: 0 for nothing to do or done, 1 for something to do, 2 for an error."""
+"""The command's options and exit codes.
+
+0 means that nothing had to change, or that the changes are written. 1 means that files would change. 2 means an error.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> _Arguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return what to exit with."""
+    """Run the command and return its exit code."""
     given = _parse(arguments)
     report = Report(results_on_stderr=given.is_stdin and given.write)
     try:
@@ -131,6 +134,6 @@ def _exit_code(given: _Arguments, results: Iterable[Result]) -> int:
 
 
 def _shown(path: Path) -> str:
-    """Return *path* as the user would write it."""
+    """Return *path* relative to the working directory, if it is below that."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

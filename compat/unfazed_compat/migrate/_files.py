@@ -1,4 +1,4 @@
-"""Which files there are: those named, and those in folders that git does not ignore."""
+"""Find the files: those that the user names, and those in named folders, unless git ignores them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LEFT_OUT = frozenset({"__pycache__", "node_modules"})
 
 
 class _Rules(NamedTuple):
-    """What one folder says that git ignores."""
+    """The ignore rules of one folder."""
 
     folder: Path
     spec: GitIgnoreSpec
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Return the files in *paths*, each once: what is named itself is never ignored."""
+    """Yield the files in *paths*, each once. A path that the user names is never ignored."""
     seen: set[Path] = set()
     for path in paths:
         for file in _walk(path.resolve(), _rules_above(path.resolve())) if path.is_dir() else [path.resolve()]:
@@ -54,7 +54,7 @@ def _is_left_out(folder: Path) -> bool:
 
 
 def _rules_of(folder: Path) -> list[_Rules]:
-    """Return what *folder* says itself; of a repository, what is noted for this copy alone as well."""
+    """Return the rules in *folder*: `.gitignore`, and `.git/info/exclude` if it is the root of a repository."""
     files = (folder / ".git" / "info" / "exclude", folder / ".gitignore")
     return [
         _Rules(folder, GitIgnoreSpec.from_lines(file.read_text(encoding="utf-8", errors="replace").splitlines()))
@@ -64,7 +64,7 @@ def _rules_of(folder: Path) -> list[_Rules]:
 
 
 def _rules_above(folder: Path) -> list[_Rules]:
-    """Return what the folders above say, up to the repository's."""
+    """Return the rules of the folders above, up to the root of the repository."""
     above: list[Path] = []
     for each in (folder, *folder.parents):
         if each != folder:
@@ -75,7 +75,7 @@ def _rules_above(folder: Path) -> list[_Rules]:
 
 
 def _is_ignored(path: Path, rules: list[_Rules], *, is_folder: bool) -> bool:
-    """Return whether git ignores *path*: what is said nearest to it decides."""
+    """Return whether git ignores *path*. The nearest rule that matches decides."""
     for folder, spec in reversed(rules):
         name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
         said = spec.check_file(name).include

@@ -1,4 +1,4 @@
-"""What is reported and not rewritten, whatever is asked for."""
+"""Find the places that are reported and never rewritten, with `--native` or without."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_in_imports(plan: Plan) -> None:
 
 
 def find_in_strings(plan: Plan) -> None:
-    """Report strings that name what moves, such as those that tests patch it by."""
+    """Report strings that contain a name that moves, such as the targets of `mock.patch`."""
     for string in plan.module.all_of(cst.SimpleString):
         if isinstance(plan.module.parent(string), cst.Expr):
             continue  # a docstring
@@ -52,9 +52,9 @@ def find_in_strings(plan: Plan) -> None:
 
 
 def looks_suspicious(module: Module, bindings: Sequence[Binding]) -> bool:
-    """Return whether there may be anything to report of the uses, going by the spelling alone.
+    """Return whether the uses may contain anything to report, judged by the spelling of names.
 
-    Only then the names are resolved: that takes longer than all the rest together.
+    Names are resolved only then, because resolving takes longer than everything else together.
     """
     bound = {binding.bound: binding.name for binding in bindings if binding.name in WRAPPERS | CLASSES}
     if module.end_handlers or any(not binding.name or binding.bound in module.captured for binding in bindings):
@@ -89,7 +89,7 @@ def _decorates_special(node: cst.CSTNode, module: Module, special: set[str]) -> 
 
 
 def find_in_bindings(plan: Plan, bindings: Sequence[Binding]) -> None:
-    """Report what is made of asgiref's classes, and leave their imports alone."""
+    """Report code that uses internals of asgiref, or inherits from its classes or checks for them."""
     for binding in bindings:
         for use in binding.uses:
             reason = _made_of(plan, use)
@@ -115,7 +115,7 @@ def _made_of(plan: Plan, use: Use) -> str:
 
 
 def wrong_for_thread(plan: Plan, use: Use, wrapped: cst.BaseExpression | Function) -> str:
-    """Return what is wrong with running *wrapped* in a thread, if it is."""
+    """Return what is wrong with running *wrapped* in a thread, or an empty text."""
     if plan.module.is_builtin(wrapped, _ALL_AT_ONCE):
         name = full_name(wrapped)
         return (

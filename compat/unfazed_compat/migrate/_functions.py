@@ -1,4 +1,4 @@
-"""What can be known of a function that is wrapped, where it is defined in the same file."""
+"""What a file shows of a wrapped function that it defines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Function = cst.FunctionDef | cst.Lambda
 
 
 def function_of(module: Module, node: cst.BaseExpression) -> Function | None:
-    """Return the function that *node* surely is, if this file has it."""
+    """Return the function that *node* surely refers to, if this file defines it."""
     if isinstance(node, cst.Lambda):
         return node
     found: cst.CSTNode | None = None
@@ -23,12 +23,12 @@ def function_of(module: Module, node: cst.BaseExpression) -> Function | None:
         found = module.definition(node, node.value)
     elif isinstance(node, cst.Attribute) and isinstance(node.value, cst.Name):
         found = _method(module, node, node.value.value, node.attr.value)
-    # a decorator may make anything of it
+    # a decorator may return anything
     return found if isinstance(found, cst.FunctionDef) and not found.decorators else None
 
 
 def _method(module: Module, node: cst.CSTNode, owner: str, name: str) -> cst.CSTNode | None:
-    """Return the method *name* of the class around, where *owner* is `self`."""
+    """Return the method *name* of the enclosing class, if *owner* is its `self`."""
     function: cst.CSTNode | None = module.enclosing_function(node)
     while function is not None:
         if isinstance(function, cst.FunctionDef) and function.params.params:
@@ -51,7 +51,7 @@ def is_generator(module: Module, function: Function | None) -> bool:
 
 
 class _Reached(NamedTuple):
-    """What is in one function."""
+    """The nodes inside one function."""
 
     nodes: set[cst.CSTNode]
     calls: list[cst.Call]
@@ -69,7 +69,7 @@ def _inside(function: Function) -> _Reached:
 
 
 def _reached(module: Module, function: Function) -> Iterator[_Reached]:
-    """Return what is in *function*, and in the functions of this file that it calls."""
+    """Yield the nodes inside *function*, and inside each function of this file that it calls or passes on."""
     seen: set[cst.CSTNode] = set()
     waiting: list[Function] = [function]
     while waiting:
@@ -85,12 +85,12 @@ def _reached(module: Module, function: Function) -> Iterator[_Reached]:
 
 
 def uses_any(module: Module, function: Function, nodes: set[cst.CSTNode]) -> bool:
-    """Return whether *function*, or what it calls here, has any of *nodes* in it."""
+    """Return whether *function*, or a function of this file that it calls, contains any of *nodes*."""
     return any(inside.nodes & nodes for inside in _reached(module, function))
 
 
 def sets_context(module: Module, function: Function) -> bool:
-    """Return whether *function*, or what it calls here, sets context variables, as far as this file shows."""
+    """Return whether this file shows that *function*, or a function that it calls, sets context variables."""
     for inside in _reached(module, function):
         for call in inside.calls:
             func = call.func
@@ -104,7 +104,7 @@ def sets_context(module: Module, function: Function) -> bool:
 
 
 def _is_made_by(module: Module, node: cst.BaseExpression, makers: tuple[str, ...], *, imported: bool) -> bool:
-    """Return whether *node* is what a call of one of *makers* gave, or was imported and may be."""
+    """Return whether *node* is an instance of one of *makers*. With *imported*, imported names count too."""
     if not isinstance(node, cst.Name):
         return imported and isinstance(node, cst.Attribute) and not full_name(node).startswith("self.")
     definition = module.definition(node, node.value)

@@ -1,4 +1,4 @@
-"""Imports are rewritten: where they stand, and in the form that they have."""
+"""Rewrite imports. Each keeps its position and its form."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from ._plan import Plan
 
-_LINE_LENGTH = 88  # the shortest that formatters of today leave alone, without the indent
+_LINE_LENGTH = 88  # characters without the indent; Black's default
 
 
 def plan_imports(plan: Plan, bindings: Sequence[Binding]) -> None:
-    """Plan what becomes of all imports that bind *bindings*."""
+    """Plan how to rewrite the imports that bind *bindings*."""
     by_statement: dict[cst.Import | cst.ImportFrom, dict[cst.ImportAlias, Binding]] = {}
     for binding in bindings:
         if binding.problem:
@@ -57,7 +57,7 @@ def _is_kept(plan: Plan, binding: Binding) -> bool:
 
 
 def _helper_imports(plan: Plan, bindings: Sequence[Binding], *, needed: bool) -> list[cst.BaseSmallStatement]:
-    """Return the import of the helpers that take the place of *bindings*."""
+    """Return the import of the helpers that replace *bindings*. Unless *needed*, leave out those that are imported."""
     helpers = sorted({helper for binding in bindings for helper in plan.helpers.get(binding, ())})
     if not needed:
         helpers = [each for each in helpers if not plan.module.assignments(bindings[0].scope, each)]
@@ -75,7 +75,7 @@ def _has_own_line(module: Module, statement: cst.CSTNode) -> bool:
 
 
 def _in_lines(statement: cst.ImportFrom) -> cst.ImportFrom:
-    """Return *statement* with a line for each name."""
+    """Return *statement* with each name in a line of its own."""
     assert not isinstance(statement.names, cst.ImportStar), "we have made it"
 
     def line(last_line: str) -> cst.ParenthesizedWhitespace:
@@ -93,7 +93,7 @@ def _in_lines(statement: cst.ImportFrom) -> cst.ImportFrom:
 def _of_import(
     plan: Plan, statement: cst.Import | cst.ImportFrom, moving: dict[cst.ImportAlias, Binding]
 ) -> list[cst.BaseSmallStatement] | None:
-    """Return what takes the place of `import asgiref.sync as sync`."""
+    """Return what replaces `import asgiref.sync as sync`, or `None` if it stays."""
     statement = cst.ensure_type(statement, cst.Import)
     names: list[cst.ImportAlias] = []
     changed = False
@@ -122,7 +122,7 @@ def _of_import(
 def _of_import_from(
     plan: Plan, statement: cst.Import | cst.ImportFrom, moving: dict[cst.ImportAlias, Binding]
 ) -> list[cst.BaseSmallStatement] | None:
-    """Return what takes the place of `from asgiref.sync import sync_to_async`."""
+    """Return what replaces `from asgiref.sync import sync_to_async`, or `None` if it stays."""
     statement = cst.ensure_type(statement, cst.ImportFrom)
     assert not isinstance(statement.names, cst.ImportStar), "it is reported"
     source = full_name(statement.module)
@@ -151,7 +151,7 @@ def _of_import_from(
 
 
 def _target(binding: Binding) -> tuple[str, cst.ImportAlias]:
-    """Return from where what takes the place of *binding* is imported, and how."""
+    """Return the module and the alias that import the replacement of *binding*."""
     (target,) = binding.targets
     if binding.name:
         return target, binding.alias
@@ -163,12 +163,12 @@ def _target(binding: Binding) -> tuple[str, cst.ImportAlias]:
 
 
 def _has_comment(module: Module, statement: cst.CSTNode) -> bool:
-    """Return whether the line has a comment, which would go with it."""
+    """Return whether the statement's line has a comment. Removing the line would remove it."""
     return has_comment(module.parent(statement))
 
 
 def _ended(names: Sequence[cst.ImportAlias], originals: Sequence[cst.ImportAlias]) -> list[cst.ImportAlias]:
-    """Return *names* with the last one ending as the last of the originals does."""
+    """Return *names*; the last one gets the comma of the last original."""
     *others, last = names
     end = originals[-1].comma
     if isinstance(last.comma, cst.Comma) and has_comment(last.comma):

@@ -1,6 +1,7 @@
-"""What files say about each other's names: tests patch them by strings, modules import them from where they are not.
+"""Which names files use from each other.
 
-A name that another file needs must not go when the calls in its own file become native.
+Tests patch names by strings, and modules import names that another module has imported itself. If another file uses a
+name, its import must stay when the calls in its own file become native.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ _IMPORT = re.compile(rb"from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n]*)")
 _NAME = re.compile(rb"\b(?:" + _NAMES + rb")\b")
 
 
-# What every file with something to do has in it, in an import or in a string: others are not parsed.
+# Every file that may change contains one of these words. Other files are not parsed.
 _WORDS = re.compile(rb"\b(?:asgiref|unfazed_compat|database_sync_to_async)\b|" + _STRING.pattern)
 
 
 def has_words(source: bytes) -> bool:
-    """Return whether there can be anything to do in *source*."""
+    """Return whether *source* may need changes or reports."""
     return _WORDS.search(source) is not None
 
 
 def mentions_in(source: bytes) -> set[tuple[str, str]]:
-    """Return the modules and names that *source* speaks of, without those that the names come from."""
+    """Return the pairs of module and name that *source* mentions, except for asgiref's and our own modules."""
     found = {(module, name) for module, name in _STRING.findall(source)}
     for module, names in _IMPORT.findall(source):
         found.update((module, name) for name in _NAME.findall(names))
@@ -39,7 +40,7 @@ def mentions_in(source: bytes) -> set[tuple[str, str]]:
 
 
 def names_of(path: Path, mentions: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Return the names that others need of the module in *path*."""
+    """Return the names that other files use from the module in *path*."""
     parts = path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts
     dotted = "." + ".".join(parts)
     return frozenset(

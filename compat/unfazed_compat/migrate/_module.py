@@ -1,4 +1,4 @@
-"""A parsed file: scopes, parents, lines. What nodes are is asked here, what becomes of them elsewhere."""
+"""A parsed file: its nodes, scopes, parents and lines. This module only reads; other modules plan changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Node = TypeVar("Node", bound=cst.CSTNode)
 
-# Where the end of an iterator becomes the end of an async one.
+# An `except StopIteration` that raises `StopAsyncIteration`.
 _ENDS = m.ExceptHandler(
     type=m.Name("StopIteration"),
     body=m.IndentedBlock(
@@ -36,7 +36,7 @@ _ENDS = m.ExceptHandler(
 )
 
 
-# What is left out of a walk: between the nodes that mean something.
+# Fields that `walk` skips: punctuation and empty lines.
 _TRIVIA = frozenset(
     {
         "comma",
@@ -60,9 +60,9 @@ def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
 
 
 def walk(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
-    """Return all nodes below *node* that mean something, each with its parent.
+    """Yield all nodes below *node*, except whitespace and punctuation, each with its parent.
 
-    libcst's visitors take ten times as long, for they go through all whitespace and call two methods for each node.
+    libcst's visitors take ten times as long: they visit all whitespace and call two methods for each node.
     """
     waiting = [node]
     while waiting:
@@ -76,7 +76,7 @@ def walk(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
 
 
 class Module:
-    """A parsed file, and what libcst knows of it."""
+    """A parsed file with libcst's metadata."""
 
     def __init__(self, tree: cst.Module) -> None:
         self.tree = tree
@@ -88,7 +88,7 @@ class Module:
         self.imports: list[cst.Import | cst.ImportFrom] = [*self.all_of(cst.Import), *self.all_of(cst.ImportFrom)]
         self.end_handlers = [each for each in self.all_of(cst.ExceptHandler) if m.matches(each, _ENDS)]
         self.async_defs = [each for each in self.all_of(cst.FunctionDef) if each.asynchronous]
-        # by `match`, which libcst's scopes do not know
+        # libcst's scopes do not know names that `match` binds
         captures = [
             *(each.name for each in self.all_of(cst.MatchAs)),
             *(each.name for each in self.all_of(cst.MatchStar)),
@@ -115,7 +115,7 @@ class Module:
         return scope
 
     def is_code(self, node: cst.CSTNode) -> bool:
-        """Return whether *node* is code of this file, and not a string that says what a type is."""
+        """Return whether *node* is code of this file, and not part of a string annotation."""
         return isinstance(node, (cst.Name, cst.Attribute)) and node in self._parents
 
     def parent(self, node: cst.CSTNode) -> cst.CSTNode:
@@ -127,7 +127,7 @@ class Module:
             yield node
 
     def enclosing_function(self, node: cst.CSTNode) -> cst.FunctionDef | cst.Lambda | None:
-        """Return the function whose body *node* is in: decorators and defaults are outside of theirs."""
+        """Return the function that has *node* in its body. Decorators and defaults are not in the body."""
         below = node
         for each in self.ancestors(node):
             if isinstance(each, (cst.FunctionDef, cst.Lambda)) and below is each.body:
@@ -136,29 +136,29 @@ class Module:
         return None
 
     def runs_in_loop(self, node: cst.CSTNode) -> bool:
-        """Return whether *node* is run by an async function."""
+        """Return whether *node* is in the body of an async function."""
         function = self.enclosing_function(node)
         return isinstance(function, cst.FunctionDef) and function.asynchronous is not None
 
     def assignments(self, scope: Scope, name: str) -> list[BaseAssignment]:
-        """Return what binds *name* in *scope* itself."""
+        """Return the assignments to *name* in *scope* itself."""
         return [each for each in scope.assignments[name] if each.scope is scope and isinstance(each, Assignment)]
 
     def scopes_up(self, scope: Scope) -> Iterator[Scope]:
-        """Return *scope* and those around it, up to the module's."""
+        """Yield *scope* and the scopes around it, up to the module's."""
         while not isinstance(scope, GlobalScope):
             yield scope
             scope = scope.parent
         yield scope
 
     def definition(self, node: cst.CSTNode, name: str) -> cst.CSTNode | None:
-        """Return what alone binds *name*, as *node* sees it, or nothing if several do or none."""
+        """Return the only node that binds *name* as *node* sees it, or `None` if there is not exactly one."""
         if name in self.captured:
             return None
         start = self.scope(node)
         for scope in self.scopes_up(start):
             if scope is not start and isinstance(scope, ClassScope):
-                continue  # not seen from its methods
+                continue  # methods do not see class variables
             found = self.assignments(scope, name)
             if found:
                 (first, *others) = found
@@ -166,7 +166,7 @@ class Module:
         return None
 
     def is_builtin(self, node: cst.CSTNode, names: frozenset[str]) -> bool:
-        """Return whether *node* is one of these builtins."""
+        """Return whether *node* is one of the builtins *names*."""
         return (
             isinstance(node, cst.Name)
             and node.value in names
@@ -178,7 +178,7 @@ class Module:
 
 
 def full_name(node: cst.CSTNode | None) -> str:
-    """Return a dotted name as it is written, or nothing."""
+    """Return a dotted name as it is written; an empty text if *node* is not one."""
     return "" if node is None else get_full_name_for_node(node) or ""
 
 

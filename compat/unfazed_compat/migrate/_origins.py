@@ -1,4 +1,4 @@
-"""The names that move, and where to. Nothing else may know them."""
+"""The names that move, and their new modules. No other file may list them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ORIGINS = {
     "asgiref.sync": Origin(ASGIREF, _SYNC_NAMES),
     "asgiref.local": Origin(ASGIREF, frozenset({"Local"})),
     "channels.db": Origin(DJANGO, frozenset({"database_sync_to_async"})),
-    # what has moved already: its calls may still become native
+    # names that have moved already: their calls may still become native
     ASGIREF: Origin(ASGIREF, _SYNC_NAMES | {"Local"}),
     DJANGO: Origin(DJANGO, frozenset({"database_sync_to_async"})),
 }
@@ -44,5 +44,5 @@ NAMED_IN_STRINGS = WRAPPERS | CLASSES | {"Local", "ThreadSensitiveContext"}
 
 
 def is_package_of_origin(module: str) -> bool:
-    """Return whether *module* is a package with a module whose names move."""
+    """Return whether *module* is a package that contains a module whose names move."""
     return any(origin.startswith(f"{module}.") for origin in ORIGINS)

@@ -1,7 +1,7 @@
-"""Whether a file uses Django's ORM, as far as its names show: then its thread may have a transaction open.
+"""Guess from its names whether a file uses Django's ORM. If so, a thread that runs its code may be in a transaction.
 
-A transaction belongs to the thread that opened it. `async_to_sync` runs its function so that thread-sensitive code
-comes back to the calling thread, and into its transaction; the background event loop has threads of its own.
+A transaction belongs to the thread that opened it. `async_to_sync` runs thread-sensitive code in the calling thread,
+and so in its transaction. The background event loop would run it in other threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ._module import Module
 
-# Modules, and packages with all that is in them.
+# Modules, and packages with everything in them.
 _MODULES = ("channels.db", "django.contrib", "django.db", "django.test", "unfazed_compat.django")
 _FUNCTIONS = frozenset({"get_list_or_404", "get_model", "get_object_or_404", "get_user_model"})
 _ATTRIBUTES = frozenset({"_base_manager", "_default_manager", "django_db", "get_model", "objects"})
@@ -31,9 +31,9 @@ def uses_orm(module: Module) -> bool:
 
 
 def _imported(statement: cst.Import | cst.ImportFrom) -> Iterator[str]:
-    """Return the dotted names that *statement* imports."""
+    """Yield the dotted names that *statement* imports."""
     source = full_name(statement.module) if isinstance(statement, cst.ImportFrom) else ""
-    # where a star may hide any name, nothing is rewritten anyhow
+    # with a star import, nothing is rewritten anyway
     for alias in () if isinstance(statement.names, cst.ImportStar) else statement.names:
         yield f"{source}.{alias.evaluated_name}".removeprefix(".")
 

@@ -1,4 +1,4 @@
-"""What is to be changed in a file, gathered; then done, all at once."""
+"""Collect the changes to a file, then apply them all at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is asked for, for one file."""
+    """The options for one file."""
 
     native: bool = False
     no_affinity: bool = False
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be changed in one file."""
+    """The changes to one file, and the reports about it."""
 
     module: Module
     options: Options
@@ -47,7 +47,7 @@ class Plan:
     counts: Counter[str] = field(default_factory=Counter[str])
     helpers: dict[Binding, set[str]] = field(default_factory=lambda: defaultdict(set))
     gone: set[Use] = field(default_factory=set["Use"])
-    left_out: set[cst.CSTNode] = field(default_factory=set[cst.CSTNode])  # what goes with its function
+    left_out: set[cst.CSTNode] = field(default_factory=set[cst.CSTNode])  # nodes that a rewrite removes
     _replaced: dict[cst.CSTNode, Callable[[Any], cst.CSTNode]] = field(
         default_factory=dict[cst.CSTNode, "Callable[[Any], cst.CSTNode]"]
     )
@@ -66,15 +66,15 @@ class Plan:
             self.findings.append(finding)
 
     def replace(self, node: cst.CSTNode, make: Callable[[Any], cst.CSTNode]) -> None:
-        """Have *make* make another node of *node*, after what is within it has been replaced."""
+        """Replace *node* with the result of *make*, which gets it after the nodes inside it were replaced."""
         self._replaced[node] = make
 
     def replace_statement(self, node: cst.CSTNode, others: Sequence[cst.BaseSmallStatement]) -> None:
-        """Have *others* stand where *node* does, each in a line of its own where there are lines."""
+        """Replace the statement *node* with *others*, each in a line of its own if *node* has one."""
         self._statements[node] = others
 
     def is_free(self, helper: str, *uses: Use) -> bool:
-        """Return whether *helper* is nothing else where *uses* are, nor where it will be imported."""
+        """Return whether *helper* has no other meaning in the scopes of *uses* and of their imports."""
         if helper in self.module.captured:
             return False
         starts = [scope for use in uses for scope in (self.module.scope(use.node), use.binding.scope)]
@@ -109,7 +109,7 @@ class _Transformer(cst.CSTTransformer):
         self._touched = touched
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        return node in self._touched  # no way down to where nothing changes
+        return node in self._touched  # skip nodes without changes
 
     def on_leave(self, original_node: Any, updated_node: Any) -> Any:
         updated_node = super().on_leave(original_node, updated_node)
@@ -122,7 +122,7 @@ class _Transformer(cst.CSTTransformer):
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine | cst.FlattenSentinel[cst.SimpleStatementLine]:
-        """Give each statement that takes the place of one a line of its own."""
+        """Give each replacing statement a line of its own."""
         if len(original_node.body) != 1 or len(updated_node.body) < 2:
             return updated_node
         first, *others = updated_node.body

@@ -1,4 +1,4 @@
-"""What the user sees: a diff, what was left alone, and a summary."""
+"""Print what the user sees: a diff, the places left alone, and a summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {
     "iterators": "iterator",
 }
 
-# What is counted though it does not change, and what is said of it.
+# Calls that are counted although they do not change, and their names in the summary.
 _LEFT = {
     "stays": "thread-sensitive call",
     "in_orm": "call of `async_to_sync` in files that use Django's ORM",
@@ -35,7 +35,7 @@ _LEFT = {
 
 
 class Report:
-    """Writes to the user: results on stdout, or where it is told, progress and errors on stderr."""
+    """Prints results to stdout, or to stderr if it is told to. Prints progress and errors to stderr."""
 
     def __init__(self, *, results_on_stderr: bool = False) -> None:
         self._errors = Console(stderr=True)
@@ -48,7 +48,7 @@ class Report:
         self._errors.print(Text(f"{path}: {reason}", "bold red"), soft_wrap=True)
 
     def diff(self, path: str, result: Result) -> None:
-        """Print what changes."""
+        """Print the changes to one file."""
         old, new = _lines(result.old), _lines(result.new)
         for line in difflib.unified_diff(old, new, path, path, lineterm=""):
             text = line.rstrip("\r\n")
@@ -56,12 +56,12 @@ class Report:
             self._print(text, style)
 
     def findings(self, path: str, result: Result) -> None:
-        """Print what was left alone, and why."""
+        """Print which places were left alone, and why."""
         for line, reason in result.findings:
             self._print(f"{path}:{line}: {reason}", "yellow")
 
     def summary(self, looked_at: int, results: Iterable[Result], *, written: bool) -> None:
-        """Print how much there is of what."""
+        """Print how many files, names and calls change, and how many places were left alone."""
         counts: Counter[str] = Counter()
         changed = findings = 0
         for result in results:
@@ -79,7 +79,7 @@ class Report:
             self._print(f"{_count(findings, 'place')} left alone, named above")
 
     def progress(self, results: Iterable[tuple[Path, Result]], total: int) -> Iterator[tuple[Path, Result]]:
-        """Show on a terminal how far it is."""
+        """Yield from *results*, and show a progress bar if stderr is a terminal."""
         if not self._errors.is_terminal:
             yield from results
             return

@@ -1,4 +1,4 @@
-"""All files: read, looked at in several processes, and their results in the order of the files."""
+"""Read all files and migrate them in several processes. The results keep the order of the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-# A worker process starts in the time that ten files or so take here: fewer files are not worth one.
+# Starting a worker process takes about as long as migrating ten files. For fewer files it is not worth it.
 FEWEST_FOR_PROCESSES = 24
 FILES_IN_CALL = 2  # one large file takes as long as ten small ones
 
@@ -25,19 +25,19 @@ Job = tuple[bytes, Options]
 
 
 class Request(NamedTuple):
-    """What is asked for, for all files."""
+    """The options for all files."""
 
     native: bool = False
     no_affinity: tuple[Path, ...] = ()
 
     def options(self, path: Path, mentions: Iterable[tuple[str, str]]) -> Options:
-        """Return what that means for one file."""
+        """Return the options for one file."""
         no_affinity = any(path.is_relative_to(each.resolve()) for each in self.no_affinity)
         return Options(self.native, no_affinity, names_of(path, mentions))
 
 
 def read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-    """Return what is in each file that has any of the words, or why it cannot be read."""
+    """Yield the content of each file that may need changes, or the error if it cannot be read."""
     for path in paths:
         try:
             source = path.read_bytes()
@@ -49,7 +49,7 @@ def read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
 
 
 def migrate_all(sources: dict[Path, bytes], request: Request) -> Iterator[tuple[Path, Result]]:
-    """Return what becomes of each file, in their order."""
+    """Yield each file with its result, in the order of *sources*."""
     mentions: set[tuple[str, str]] = set()
     if request.native:
         mentions.update(*map(mentions_in, sources.values()))
@@ -58,8 +58,8 @@ def migrate_all(sources: dict[Path, bytes], request: Request) -> Iterator[tuple[
 
 
 def migrate_some(jobs: Sequence[Job]) -> list[Result]:
-    """Return what becomes of some files: what a worker process is given at a time."""
-    gc.disable()  # nothing here is worth looking for among the thousands of nodes of a file
+    """Migrate a few files. This is one call in a worker process."""
+    gc.disable()  # a collection visits thousands of nodes and finds no garbage
     try:
         return [migrate(source, options) for source, options in jobs]
     finally:
@@ -80,6 +80,6 @@ def _results(jobs: list[Job]) -> Iterator[Result]:
         try:
             for results in threads.map(_migrate_in_process, batches):
                 yield from results
-        except BaseException:  # Ctrl-C among them: what has not begun does not begin
+        except BaseException:  # Ctrl-C included: do not begin more calls
             threads.shutdown(wait=False, cancel_futures=True)
             raise

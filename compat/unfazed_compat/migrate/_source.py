@@ -1,4 +1,4 @@
-"""One file: what it is, and what becomes of it. What is here runs in worker processes."""
+"""Migrate one file. This code runs in worker processes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ._plan import Finding, Options, Plan
 
 
 class Result(NamedTuple):
-    """What becomes of one file."""
+    """The result for one file: its old and new content, and what to report."""
 
     old: bytes
     new: bytes
     findings: tuple[Finding, ...] = ()
-    counts: dict[str, int] = {}  # noqa: RUF012  nobody changes it
+    counts: dict[str, int] = {}  # noqa: RUF012  never mutated
     error: str = ""
 
 
 def migrate(source: bytes, options: Options) -> Result:
-    """Return what becomes of *source*: itself where there is nothing to do."""
+    """Return the result for *source*. The new content is *source* itself if nothing changes."""
     if not has_words(source):
         return Result(source, source)
     try:
@@ -44,7 +44,7 @@ def migrate(source: bytes, options: Options) -> Result:
                 return Result(source, source, error="libcst does not give it back as it is")
     except (cst.ParserSyntaxError, SyntaxError, UnicodeError, RecursionError) as exc:
         return Result(source, source, error=_said(exc))
-    except Exception as exc:  # one file must not keep the user from seeing the others
+    except Exception as exc:  # one file must not hide the results of others
         problem = f"{type(exc).__name__}: {short_repr(str(exc))}"
         return Result(source, source, error=f"an error of the migration itself, to be reported: {problem}")
     return Result(source, new, tuple(sorted(plan.findings)), dict(plan.counts))
@@ -69,14 +69,14 @@ def _plan(tree: cst.Module, options: Options) -> Plan:
 def _require_parses(source: bytes) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is old in it is no matter of ours
-            ast.parse(source)  # by far the faster
+            warnings.simplefilter("ignore")  # warnings about the user's code
+            ast.parse(source)  # much faster than libcst
     except (SyntaxError, ValueError):
-        cst.parse_module(source)  # it may be of a newer Python
+        cst.parse_module(source)  # it may be for a newer Python
 
 
 def _exported(tree: cst.Module) -> frozenset[str]:
-    """Return all that the module names in its `__all__`, however it is made."""
+    """Return the names in the module's `__all__`, however it is built."""
     found: set[str] = set()
     for line in tree.body:
         if isinstance(line, cst.SimpleStatementLine) and "__all__" in tree.code_for_node(line):

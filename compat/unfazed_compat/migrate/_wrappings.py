@@ -1,4 +1,4 @@
-"""What a wrapper is given, and the helper that takes the same: reading the one, writing the other."""
+"""Read the arguments of a wrapper, and write the call of the helper that replaces it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _KEYWORDS = {"sync_to_async": "func", "async_to_sync": "awaitable", "database_sy
 
 
 class Wrapping(NamedTuple):
-    """What a wrapper is given: the function, and options."""
+    """The arguments of a wrapper: the function and the options."""
 
     function: cst.Arg | None
     options: dict[str, cst.Arg]
 
     def value(self, name: str) -> cst.BaseExpression | None:
-        """Return an option, or nothing where it is not given, or `None`."""
+        """Return the value of an option, or `None` if it is missing or the literal `None`."""
         option = self.options.get(name)
         if option is None or full_name(option.value) == "None":
             return None
@@ -29,7 +29,7 @@ class Wrapping(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The helpers for one place, and which option comes before the function."""
+    """The helpers for one place to run, and the option that becomes the argument before the function."""
 
     call: str
     wrap: str
@@ -42,7 +42,7 @@ LOOP = Place("run_in_eventloop_sync", "in_eventloop")
 
 
 def read(name: str, call: cst.Call) -> Wrapping | None:
-    """Return what *call* gives to the wrapper *name*, or nothing where that cannot be told."""
+    """Return the arguments that *call* passes to the wrapper *name*, or `None` if they are not clear."""
     function: cst.Arg | None = None
     options: dict[str, cst.Arg] = {}
     for argument in call.args:
@@ -58,7 +58,7 @@ def read(name: str, call: cst.Call) -> Wrapping | None:
 
 
 def loses_comment(call: cst.Call, wrapping: Wrapping) -> bool:
-    """Return whether there is a comment in *call* outside of the function."""
+    """Return whether *call* has a comment outside of the wrapped function."""
     empty = cst.Name("function")
     if wrapping.function is None:
         return has_comment(call)
@@ -66,7 +66,7 @@ def loses_comment(call: cst.Call, wrapping: Wrapping) -> bool:
 
 
 def make_call(place: Place, wrapping: Wrapping, call: cst.Call) -> Callable[[Any], cst.CSTNode]:
-    """Return what makes `run_in_threadpool(f, x)` of `sync_to_async(f)(x)`."""
+    """Return a function that turns `sync_to_async(f)(x)` into `run_in_threadpool(f, x)`."""
     wanted = [*([wrapping.options[place.first]] if place.first else []), wrapping.function]
     positions = [call.args.index(each) for each in wanted if each is not None]
 
@@ -86,7 +86,7 @@ def make_call(place: Place, wrapping: Wrapping, call: cst.Call) -> Callable[[Any
 
 
 def _parenthesized(argument: cst.Arg) -> cst.Arg:
-    """Return *argument* as it may stand next to others: a generator needs parentheses."""
+    """Return *argument* so that others may stand next to it. A generator expression needs parentheses."""
     value = argument.value
     if isinstance(value, cst.GeneratorExp) and not value.lpar:
         return argument.with_changes(value=value.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()]))
@@ -96,7 +96,7 @@ def _parenthesized(argument: cst.Arg) -> cst.Arg:
 def make_wrapper(
     place: Place, wrapping: Wrapping, call: cst.Call, *, in_decorator: bool = False, sync: bool = False
 ) -> Callable[[Any], cst.CSTNode]:
-    """Return what makes `in_threadpool(f)` of `sync_to_async(f, thread_sensitive=False)`."""
+    """Return a function that turns `sync_to_async(f, thread_sensitive=False)` into `in_threadpool(f)`."""
     first = [wrapping.options[place.first]] if place.first else []
     context = [wrapping.options["context"]] if wrapping.value("context") is not None else []
     kept = [*first, *([] if wrapping.function is None else [wrapping.function]), *context]
@@ -123,7 +123,7 @@ def make_wrapper(
 
 
 def is_simple(node: cst.BaseExpression) -> bool:
-    """Return whether it makes no difference when *node* is evaluated."""
+    """Return whether *node* may be evaluated earlier or later without a difference."""
     while isinstance(node, cst.Attribute):
         node = node.value
     return isinstance(node, (cst.Name, cst.Lambda))

@@ -1,7 +1,8 @@
-"""All files are written, or none.
+"""Write all files, or none.
 
-The new files and copies of the old ones are there, next to the originals, before the first is replaced: a full disk or
-a folder without permission is found out then. Replacing is one step for each file, so each is whole at any moment.
+New files and copies of the old ones are written next to the originals before the first original is replaced. So errors
+such as a full disk or a missing permission come before any change. Each file is replaced in one atomic step, so it is
+complete at any moment.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class NotWrittenError(Exception):
-    """Raised when a file could not be written, and so none has been."""
+    """Raised when a file cannot be written. No file has been changed then."""
 
     def __init__(self, path: Path, reason: object) -> None:
         super().__init__(path, reason)
@@ -36,10 +37,13 @@ class _Change(NamedTuple):
 
 
 def write_all(files: Mapping[Path, tuple[bytes, bytes]]) -> None:
-    """Replace all *files*, which have what they hold and what they are to hold.
+    """Replace the content of all files, or of none.
+
+    Args:
+        files: The old and the new content of each file.
 
     Raises:
-        NotWrittenError: If one cannot be written, or has been changed since it was read. None is changed then.
+        NotWrittenError: If a file cannot be written, or has changed since it was read. No file is changed then.
     """
     changes: list[_Change] = []
     with _cleanup(changes):
@@ -59,7 +63,7 @@ def _prepare(path: Path, old: bytes, new: bytes) -> _Change:
     try:
         made.new.write_bytes(new)
         shutil.copystat(path, made.new)
-        os.utime(made.new)  # what has changed is new
+        os.utime(made.new)  # build tools look at the modification time
         _keep_owner(path, made.new)
         shutil.copy2(path, made.old)
         _keep_owner(path, made.old)
@@ -77,7 +81,7 @@ def _beside(path: Path) -> Path:
 
 def _keep_owner(path: Path, copy: Path) -> None:
     status = path.stat()
-    # only the superuser may give files away, and has others' to keep; Windows has none of this
+    # only root may give files to others, and only root needs to; Windows has no `chown`
     with suppress(PermissionError, AttributeError):
         os.chown(copy, status.st_uid, status.st_gid)
 
@@ -87,7 +91,7 @@ def _replace_all(changes: list[_Change]) -> None:
     try:
         for change in changes:
             with _naming(change.path):
-                os.replace(change.new, change.path)  # noqa: PTH105  the one call that must be a single step
+                os.replace(change.new, change.path)  # noqa: PTH105  must be atomic
             done.append(change)
     except BaseException:
         for change in done:
@@ -119,7 +123,7 @@ def _naming(path: Path) -> Generator[None, None, None]:
 
 @contextmanager
 def _interrupts_held() -> Generator[None, None, None]:
-    """Have Ctrl-C wait until all files are replaced, where signals can be had."""
+    """Delay Ctrl-C until all files are replaced, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

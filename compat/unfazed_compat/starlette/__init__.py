@@ -2,33 +2,34 @@
 
 | promise of `starlette.concurrency` (https://www.starlette.io/threadpool/) and `fastapi.concurrency` | kept |
 |---|---|
-| functions run in worker threads, as many as anyio's default limiter lets run | yes; Starlette's own apart |
+| functions run in worker threads; anyio's default limiter limits how many | yes; Starlette's own count separately |
 | … in a copy of the caller's context | yes |
-| … and may call back with `anyio.from_thread` | yes; with our `..._sync` calls they lend their slot meanwhile |
-| `*args` and `**kwargs` are the function's, but for a keyword `func` | yes |
-| what it returns or raises comes back as itself | yes; what turns out to be async is a `TypeError` |
-| a cancelled request waits for its thread | yes; after asyncio's own `task.cancel()` as well |
-| nested calls can use up all threads and wait for ever | no: a worker that waits lends its slot |
-| each step of an iterator waits for a thread, and may run in another one | no: one thread for all of them |
-| … in a copy of the context as it is then | no: one context, a copy of that of the first step |
-| an iterator that is left early is closed when nobody holds it any more | yes, in its thread; or by `aclose` |
-| … which a `StreamingResponse` does for a while when its client has gone | as there: close it in a dependency |
-| a context manager is entered in a thread of the pool | no: without a slot, so whoever waits there holds up no one |
-| … and left without waiting for one, whatever cancels the request | yes |
-| … in another thread and another context, perhaps | no: in those of its entry |
-| … with the exception, which it can suppress | yes |
+| … and may call back with `anyio.from_thread` | yes; while they wait in our `..._sync` calls, they lend their slot |
+| all arguments go to the function, except for a keyword `func` | yes |
+| its result or exception comes back unchanged | yes; if the function turns out to be async: `TypeError` |
+| a cancelled request waits for its thread | yes; also after asyncio's own `task.cancel()` |
+| nested calls can use up all threads and deadlock | no: a worker that waits lends its slot |
+| each step of an iterator waits for a thread, and may run in another one | no: one thread runs all steps |
+| … in a copy of the current context | no: all steps share a copy of the context of the first |
+| an iterator that is left early is closed when it is garbage-collected | yes, in its thread; `aclose` does it at once |
+| … a `StreamingResponse` keeps it for a while after its client has gone | the same: close it in a dependency |
+| a context manager is entered in a thread of the pool | no: in a thread without a slot; waiting there starves nobody |
+| … and left without waiting for a thread, even if the request is cancelled | yes |
+| … perhaps in another thread and another context | no: in the same thread and context |
+| … it gets the exception and can suppress it | yes |
 | asyncio and trio | yes |
 
-Starlette's `Route` takes whatever is no function for an ASGI application, and so a dual callable (`in_threadpool(f)`).
-Give it an `async def` that awaits that, or `unfazed_compat.asyncer.asyncify(f)`. FastAPI takes dual callables.
+Starlette's `Route` takes a dual callable (`in_threadpool(f)`) for an ASGI application, because it is no function. Give
+`Route` an `async def` that awaits the dual callable, or `unfazed_compat.asyncer.asyncify(f)`. FastAPI accepts dual
+callables.
 
-`install()` puts the same behind the thread calls that Starlette 0.40 to 1.x and FastAPI 0.118 to 0.x make themselves.
-All but the last two then share one limit with ours. A sync endpoint that calls back with our `..._sync` calls lends its
-slot meanwhile; one that does so with `anyio.from_thread` keeps it:
+`install()` replaces the thread calls that Starlette 0.40 to 1.x and FastAPI 0.118 to 0.x make themselves. All of them,
+except for the last two rows, then share one limit with ours. A sync endpoint lends its slot while it waits in our
+`..._sync` calls. It keeps its slot while it waits in `anyio.from_thread`.
 
 | thread call | made in | with `install()` |
 |---|---|---|
-| `run_in_threadpool`, `iterate_in_threadpool` | `starlette.concurrency` | as above, whoever has imported them |
+| `run_in_threadpool`, `iterate_in_threadpool` | `starlette.concurrency` | as above, also if imported before |
 | sync endpoints | `starlette.routing`, `starlette.endpoints`, `fastapi.routing` | a slot |
 | sync dependencies; checks of what sync endpoints return | `fastapi.dependencies.utils`, `fastapi.routing` | a slot |
 | background tasks | `starlette.background` | a slot |
@@ -39,14 +40,15 @@ slot meanwhile; one that does so with `anyio.from_thread` keeps it:
 | `UploadFile` | `starlette.datastructures` | a slot for each call of a file on disk |
 | `WSGIMiddleware` | `starlette.middleware.wsgi` | a slot |
 | sending what telemetry has collected | `fastapi.telemetry._runtime` | a slot |
-| `GZipMiddleware`, large bodies | `starlette.middleware.gzip` | its own limit, as without |
-| dependencies with `yield` | `fastapi.concurrency` | one thread, no slot: they starve nobody |
+| `GZipMiddleware`, large bodies | `starlette.middleware.gzip` | its own limit, as without `install()` |
+| dependencies with `yield` | `fastapi.concurrency` | one thread without a slot: they starve nobody |
 
-What else differs from the first table: a coroutine that a sync function returns comes back, as it does without. What
-others have patched around these functions, or in anyio's place, stays in use.
+One thing differs from the first table: if a sync function returns a coroutine, it comes back as the result, as it does
+without `install()`. If others have wrapped these functions, or have replaced anyio's, their patches stay in use.
 
-    _install.py   what is replaced where, and taken back
-    _code.py      what functions of theirs get to run        _calls.py   the thread calls behind that
+    _install.py   replaces the thread calls, and restores them
+    _code.py      the code that their functions get
+    _calls.py     our thread calls, with the parameters of anyio's
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ async def run_in_threadpool(func: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 
 def iterate_in_threadpool(iterator: Iterable[T]) -> ThreadpoolIterator[T]:
-    """Iterate over a sync iterable that blocks, from async code, as Starlette's does.
+    """Iterate from async code over a sync iterable that blocks, as Starlette's does.
 
     `unfazed.concurrency.iterate_in_threadpool` documents the cancellation and the errors, and can fetch ahead.
     """
@@ -98,9 +100,9 @@ def iterate_in_threadpool(iterator: Iterable[T]) -> ThreadpoolIterator[T]:
 def contextmanager_in_threadpool(
     cm: AbstractContextManager[T, bool | None],
 ) -> AbstractAsyncContextManager[T, bool | None]:
-    """Use a sync context manager that blocks from async code, as FastAPI's does.
+    """Enter and leave a blocking sync context manager from async code, as FastAPI's does.
 
-    `unfazed.concurrency.contextmanager_in_threadpool` documents the cancellation and the errors. Neither entering nor
-    leaving takes a slot.
+    `unfazed.concurrency.contextmanager_in_threadpool` documents the cancellation and the errors. Entering and
+    leaving take no slot.
     """
     return _contextmanager_in_threadpool(cm, limiter=WITHOUT_SLOTS)

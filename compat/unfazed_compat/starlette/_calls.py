@@ -1,7 +1,7 @@
 """Thread calls with the names and parameters of anyio's, for the modules of Starlette and FastAPI.
 
-Whatever those functions return comes back: a program that does without `install()` may have a sync dependency that
-returns a coroutine, which `unfazed.concurrency` takes for a mistake. So the result travels in a tuple.
+Results come back unchanged, even coroutines. `unfazed.concurrency` refuses a sync function that returns a coroutine,
+but a program that works without `install()` may have such a dependency. So the result is wrapped in a tuple.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ("CancelScope", "boxed", "enter", "in_place_of", "iterate", "run_in_th
 
 T = TypeVar("T")
 
-# A dependency may wait, as it is entered, for what other requests hold: a connection. They need threads to go on and
-# give it back. If it waited in one of those, they would wait for each other. Its thread is one of its own anyhow.
+# Entering a dependency may wait for something that other requests hold, such as a connection. Those requests need slots
+# to finish and release it. If the waiting dependency held a slot, they could deadlock. It has its own thread anyway.
 WITHOUT_SLOTS: Final = CapacityLimiter(math.inf)
 
 
 def boxed(func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T]:
-    """Call *func*, and return its result in a tuple."""
+    """Call *func* and return its result in a tuple."""
     return (func(*args, **kwargs),)
 
 
 async def run_sync(
     func: Callable[..., T], *args: Any, abandon_on_cancel: bool = False, limiter: CapacityLimiter | None = None
 ) -> T:
-    """Call *func* in a worker thread: `anyio.to_thread.run_sync`."""
+    """Call *func* in a worker thread, like `anyio.to_thread.run_sync`."""
     if limiter is None and not abandon_on_cancel:
         (result,) = await run_in_threadpool(boxed, func, args, {})
     else:
@@ -57,7 +57,7 @@ def iterate(iterator: Iterable[T]) -> ThreadpoolIterator[T]:
 
 
 class _BoxedEntry(AbstractContextManager[tuple[T], "bool | None"]):
-    """A context manager whose entry gives its result in a tuple."""
+    """A context manager whose `__enter__` returns its result in a tuple."""
 
     def __init__(self, cm: AbstractContextManager[T, bool | None]) -> None:
         self._cm = cm
@@ -72,12 +72,12 @@ class _BoxedEntry(AbstractContextManager[tuple[T], "bool | None"]):
 
 
 def enter(cm: AbstractContextManager[T, bool | None]) -> AbstractAsyncContextManager[tuple[T], bool | None]:
-    """Use a sync context manager in a worker thread. Entering gives its result in a tuple."""
+    """Enter and leave a sync context manager in a worker thread. Entering returns its result in a tuple."""
     return contextmanager_in_threadpool(_BoxedEntry(cm), limiter=WITHOUT_SLOTS)
 
 
 class _File(AsyncFile[Any]):
-    """A file whose methods are called in our threads."""
+    """An open file. Its methods run in our worker threads."""
 
     async def aclose(self) -> None:
         with CancelScope(shield=True):
@@ -86,7 +86,7 @@ class _File(AsyncFile[Any]):
 
 def _in_a_thread(name: str) -> Callable[..., Any]:
     async def method(self: _File, *args: Any, **kwargs: Any) -> Any:
-        # in their order: a file takes them by position only
+        # by position, because file methods take no keywords
         return await run_sync(getattr(self.wrapped, name), *args, *kwargs.values(), limiter=self.limiter)
 
     return method
@@ -100,14 +100,14 @@ for _name in (
 
 
 async def open_file(file: Any, *args: Any, limiter: CapacityLimiter | None = None, **kwargs: Any) -> AsyncFile[Any]:
-    """Open a file in a worker thread, in which its methods run as well: `anyio.open_file`."""
+    """Open a file in a worker thread, like `anyio.open_file`. Its methods run in worker threads too."""
     opened: IO[Any] = await run_sync(partial(open, file, *args, **kwargs), limiter=limiter)
     return _File(opened, limiter=limiter)
 
 
 @final
 class _Proxy(ModuleType):
-    """A module of anyio's, with ours in place of its thread calls. What others have put there themselves stays."""
+    """A proxy of one of anyio's modules. It has our thread calls instead of anyio's, and keeps others' patches."""
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__(module.__name__, module.__doc__)
@@ -127,9 +127,9 @@ _STAND_INS: Final[tuple[tuple[object, object], ...]] = (
     (anyio.to_thread.run_sync, run_sync),
     (anyio.open_file, open_file),
 )
-_BY_IDENTITY: Final = {id(theirs): ours for theirs, ours in _STAND_INS}  # which lasts, as they do
+_BY_IDENTITY: Final = {id(theirs): ours for theirs, ours in _STAND_INS}  # `_STAND_INS` keeps them alive
 
 
 def in_place_of(value: object) -> object:
-    """Return what stands for *value* in the modules of Starlette and FastAPI, or `None`."""
+    """Return what replaces *value* in the modules of Starlette and FastAPI, or `None` if it stays."""
     return _BY_IDENTITY.get(id(value))

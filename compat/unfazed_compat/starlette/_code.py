@@ -1,7 +1,8 @@
 """The code that `install()` gives to functions of Starlette and FastAPI.
 
-It runs with the global names of the original's module, and not with those of this one: it imports what it needs. Each
-is of the same kind as the original, a coroutine function or an async generator function: Python wants that since 3.13.
+The code runs with the globals of the original's module, not with those of this one. So each function imports what it
+needs. Each is of the same kind as its original, a coroutine function or an async generator function: Python 3.13
+deprecates replacing `__code__` by code of another kind.
 """
 
 from __future__ import annotations

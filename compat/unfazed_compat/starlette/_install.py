@@ -1,14 +1,20 @@
-"""Putting ours behind the thread calls that Starlette and FastAPI make themselves, and taking it away again.
+"""`install` and `uninstall`: replace the thread calls that Starlette and FastAPI make themselves, and restore them.
 
-Two things are replaced, and both stay where they are, so that it does not matter who has imported what, and when:
+Two things are replaced. It does not matter who has imported them before.
 
-    functions   those that others import by name or hold in a partial keep their identity, and get other code
-    anyio       where a module of Starlette or FastAPI calls anyio's threads itself, its global name `anyio` (or that of
-                what it has imported from there) gets a proxy, which has ours and otherwise passes on to anyio
+    functions   A function that others import by name, or hold in a `partial`, keeps its identity. Its code is replaced.
+    anyio       Some modules of Starlette and FastAPI call anyio's threads themselves. Their global name `anyio`, and
+                names that they imported from anyio, are replaced: with our calls, or with a proxy. The proxy has our
+                calls instead of anyio's, and passes on everything else.
 
-A module that is imported later gets the same as soon as it has been loaded: a finder in `sys.meta_path` sees to that.
-Calls that are running end as they began. `_lock` guards what has been replaced; while it is held, no thread is waited
-for and nothing is imported, and a finalizer or signal handler on the same thread may take it again.
+Guarantees:
+
+- A module that is imported later is changed as soon as it is loaded, by a finder in `sys.meta_path`.
+- It is safe while calls are running. They end as they began.
+- If `install` raises, nothing is installed.
+
+`_lock` guards `_replaced`. Nobody waits for a thread or imports anything while holding it. It is an `RLock`, because a
+finalizer or a signal handler in the same thread may take it again.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import TracebackType
 
-# The oldest version that is known to fit, and the last major version. In between, the functions are looked at.
+# The oldest supported version and the last supported major version. `_original` checks the functions of each version.
 VERSIONS: Final = {"starlette": ((0, 40), 1), "fastapi": ((0, 118), 0)}
 
 _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
@@ -45,12 +51,12 @@ _WAY_OUT: Final = "import the names from unfazed_compat.starlette instead, or us
 _KIND: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 
 _lock = threading.RLock()
-_replaced: list[tuple[Any, str, Any, Any]] = []  # of what, which attribute, by what, what it was
+_replaced: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, our value, value before
 
 
 @final
 class Installed:
-    """What `install` returns: a context manager that uninstalls at its end what it has installed."""
+    """What `install` returns: a context manager that uninstalls when it is left, if that call has installed."""
 
     def __init__(self, did_it: bool) -> None:
         self._did_it = did_it
@@ -66,17 +72,16 @@ class Installed:
 
 
 def install() -> Installed:
-    """Put the calls of this module behind the thread calls that Starlette and FastAPI make themselves.
+    """Replace the thread calls that Starlette and FastAPI make themselves with those of this module.
 
-    To be called once, where the program starts; it does not matter whether Starlette, FastAPI and the program's modules
-    have been imported before. Doing so twice is harmless, and safe while requests are running. Nothing is imported.
+    Call it once, where the program starts. Starlette, FastAPI and the program's modules may be imported before or after
+    it. Calling it twice is harmless, also while requests are running. It imports nothing.
 
     Returns:
-        A context manager: leaving it calls `uninstall`, if it was this call that installed.
+        A context manager. Leaving it calls `uninstall`, if this call has installed.
 
     Raises:
-        UnfazedError: If Starlette is not installed, or it or FastAPI is not one of the versions that this is known to
-            work with.
+        UnfazedError: If Starlette is not installed, or if the version of Starlette or FastAPI is not supported.
 
     Example:
         `unfazed_compat.starlette.install()` at the top of the module that makes the app.
@@ -89,14 +94,14 @@ def install() -> Installed:
             if _finder not in sys.meta_path:
                 did_it = True
                 sys.meta_path.insert(0, _finder)
-        loaded = _loaded()  # what comes later has our loader
+        loaded = _loaded()  # modules loaded later have our loader
         for name in loaded:
-            with suppress(Exception):  # which is for whoever imports it
-                importlib.import_module(name)  # waits for another thread that is importing it just now
+            with suppress(Exception):  # the importer gets the error
+                importlib.import_module(name)  # waits if another thread is importing it
         with _lock:
             for module in loaded.values():
                 _replace_in(module)
-    except BaseException:  # of a signal handler as well: all or nothing
+    except BaseException:  # also raised by a signal handler: all or nothing
         if did_it:
             uninstall()
         raise
@@ -104,7 +109,7 @@ def install() -> Installed:
 
 
 def uninstall() -> None:
-    """Take back what `install` has done. What others have patched since stays. Doing so twice is harmless."""
+    """Undo `install`. Patches that others have made since stay. Calling it twice is harmless."""
     with _lock:
         while _finder in sys.meta_path:
             sys.meta_path.remove(_finder)
@@ -112,11 +117,11 @@ def uninstall() -> None:
             owner, name, ours, before = _replaced[-1]
             if getattr(owner, name, None) is ours:
                 setattr(owner, name, before)
-            _replaced.pop()  # last: a signal handler may raise before that, and this can be done again
+            _replaced.pop()  # last, so that it can be repeated if a signal handler raises before
 
 
 def _require_version(library: str) -> None:
-    """Refuse a version that this is not known to work with."""
+    """Raise an error if the version of *library* is not supported, or if Starlette is missing."""
     oldest, last = VERSIONS[library]
     try:
         text = importlib.metadata.version(library)
@@ -134,13 +139,13 @@ def _is_theirs(name: str) -> bool:
 
 
 def _loaded() -> dict[str, ModuleType]:
-    """Return the modules of Starlette and FastAPI that have been imported, or are being imported."""
-    modules: list[tuple[str, object]] = list(sys.modules.items())  # a program may put anything there
+    """Return the modules of Starlette and FastAPI that are imported or being imported."""
+    modules: list[tuple[str, object]] = list(sys.modules.items())  # a program may put any object there
     return {name: each for name, each in modules if _is_theirs(name) and isinstance(each, ModuleType)}
 
 
 def _replace_in(module: ModuleType) -> None:
-    """Replace in *module* what has not been replaced there yet, if we are installed. The lock is held."""
+    """If we are installed, replace in *module* what is not replaced yet. Call it with the lock held."""
     if _finder not in sys.meta_path:
         return
     for name, value in list(vars(module).items()):
@@ -159,7 +164,7 @@ def _replace(owner: Any, name: str, ours: object) -> None:
 
 
 def _original(module: ModuleType, ours: Any) -> FunctionType:
-    """Return the function of the same name that *module* itself has defined, whatever others have wrapped around it."""
+    """Return the function of the same name that *module* defines, without the wrappers that others have added."""
     found: Any = getattr(module, ours.__name__, None)
     while found is not None and not (isinstance(found, FunctionType) and found.__globals__ is vars(module)):
         found = getattr(found, "__wrapped__", None)
@@ -172,7 +177,7 @@ def _original(module: ModuleType, ours: Any) -> FunctionType:
 
 
 def _signature(function: Any) -> tuple[object, ...]:
-    """Return what must be the same so that one function can have the code of the other."""
+    """Return what must be equal for one function to take the code of another."""
     code = function.__code__
     parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     return code.co_flags & _KIND, code.co_freevars, [(each.name, each.kind) for each in parameters]
@@ -180,7 +185,7 @@ def _signature(function: Any) -> tuple[object, ...]:
 
 @final
 class _Loader:
-    """Loads a module as *loader* does, and replaces then what is to be replaced in it."""
+    """Loads a module with *loader*, then replaces its thread calls."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -194,7 +199,7 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None, "it has been found by one"
-        module.__spec__.loader = module.__loader__ = self._loader  # as the module has it without us
+        module.__spec__.loader = module.__loader__ = self._loader  # as it would be without us
         self._loader.exec_module(module)
         with _lock:
             _replace_in(module)
@@ -202,7 +207,7 @@ class _Loader:
 
 @final
 class _Finder:
-    """Finds the modules of Starlette and FastAPI as those after it in `sys.meta_path` do, for our loader."""
+    """Finds the modules of Starlette and FastAPI through the finders after it, and gives them our loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
