@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     step: _Use
     wait: _Use
 else:
-    from ..concurrency._twins._building import Attribute as attribute  # noqa: N813  generated code calls it like a function
+    from ..concurrency._twins._building import Attribute as attribute  # noqa: N813  it is called like a function
     from ..concurrency._twins._calls import (
         call,
         call_class,

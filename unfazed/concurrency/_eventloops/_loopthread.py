@@ -6,7 +6,7 @@ Guarantees:
   thread adds a call while another ends the loop, each takes its own step before it looks at the other's. So at least
   one of them sees the other.
 - At exit all loops end, after the ordinary threads have ended and before Python stops the daemon threads.
-- In a forked child no loop runs. Calls to the parent's loops raise `LoopEndedError`.
+- In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
 
 Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's
 documentation, "Thread Safety Guarantees").
@@ -57,8 +57,8 @@ EXIT_SECONDS = 3.0  # how long all loops together may take to end at exit; arbit
 class EventLoopThread:
     """An event loop in a thread of its own, for as long as a `with` block lasts.
 
-    The background event loop is one of these. All methods can be called from any thread. In a forked child the loop
-    does not run, and calls raise `LoopEndedError`.
+    The background event loop is one of these. All methods can be called from any thread, except that `stop` refuses
+    the loop's own threads. In a forked child the loop does not run, and calls raise `LoopEndedError`.
 
     Args:
         backend: "asyncio" or "trio".
