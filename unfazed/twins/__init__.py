@@ -1,16 +1,16 @@
-"""What generated modules are made of, and users need to name: the base of all sync twins, and calls of one line.
+"""The base class of all sync twins, and the functions that generated modules call.
 
-`python -m unfazed.twins package.module:AsyncClient --output FILE` writes such modules; `--help` says more.
+`python -m unfazed.twins package.module:AsyncClient --output FILE` writes such a module. See its `--help`.
 """
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from ..concurrency._twins import _building as _building  # results may need twins that are made while it runs
+from ..concurrency._twins import _building as _building  # it sets `_family.make_twin`
 from ..concurrency._twins._calls import delete_attribute, make, set_attribute
 from ..concurrency._twins._twin import SyncTwin
 
 if TYPE_CHECKING:
-    # For type checkers, each of these gives what the one who calls it says that it gives.
+    # Type checkers take the result type of each of these from the caller's annotation.
     T = TypeVar("T")
 
     class _Call(Protocol):
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     step: _Use
     wait: _Use
 else:
-    from ..concurrency._twins._building import Attribute as attribute  # noqa: N813  what it does, not what it is
+    from ..concurrency._twins._building import Attribute as attribute  # noqa: N813  it is called like a function
     from ..concurrency._twins._calls import (
         call,
         call_class,

@@ -1,4 +1,7 @@
-"""The command, if what it needs is installed. Worker processes run this file too: so nothing is imported out here."""
+"""The command, if the packages that it needs are installed.
+
+Worker processes import this file too, so all imports are under the guard.
+"""
 
 if __name__ == "__main__":
     import sys

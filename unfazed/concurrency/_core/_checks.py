@@ -1,4 +1,4 @@
-"""What may be called where, with which options: the checks that every helper makes before anything starts."""
+"""The checks of functions, arguments and options that every helper makes before anything starts, and their errors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class Dual:
-    """What dual callables are known by: a coroutine function with a `.sync` twin. `_dual.py` makes them."""
+    """The base of dual callables, which are in `_dual`: here it is enough to recognise them."""
 
-    if TYPE_CHECKING:  # a class with annotations would show them as those of its wrapped functions
+    if TYPE_CHECKING:  # at run time, class annotations would pass for those of the wrapped functions
         __wrapped__: Any
 
 
 def called(helper: str) -> str:
-    """Return *helper* as it is written in a sentence: with `()`, unless it has some."""
+    """Return *helper* as an error message writes it: with `()`, unless it has parentheses already."""
     return helper if helper.endswith(")") else f"{helper}()"
 
 
 def visible_names(self: object) -> list[str]:
-    """Return what `dir` and completion show of an object: not what is private. To be its class's `__dir__`."""
+    """Return the names that `dir` and completion show, without private ones. Classes use it as their `__dir__`."""
     return [name for name in object.__dir__(self) if not name.startswith("_") or name.startswith("__")]
 
 
 def name_of(func: object) -> str:
-    """Return the name of *func* as its author would say it."""
+    """Return the name of *func* for messages: no `partial` around it, and nothing before `<locals>.`."""
     while isinstance(func, functools.partial):
         func = func.func
     name = getattr(func, "__qualname__", None)
@@ -47,7 +47,7 @@ _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def is_async(func: object) -> bool:
-    """Return whether calling *func* gives a coroutine or an async generator, as far as can be told beforehand."""
+    """Return whether calling *func* gives a coroutine or an async generator, as far as we can tell without a call."""
     if type(func) is FunctionType:
         return bool(func.__code__.co_flags & _ASYNC)
     while isinstance(func, functools.partial):
@@ -56,12 +56,12 @@ def is_async(func: object) -> bool:
         return True
     if inspect.isclass(func) or inspect.isroutine(func):
         return False
-    call = getattr(type(func), "__call__", None)  # noqa: B004  not whether it can be called, but how
+    call = getattr(type(func), "__call__", None)  # noqa: B004  we need the method itself
     return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
 def close_coroutine(value: object) -> bool:
-    """Return whether *value* is a coroutine, and close it then: it would complain that nobody has awaited it."""
+    """Close *value* if it is a coroutine, because it would warn that nobody awaited it. Return whether it is one."""
     if not isinstance(value, CoroutineType):
         return False
     value.close()
@@ -69,7 +69,7 @@ def close_coroutine(value: object) -> bool:
 
 
 def require_callable(func: object, helper: str) -> None:
-    """Refuse what cannot be called."""
+    """Refuse an object that cannot be called."""
     if callable(func):
         return
     if close_coroutine(func):
@@ -84,17 +84,17 @@ def require_callable(func: object, helper: str) -> None:
 
 
 def require_sync(func: Callable[..., object], helper: str) -> None:
-    """Refuse what does not run in a worker: that which cannot be called, and async functions."""
+    """Refuse what cannot run in a worker: an object that cannot be called, or an async function."""
     plain: object = func.__func__ if isinstance(func, MethodType) else func
     if type(plain) is BuiltinFunctionType or (type(plain) is FunctionType and not plain.__code__.co_flags & _ASYNC):
-        return  # by far the commonest
+        return  # the common case, checked first for speed
     require_callable(func, helper)
     if is_async(func):
         raise async_function_error(func, helper)
 
 
 def require_async(func: Callable[..., object], helper: str) -> None:
-    """Refuse what does not run in an event loop, as far as can be told beforehand."""
+    """Refuse what cannot run in an event loop, as far as we can tell without a call."""
     require_callable(func, helper)
     if inspect.isasyncgenfunction(inspect.unwrap(func)):
         name = name_of(func)
@@ -107,12 +107,12 @@ def require_async(func: Callable[..., object], helper: str) -> None:
 
 
 def is_of_contextlib(func: object) -> bool:
-    """Return whether *func* is what `asynccontextmanager` has made of an async generator function."""
+    """Return whether `asynccontextmanager` has made *func*."""
     return getattr(func, "__globals__", {}).get("__name__") == "contextlib"
 
 
 def enter_it(name: str) -> str:
-    """Return what to say of the function *name*, which gives an async context manager."""
+    """Return the end of a message about the function *name*, which returns an async context manager."""
     return (
         f"gives an async context manager: enter it, with `async with {name}(...)`, or from sync code "
         f"`with contextmanager_in_eventloop_sync({name}(...))`"
@@ -120,13 +120,13 @@ def enter_it(name: str) -> str:
 
 
 def in_code(func: object) -> str:
-    """Return the name of *func* for a line of code: not that of a lambda function, which is none."""
+    """Return the name of *func* for a line of code, or "func" for a lambda function, which has no name."""
     name = name_of(func)
     return "func" if name.startswith("<") else name
 
 
 def not_async_error(func: object, result: object, helper: str) -> WrongFunctionError:
-    """Return the error for a function that gave *result*, which cannot be awaited."""
+    """Return the error for a function that returned *result*, which cannot be awaited."""
     name = in_code(func)
     problem = f"{called(helper)} runs async functions, and {name_of(func)}()"
     if hasattr(type(result), "__aenter__"):
@@ -196,7 +196,7 @@ def require_flag(value: object, name: str, helper: str) -> None:
 
 
 def in_brief(source: object) -> str:
-    """Return what to say of an iterable or a context manager: not its own `repr`, which may fetch what is in it."""
+    """Return a short text for an iterable or a context manager. Its own `repr` might fetch its items (Django's)."""
     of_contextlib = type(source).__module__ == "contextlib"
     named = getattr(source, "gen", source) if of_contextlib else source
     name = getattr(named, "__qualname__", None)
@@ -204,14 +204,17 @@ def in_brief(source: object) -> str:
 
 
 def not_copied(made: object) -> NotSendableError:
-    """Return the error for what can be neither copied nor pickled."""
+    """Return the error for an object that can be neither copied nor pickled."""
     return NotSendableError(
         f"{made!r} can be neither copied nor pickled, for it has a thread, or a task, of this process: make another one"
     )
 
 
 def wrong_source(source: object, helper: str, expected: str, instead: str, other_way: str) -> WrongFunctionError:
-    """Return the error for what cannot be iterated over, or entered, in the way that *helper* does it."""
+    """Return the error for an object that *helper* cannot iterate over or enter.
+
+    *other_way* is the method of objects that the caller can use directly, as *instead* says.
+    """
     problem = f"{called(helper)} expected {expected}, got {short_repr(source)}"
     if close_coroutine(source):
         problem += f": write `await {name_of(source)}(...)` first"
@@ -228,7 +231,8 @@ _OPTIONS: Final = {
     "in_executor": ("timeout",),
     "in_eventloop": ("timeout", "context"),
 }
-# What others call our options, and what is an option of another place: what to write instead, or why there is none.
+# Options that a helper does not have but users may try, because other libraries or our other helpers have them. For
+# each: what to write instead, or why there is no such option.
 _INSTEAD: Final = {
     ("in_threadpool", "cancellable"): "write `abandon_on_cancel=True`",
     ("in_threadpool", "kill_on_cancel"): "a thread cannot be killed, but left behind: write `abandon_on_cancel=True`",
@@ -248,7 +252,7 @@ _INSTEAD: Final = {
 
 
 def refuse_options(helper: str, options: Iterable[str]) -> None:
-    """Refuse options that *helper* does not have: the first of them."""
+    """Raise the error for *options*, which *helper* does not have. It names the first one."""
     name = next(iter(options))
     places = [f"`{other}`" for other, names in _OPTIONS.items() if name in names]
     instead = _INSTEAD.get((helper, name)) or (f"{' and '.join(places)} has it" if places else "")
@@ -257,7 +261,7 @@ def refuse_options(helper: str, options: Iterable[str]) -> None:
 
 
 def explain(error: BaseException, helper: str, func: object, kwargs: dict[str, Any]) -> None:
-    """Add a note to *error*, if *func* was given an option of ours, and takes no such argument."""
+    """Add a note to *error* if the caller passed one of our options to *func*, which takes no such argument."""
     if not isinstance(error, TypeError) or isinstance(error, (WrongFunctionError, WrongOptionError)):
         return
     wrapper = f"in_{helper.removesuffix('_sync').rpartition('in_')[2]}" if "in_" in helper else "in_eventloop"
@@ -279,7 +283,7 @@ def _takes(func: Any, name: str, error: TypeError) -> bool:
     """Return whether *func* takes a keyword argument, or may."""
     try:
         parameters = inspect.signature(func).parameters
-    except (TypeError, ValueError):  # as of some builtins
+    except (TypeError, ValueError):  # some builtins have no signature
         return "keyword" not in str(error)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return True
@@ -289,5 +293,5 @@ def _takes(func: Any, name: str, error: TypeError) -> bool:
 def _add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
-    else:  # pragma: no cover  what anyio needs there shows them all the same
+    else:  # pragma: no cover  `exceptiongroup`, which anyio needs on 3.10, shows notes in tracebacks
         error.__notes__ = [*getattr(error, "__notes__", ()), note]

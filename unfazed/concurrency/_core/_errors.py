@@ -1,6 +1,7 @@
-"""Every exception class of this package, with its text. Nothing else.
+"""All exception classes of this package, with their texts. Nothing else.
 
-Each inherits `UnfazedError` and the closest builtin, takes what its text needs, and can be pickled.
+Each class inherits `UnfazedError` and the closest builtin exception. Its arguments are what its text needs, so it can
+be pickled.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import sys
 
 
 class UnfazedError(Exception):
-    """Root of the exceptions that this package raises on its own account."""
+    """Root of the exceptions that this package defines."""
 
 
 class LoopThreadError(UnfazedError, RuntimeError):
-    """Raised when a sync helper is called on a thread whose own event loop is running: it would block that loop.
+    """Raised when a sync helper is called in a thread where an event loop is running: it would block that loop.
 
     Args:
         helper: The name of the sync helper.
-        instead: The line to write instead.
+        instead: The code to write instead.
     """
 
     def __init__(self, helper: str, instead: str) -> None:
@@ -41,10 +42,10 @@ def _ipython_runs() -> bool:
 
 
 class LoopEndedError(UnfazedError, RuntimeError):
-    """Raised when a call needs an event loop that has ended, or that can no longer be started.
+    """Raised when a call needs an event loop that has ended, or that cannot be started any more.
 
     Args:
-        reason: What has ended, as the first half of a sentence.
+        reason: What has ended. It is the first half of a sentence.
     """
 
     def __init__(self, reason: str) -> None:
@@ -56,7 +57,7 @@ class LoopEndedError(UnfazedError, RuntimeError):
 
 
 class LoopStartError(UnfazedError, RuntimeError):
-    """Raised when an event loop thread cannot start: its backend is not installed, or refuses its options.
+    """Raised when an event loop thread cannot start: its backend is not installed, or does not accept its options.
 
     Args:
         backend: The name of the backend.
@@ -81,7 +82,7 @@ class LoopStateError(UnfazedError, RuntimeError):
 
 
 class CallCancelledError(UnfazedError, RuntimeError):
-    """Raised in async code when the other loop cancelled the call, which its caller did not.
+    """Raised in async code when a call was cancelled on the loop where it ran, and not by its caller.
 
     Args:
         name: The name of the async function.
@@ -101,7 +102,7 @@ class CallTimeoutError(UnfazedError, TimeoutError):
     Args:
         name: The name of the function.
         seconds: The timeout.
-        waited_for: What a call that has never started waited for; empty where it has.
+        waited_for: What the call waited for if it never started, otherwise empty.
     """
 
     def __init__(self, name: str, seconds: float, waited_for: str = "") -> None:
@@ -117,7 +118,7 @@ class CallTimeoutError(UnfazedError, TimeoutError):
 
 
 class InUseError(UnfazedError, RuntimeError):
-    """Raised when what takes one call at a time gets a second: a context, an iterator, a context manager.
+    """Raised when a second call uses a context, an iterator or a context manager that allows one call at a time.
 
     Args:
         problem: What is in use, and what to do instead.
@@ -125,7 +126,7 @@ class InUseError(UnfazedError, RuntimeError):
 
 
 class WrongOptionError(UnfazedError, TypeError, ValueError):
-    """Raised when an option of a wrapper is not what it should be.
+    """Raised when an option has a wrong value, or when there is no such option.
 
     Args:
         problem: What was expected, what came, and what to write instead.
@@ -133,7 +134,7 @@ class WrongOptionError(UnfazedError, TypeError, ValueError):
 
 
 class WrongFunctionError(UnfazedError, TypeError):
-    """Raised when what is to be called does not fit the place where it is to run.
+    """Raised when a helper cannot use what it was given: for example, an async function for a worker thread.
 
     Args:
         problem: What was expected, what came, and what to write instead.
@@ -141,7 +142,7 @@ class WrongFunctionError(UnfazedError, TypeError):
 
 
 class NotSendableError(UnfazedError, TypeError, pickle.PicklingError):
-    """Raised when a function or its arguments cannot be sent to a worker process, or its result sent back.
+    """Raised when a function or its arguments cannot be sent to a worker process, or its result cannot be sent back.
 
     Args:
         problem: What cannot be sent, and what to write instead.
@@ -149,10 +150,10 @@ class NotSendableError(UnfazedError, TypeError, pickle.PicklingError):
 
 
 class WorkerProcessError(UnfazedError, RuntimeError):
-    """Raised when a worker process ends, or cannot start, instead of answering a call.
+    """Raised when a worker process cannot start, or ends before it has answered a call.
 
     Args:
-        name: The name of the function that was to run.
+        name: The name of the function that the process was to run.
         reason: What happened to the worker.
     """
 
@@ -166,10 +167,10 @@ class WorkerProcessError(UnfazedError, RuntimeError):
 
 
 class ExecutorError(UnfazedError, RuntimeError):
-    """Raised when an executor does not accept a call, breaks, loses or cancels it.
+    """Raised when an executor breaks, or refuses, loses or cancels a call.
 
     Args:
-        name: The name of the function that was to run.
+        name: The name of the function that the executor was to run.
         reason: What happened to the call.
     """
 
@@ -183,15 +184,15 @@ class ExecutorError(UnfazedError, RuntimeError):
 
 
 class RemoteError(UnfazedError, RuntimeError):
-    """Raised in place of an exception of a worker process that cannot be pickled; its text is the original's.
+    """Raised in place of an exception that a worker process raised and could not pickle. It has the same text.
 
     Args:
         text: The type and text of the original.
     """
 
 
-class RemoteTraceback(UnfazedError):  # noqa: N818  it is no error but where one comes from
-    """The cause of each exception that comes from a worker process: its traceback there, as text.
+class RemoteTraceback(UnfazedError):  # noqa: N818  not an error, only its traceback
+    """The cause of each exception that comes from a worker process: the traceback of that process, as text.
 
     Args:
         text: The formatted traceback.

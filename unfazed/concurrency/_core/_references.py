@@ -1,8 +1,8 @@
 """How a decorated function is sent to another process.
 
-Pickle sends a function by module and name, and a method by object and name. After decoration that name leads to the
-wrapper. So we send a `Reference` to the wrapper, and the other process takes its `__wrapped__`. There it stays a
-`Reference`, because that process may send it on, as Dask's scheduler does.
+Pickle sends a function by module and name, and a method by object and name. After decoration, that name belongs to the
+wrapper. So we send a `Reference` to the wrapper, and the other process calls its `__wrapped__`. The `Reference` stays
+one there, because that process may send it to a third one, as Dask's scheduler does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reference(Generic[P, T]):
     """Stands for the function that *wrapper* wraps, and calls it, in any process."""
 
     def __init__(self, func: Callable[P, T], wrapper: object) -> None:
-        self.__name__ = getattr(func, "__name__", "")  # for whoever names the call
+        self.__name__ = getattr(func, "__name__", "")  # some executors name the call by it
         self._func = func
         self._wrapper = wrapper
 
@@ -72,7 +72,7 @@ def to_send(func: Callable[P, T]) -> Callable[P, T]:
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads what a worker process sent. There our `__main__` has another name, as in `multiprocessing`."""
+    """Reads what a worker process sent. It calls our `__main__` `__mp_main__`, as `multiprocessing` does."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         return super().find_class("__main__" if module == "__mp_main__" else module, name)

@@ -1,10 +1,11 @@
-"""Dual callables: a function and where it runs, to be called from async code and from sync code.
+"""Dual callables: functions that know where they run. Async code and sync code can both call them.
 
     _decorators.py   `in_threadpool`, `in_processpool`, `in_executor`, `in_eventloop`
-    _callable.py     what they make: a coroutine function with a `.sync` twin
-    _metadata.py     what that says of itself: name, docstring, annotations, options
+    _callable.py     `DualCallable`, which they make: a coroutine function with a `.sync` twin
+    _metadata.py     its name, docstring, annotations and options
 
-How a call is run is not here, but in the room of its place. A file imports from those below it.
+The code that runs a call is in `_threads`, `_processes`, `_executors` and `_eventloops`. A file imports only from the
+files below it in this list.
 """
 
 from ._callable import DualCallable, DualMethod

@@ -1,6 +1,7 @@
-"""Dual callables: functions that know where they run, to be called from async code and from sync code.
+"""Dual callables: functions that know where they run. Async code and sync code can both call them.
 
-A *place* is where a function runs, with its options: `ThreadPlace`, `ProcessPlace`, `ExecutorPlace`, `EventloopPlace`.
+A *place* says where a function runs, and with which options: `ThreadPlace`, `ProcessPlace`, `ExecutorPlace`,
+`EventloopPlace`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ T = TypeVar("T")
 Owner = TypeVar("Owner")
 
 
-# What `inspect` and `asyncio` mark functions with that are to be taken for async ones.
+# Attributes that `inspect` and `asyncio` set on a sync function to mark it as a coroutine function.
 _COROUTINE_FUNCTION_MARKS = ("_is_coroutine_marker", "_is_coroutine")
 
 
@@ -67,7 +68,7 @@ class _Twin(Generic[P, T]):
         return result
 
     def __get__(self, instance: object, owner: type | None = None, /) -> Any:
-        """Bind the function as it would be without this. What has this method is a routine for `help`."""
+        """Bind the function as if it were not wrapped. This method also makes `help` take the twin for a routine."""
         bind: Any = self._dual.__get__
         dual = bind(instance, owner)
         return self if dual is self._dual else _Twin(dual)
@@ -85,7 +86,7 @@ class _Twin(Generic[P, T]):
 class _SyncFace:
     """The same for sync code, which waits for the result."""
 
-    # no `property`, which IPython describes in place of what it gives
+    # Not a `property`: IPython would describe the property instead of the twin.
 
     def __get__(self, dual: DualCallable[P, T] | None, owner: type | None = None) -> Any:
         return self if dual is None else _Twin(dual)
@@ -93,26 +94,27 @@ class _SyncFace:
 
 @final
 class DualCallable(Dual, Generic[P, T]):
-    """A function that knows where it runs, and can be called from async code and from sync code.
+    """A function that knows where it runs. Async code and sync code can both call it.
 
-    Made by `in_threadpool`, `in_processpool`, `in_executor` and `in_eventloop`. It is a coroutine function, with the
-    name, the docstring and the signature of the function that it wraps, which is its `__wrapped__`. As an attribute of
-    a class it binds as that does. It can be pickled where what it wraps can, and shared by threads and forks.
+    `in_threadpool`, `in_processpool`, `in_executor` and `in_eventloop` make it. It is a coroutine function. It has the
+    name, the docstring and the signature of the function that it wraps, and keeps that function as `__wrapped__`. As an
+    attribute of a class it binds like that function. It can be pickled if that function can. Threads and forked
+    processes can share it.
 
     Example:
         `await read(path)` in async code, `read.sync(path)` in sync code
     """
 
-    if TYPE_CHECKING:  # as in `Dual`
+    if TYPE_CHECKING:  # `Dual` says why
         __name__: str
         __qualname__: str
         _unbound: Any
 
-    # not in the `__dict__`, which takes what the function has in its own
-    __slots__ = ("_func", "_place", "_unbound")  # the last one: only if it is bound
+    # Slots, because `__dict__` gets a copy of the function's own attributes, which could have these names.
+    __slots__ = ("_func", "_place", "_unbound")  # `_unbound` is set only if it is bound
 
     def __new__(cls, place: Place | DualCallable[..., Any], func: Callable[P, Any]) -> Self:
-        """Make one; or bind one, where it is called as the class of a method is: with a function and an object."""
+        """Make a dual callable, or bind one: some code rebinds a method with `type(method)(method.__func__, obj)`."""
         if type(place) in PLACES:
             return super().__new__(cls)
         if not isinstance(place, DualCallable):
@@ -134,7 +136,10 @@ class DualCallable(Dual, Generic[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]:
         """Call the function from async code and await its result."""
         coroutine: Any = self._place.run(self._func, args, kwargs)
-        coroutine.__name__, coroutine.__qualname__ = self.__name__, self.__qualname__  # where it is never awaited
+        coroutine.__name__, coroutine.__qualname__ = (
+            self.__name__,
+            self.__qualname__,
+        )  # for the warning if nobody awaits it
         return cast("CoroutineType[Any, Any, T]", coroutine)
 
     if TYPE_CHECKING:
@@ -147,8 +152,9 @@ class DualCallable(Dual, Generic[P, T]):
     else:
         sync = _SyncFace()
 
-    # What a function has, and what compiled functions have to be taken for functions: so this is a coroutine function
-    # for `inspect` and `asyncio` on every Python, without the marker that came with 3.12. Nobody runs this code.
+    # `inspect` takes an object with these attributes for a function, because compiled functions have them too. So
+    # `inspect` and `asyncio` see a coroutine function on every Python, without the marker that only 3.12 and newer
+    # know. Nobody runs this code.
     __code__: CodeType = _as_coroutine_function(__call__)
     __defaults__ = None
     __kwdefaults__ = None
@@ -160,36 +166,36 @@ class DualCallable(Dual, Generic[P, T]):
         self: DualCallable[Concatenate[Owner, Q], T], instance: Owner, owner: type | None = None, /
     ) -> DualCallable[Q, T]: ...
     def __get__(self, instance: object, owner: type | None = None, /) -> Any:
-        """Bind the function as it would be without this."""
+        """Bind the function as if it were not wrapped."""
         bind = getattr(type(self._func), "__get__", None)
         if bind is None:
             return self
         func = bind(self._func, instance, owner)
         return self if func is self._func else self._rebound(func)
 
-    # What a bound method has, so that `weakref.WeakMethod` takes it for one, and signals that use it (Django's) do. A
-    # weak reference to what is bound would be dead at once.
+    # Bound methods have these attributes. With them `weakref.WeakMethod` works, and so do signals that use it, such as
+    # Django's. A plain weak reference would be dead at once, because each lookup makes a new bound object.
 
     @property
     def __self__(self) -> object:
-        """What the function is bound to."""
+        """The object that the function is bound to."""
         bound: Any = self._func if self.__func__ is not None else None
         return bound.__self__
 
     @property
     def __func__(self) -> Any:
-        """What has been bound."""
+        """The dual callable before it was bound."""
         return self._unbound
 
     if not TYPE_CHECKING:
 
         @property
         def __class__(self):
-            """Pass for a method where it is bound, as mocks do: who documents a class leaves out what is bound then."""
+            """Pretend to be a method if it is bound, as mocks do: tools that document a class skip bound objects."""
             return MethodType if hasattr(self, "_unbound") and hasattr(self._func, "__self__") else DualCallable
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Have `help` of a class say what each of its methods is."""
+        """Add a line to the docstring, so that `help` of the class shows both ways to call the method."""
         if self.__qualname__ == f"{owner.__qualname__}.{name}":
             add_line(self.__dict__, f"`await {name}(...)` in async code, `{name}.sync(...)` in sync code.")
 
@@ -207,8 +213,8 @@ class DualCallable(Dual, Generic[P, T]):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy what the function is bound to, as for a function: where it runs, with its limiter, is shared."""
-        import copy  # which whoever calls this has loaded, and nobody else needs
+        """Copy the object that the function is bound to, as for a plain method. The copy shares the limiter."""
+        import copy  # here, because only a caller that has loaded it needs it
 
         func = copy.deepcopy(self._func, memo)
         return self if func is self._func else self._rebound(func)
@@ -236,7 +242,7 @@ class DualCallable(Dual, Generic[P, T]):
         found = found_by_name(func)
         if found is self:
             return cast("str", func.__qualname__)
-        if found == self:  # a method: looked up, it is another one each time
+        if found == self:  # a method: each lookup makes a new object
             return getattr, (owner_of(func), func.__name__)
         for name, value in options_of(self._place).items():
             if isinstance(value, CapacityLimiter) or not can_be_pickled(value):
@@ -249,16 +255,16 @@ class DualCallable(Dual, Generic[P, T]):
 
 @final
 class DualMethod(Generic[P, T]):
-    """A dual callable for a `classmethod` or a `staticmethod`, from where it is looked up on."""
+    """A dual callable for a `classmethod` or a `staticmethod`: looking it up gives a `DualCallable`."""
 
     def __init__(self, dual: Any) -> None:
         self.__dict__.update(dual.__dict__)
         self.__isabstractmethod__: bool = getattr(
             dual.__wrapped__, "__isabstractmethod__", False
-        )  # no copy in a `__dict__`
+        )  # `update` does not copy it
         self._dual = dual
 
-    if TYPE_CHECKING:  # what it is where it is looked up: protocols ask here
+    if TYPE_CHECKING:  # for protocols: type checkers look here, not at what `__get__` returns
 
         @property
         def sync(self) -> Callable[P, T]: ...
@@ -268,7 +274,7 @@ class DualMethod(Generic[P, T]):
 
         @property
         def __class__(self):
-            """Pass for what it is in its class, for those who document that."""
+            """Pretend to be the `classmethod` or `staticmethod`, for tools that document the class."""
             return type(self._dual._func)
 
         @property
@@ -276,7 +282,7 @@ class DualMethod(Generic[P, T]):
             return self._dual._func.__func__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Have `help` of a class say what each of its methods is."""
+        """Add a line to the docstring, so that `help` of the class shows both ways to call the method."""
         self._dual.__set_name__(owner, name)
         self.__dict__["__doc__"] = self._dual.__doc__
 
@@ -287,6 +293,6 @@ class DualMethod(Generic[P, T]):
         return repr(self._dual)
 
     def __get__(self, instance: object, owner: type | None = None, /) -> DualCallable[P, T]:
-        """Bind the method as it would be without this."""
+        """Bind the method as if it were not wrapped."""
         bound: Any = self._dual.__get__(instance, owner)
         return cast("DualCallable[P, T]", bound)

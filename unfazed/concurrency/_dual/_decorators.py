@@ -1,4 +1,4 @@
-"""`in_threadpool`, `in_processpool`, `in_executor`, `in_eventloop`: they make dual callables."""
+"""The functions that make dual callables: `in_threadpool`, `in_processpool`, `in_executor`, `in_eventloop`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 if TYPE_CHECKING:
-    # What checkers see of a decorated function in a class. They know it by the name of its first parameter, and get
-    # its type without that one: or else no subclass could override it for them, and no protocol would know it.
+    # What type checkers see of a decorated method. They recognise it by the name of its first parameter, and see its
+    # type without that parameter. Otherwise they would refuse to let a subclass override it or a protocol match it.
 
     class _TakesSelf(Protocol[P, T_co]):
         def __call__(
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         ) -> T_co: ...
 
     class _Method(Generic[P, T]):
-        """A dual callable for a method, from where it is looked up on."""
+        """A dual callable for a method: looking it up gives a `DualCallable`."""
 
         @property
         def sync(self) -> Callable[P, T]: ...
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 def _make(place: Place, func: Any, others: dict[str, object]) -> Any:
-    """Return the dual callable for *func*, or the decorator that makes one of what it is given."""
+    """Return the dual callable for *func*, or a decorator if *func* is `None`."""
     if others:
         refuse_options(PLACES[type(place)], others)
     place.check()
@@ -77,7 +77,7 @@ def _wrap(place: Place, func: Any) -> Any:
 
 
 class _Decorator:
-    """Makes dual callables that run in one place, with the same options."""
+    """Makes dual callables for one place: all of them have the same options."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -164,32 +164,34 @@ def in_threadpool(
 ) -> Any:
     """Make a dual callable that runs a sync function in a worker thread; also a decorator.
 
-    Called as `await f(...)` it does what `run_in_threadpool` does, called as `f.sync(...)` what
-    `run_in_threadpool_sync` does, with these options.
+    `await f(...)` does the same as `run_in_threadpool`, and `f.sync(...)` does the same as `run_in_threadpool_sync`,
+    with these options.
 
     Args:
-        func: A sync function, a method, anything that can be called, a `classmethod` or a `staticmethod`. Left out,
-            a decorator is returned.
-        limiter: Bounds how many calls run at once, of all wrappers that share it, from any loop or thread; `None` is
+        func: A sync function, a method, any callable object, a `classmethod` or a `staticmethod`. Without it, a
+            decorator is returned.
+        limiter: Bounds how many calls run at once. All wrappers that share it count, from any loop or thread. `None` is
             anyio's default thread limiter, 40 for each event loop.
-        abandon_on_cancel: Whether a call that is cancelled stops waiting for its thread, which runs on unseen.
-        timeout: After how many seconds, waiting for a slot included, to abandon the thread and raise
-            `CallTimeoutError`; `None` for no limit.
-        context: The context to run in, as it is, one call at a time; `None` for a copy of the caller's.
+        abandon_on_cancel: Whether a cancelled call stops waiting for its thread. The thread keeps running.
+        timeout: The call abandons its thread and raises `CallTimeoutError` after so many seconds, including the wait
+            for a slot. `None` for no limit.
+        context: The context to run in, not a copy of it; one call at a time. `None` for a copy of the caller's context.
 
     Cancellation:
-        As for `run_in_threadpool`: a function that has not started never starts; one that runs is waited for, but no
-        longer than the timeout, nor with `abandon_on_cancel`. An abandoned thread keeps its slot and its context
-        until it ends, and is counted by `count_abandoned_threads`; the async code that it waits for is cancelled.
+        As for `run_in_threadpool`: a function that has not started never starts. The call waits for a function that
+        runs, but not longer than the timeout, and not at all with `abandon_on_cancel`. An abandoned thread keeps its
+        slot and its context until it ends, and `count_abandoned_threads` counts it. The async code that it waits for
+        is cancelled.
 
     Returns:
-        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called; when it is called, if it returns a coroutine.
-        WrongOptionError: If an option is not what it should be.
-        CallTimeoutError: When it is called, if it has not ended in time.
-        InUseError: When it is called, if *context* is in use.
+        WrongFunctionError: If *func* is async, or cannot be called. From a call, if *func* returns a coroutine.
+        WrongOptionError: If an option has a wrong value, or there is no such option.
+        CallTimeoutError: From a call, if it has not ended in time.
+        InUseError: From a call, if *context* is in use.
+        BaseException: From a call, whatever *func* raised.
 
     Example:
         `read = in_threadpool(read_file, limiter=disk, timeout=5)`
@@ -224,36 +226,38 @@ def in_processpool(
 ) -> Any:
     """Make a dual callable that runs a sync function in a worker process; also a decorator.
 
-    Called as `await f(...)` it does what `run_in_processpool` does, called as `f.sync(...)` what
-    `run_in_processpool_sync` does, with these options. The worker finds a decorated function by its name.
+    `await f(...)` does the same as `run_in_processpool`, and `f.sync(...)` does the same as `run_in_processpool_sync`,
+    with these options. The worker process finds a decorated function by its name.
 
     Args:
-        func: A sync function at the top level of a module, or a method of an object that can be pickled, or a
-            `classmethod` or a `staticmethod`. Left out, a decorator is returned.
-        limiter: Bounds how many calls run at once, of all wrappers that share it, from any loop or thread; `None` is
-            anyio's default process limiter, as many as CPU cores for each event loop.
-        kill_on_cancel: Whether a call that is cancelled kills its worker process.
-        timeout: After how many seconds, waiting for a slot included, to kill the worker process and raise
-            `CallTimeoutError`; `None` for no limit.
-        initializer: A function without arguments (`functools.partial` gives it some) that each worker process calls
-            once, before its first such call; what it raises is raised by that call, and the next one tries again.
-        max_calls: After how many calls, of whatever function, to replace the worker process, against what leaks there;
+        func: A sync function at the top level of a module, a method of an object that can be pickled, a `classmethod`
+            or a `staticmethod`. Without it, a decorator is returned.
+        limiter: Bounds how many calls run at once. All wrappers that share it count, from any loop or thread. `None` is
+            anyio's default process limiter, one for each CPU core, for each event loop.
+        kill_on_cancel: Whether a cancelled call kills its worker process.
+        timeout: The call kills its worker process and raises `CallTimeoutError` after so many seconds, including the
+            wait for a slot. `None` for no limit.
+        initializer: A function without arguments; use `functools.partial` to give it some. Each worker process calls it
+            once, before its first call with this initializer. If it raises, the call raises the same, and the next call
+            tries again.
+        max_calls: Replace a worker process after so many calls, of any function. This helps if something leaks there.
             `None` for never.
 
     Cancellation:
-        As for `run_in_processpool`: a call that has not been sent never is; one that runs is waited for, but no
-        longer than the timeout, nor with `kill_on_cancel`: then its worker process is killed, and the next call that
-        needs one starts another.
+        As for `run_in_processpool`: a call that has not been sent is never sent. The call waits for a function that
+        runs, but not longer than the timeout, and not at all with `kill_on_cancel`. Then it kills its worker process,
+        and the next call that needs a worker starts another.
 
     Returns:
-        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* or *initializer* is async, or cannot be called; when it is called, if *func*
-            returns a coroutine.
-        NotSendableError: If *initializer* cannot be pickled; when it is called, as for `run_in_processpool`.
-        WrongOptionError: If an option is not what it should be.
-        CallTimeoutError: When it is called, if it has not ended in time.
+        WrongFunctionError: If *func* or *initializer* is async, or cannot be called. From a call, if *func* returns a
+            coroutine.
+        NotSendableError: If *initializer* cannot be pickled. From a call, as for `run_in_processpool`.
+        WrongOptionError: If an option has a wrong value, or there is no such option.
+        CallTimeoutError: From a call, if it has not ended in time.
+        BaseException: From a call, whatever *func* or *initializer* raised.
 
     Example:
         `digest = in_processpool(hash_file, kill_on_cancel=True)`
@@ -281,27 +285,28 @@ def in_executor(executor: Executor, /, **options: Unpack[_ExecutorOptions]) -> _
 def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | None = None, **others: object) -> Any:
     """Make a dual callable that runs a sync function in an executor; also a decorator.
 
-    Called as `await f(...)` it does what `run_in_executor` does, called as `f.sync(...)` what `run_in_executor_sync`
-    does, with these options.
+    `await f(...)` does the same as `run_in_executor`, and `f.sync(...)` does the same as `run_in_executor_sync`, with
+    these options.
 
     Args:
-        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
-        func: A sync function, a method, anything that can be called, a `classmethod` or a `staticmethod`. Left out,
-            a decorator is returned.
-        timeout: After how many seconds, waiting in the executor's queue included, to stop waiting and raise
-            `CallTimeoutError`; `None` for no limit.
+        executor: Any `concurrent.futures.Executor`. It decides where the function runs, and how many calls run at once.
+        func: A sync function, a method, any callable object, a `classmethod` or a `staticmethod`. Without it, a
+            decorator is returned.
+        timeout: The call stops waiting and raises `CallTimeoutError` after so many seconds, including the wait in the
+            executor's queue. `None` for no limit.
 
     Cancellation:
-        As for `run_in_executor`: a function that the executor has not started never starts; one that runs is waited
-        for, but no longer than the timeout. Then it runs on unseen.
+        As for `run_in_executor`: a function that the executor has not started never starts. The call waits for a
+        function that runs, but not longer than the timeout. After that the function keeps running.
 
     Returns:
-        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *executor* is none, or *func* is async, or cannot be called.
-        WrongOptionError: If an option is not what it should be.
-        CallTimeoutError: When it is called, if it has not ended in time.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called.
+        WrongOptionError: If an option has a wrong value, or there is no such option.
+        CallTimeoutError: From a call, if it has not ended in time.
+        BaseException: From a call, whatever *func* raised.
 
     Example:
         `query = in_executor(one_thread, connection.execute, timeout=5)`
@@ -328,30 +333,31 @@ def in_eventloop(
 ) -> Any:
     """Make a dual callable of an async function; also a decorator.
 
-    Called as `await f(...)` it simply runs in the current task; called as `f.sync(...)` it does what
-    `run_in_eventloop_sync` does: with these options.
+    `await f(...)` runs the function in the current task, and `f.sync(...)` does the same as `run_in_eventloop_sync`,
+    with these options.
 
     Args:
-        func: An async function, a method, anything that gives something to await, a `classmethod` or a
-            `staticmethod`. Left out, a decorator is returned.
-        timeout: After how many seconds to cancel the function, wait for its cleanup, and raise `CallTimeoutError`;
-            `None` for no limit.
-        context: The context to run in, as it is, one call at a time; `None` for the caller's own in async code, and
-            for a copy of it in sync code.
+        func: An async function, a method, any callable that returns an awaitable, a `classmethod` or a `staticmethod`.
+            Without it, a decorator is returned.
+        timeout: The call cancels the function after so many seconds, waits for its cleanup, and raises
+            `CallTimeoutError`. `None` for no limit.
+        context: The context to run in, not a copy of it; one call at a time. `None` for the caller's own context in
+            async code, and a copy of it in sync code.
 
     Cancellation:
-        In async code that of any awaited function; in sync code as for `run_in_eventloop_sync`. The function's
-        cleanup is awaited, however long it takes.
+        In async code as for any awaited function, in sync code as for `run_in_eventloop_sync`. The call waits for the
+        function's cleanup, however long that takes.
 
     Returns:
-        A `DualCallable`; for a `classmethod` or a `staticmethod`, what becomes one where it is looked up.
+        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is an async generator, or cannot be called; when it is called, if it gives
-            nothing to await.
-        WrongOptionError: If an option is not what it should be.
-        CallTimeoutError: When it is called, if it has not ended in time.
-        InUseError: When it is called, if *context* is in use.
+        WrongFunctionError: If *func* is an async generator, or cannot be called. From a call, if *func* does not return
+            an awaitable.
+        WrongOptionError: If an option has a wrong value, or there is no such option.
+        CallTimeoutError: From a call, if it has not ended in time.
+        InUseError: From a call, if *context* is in use.
+        BaseException: From a call, whatever *func* raised.
 
     Example:
         `fetch = in_eventloop(client.get, timeout=5)`

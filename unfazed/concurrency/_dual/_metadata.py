@@ -1,4 +1,4 @@
-"""What a dual callable says of itself: name, docstring, annotations, options."""
+"""The metadata of dual callables: name, docstring, annotations, options."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
         functools.update_wrapper(dual, inner)
         dual.__annotations__ = _annotations_of(inner)
         dual.__dict__.setdefault("__qualname__", dual.__name__)
-    else:  # an object that can be called; its attributes are its own
+    else:  # a callable object: its attributes are not metadata
         dual.__annotations__ = _annotations_of(type(inner).__call__)
         dual.__doc__ = inner.__doc__
         dual.__module__ = type(inner).__module__
@@ -46,13 +46,13 @@ def copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
 
 
 def _annotations_of(func: object) -> dict[str, Any]:
-    """Return the annotations of *func*, without which a lookup finds those of the class of its wrapper.
+    """Return the annotations of *func*. If a dual callable had none, a lookup would find those of its class.
 
-    Since Python 3.14 they are worked out when somebody asks, and may name what is not there yet.
+    Python 3.14 evaluates annotations only when they are read. They may contain names that are not defined yet.
     """
     try:
         annotations: dict[str, Any] = getattr(func, "__annotations__", {})
-    except NameError:  # pragma: no cover  before Python 3.14 they were there already
+    except NameError:  # pragma: no cover  only since Python 3.14
         library = importlib.import_module("annotationlib")
         annotations = library.get_annotations(func, format=library.Format.FORWARDREF)
     return annotations
@@ -65,13 +65,13 @@ def add_line(attributes: dict[str, Any], line: str) -> None:
 
 
 def options_of(place: Any) -> dict[str, Any]:
-    """Return the options of *place* that are not as they are by default."""
+    """Return the options of *place* that differ from their defaults."""
     defaults = place._field_defaults
     return {name: value for name, value in place._asdict().items() if value is not defaults.get(name, place)}
 
 
 def described(place: Any) -> tuple[str, list[str], list[str]]:
-    """Return a helper's name, what it takes before the function, and its options, as the user has written them."""
+    """Return the helper's name, its arguments before the function, and its options, as the user wrote them."""
     options = options_of(place)
     executor = options.pop("executor", None)
     said = [f"{name}={_said(value)}" for name, value in options.items()]

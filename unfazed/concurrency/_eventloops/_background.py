@@ -1,7 +1,9 @@
 """The background event loop, one for the whole process, and calls of async functions.
 
-There is no lock, because Ctrl-C could interrupt its holder. `dict.setdefault` decides which loop follows one that has
-ended: the first thread that names a successor wins. A forked child starts with none.
+Guarantee: all threads get the same loop. If it has ended, they all get the same new one.
+
+Assumption: `dict.setdefault` is atomic, so the first thread that names a successor wins. A lock would not do, because
+Ctrl-C could interrupt the thread that holds it. A forked child has no loop until it needs one.
 """
 
 from __future__ import annotations
@@ -33,23 +35,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _background_thread: EventLoopThread | None = None
-_successors: dict[EventLoopThread | None, EventLoopThread] = {}  # by the one that has ended; None: the first
+_successors: dict[EventLoopThread | None, EventLoopThread] = {}  # keys: the loop that has ended, or None for the first
 _settings: tuple[str, dict[str, Any] | None] | None = None
 
 
 def configure_background_eventloop(*, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> None:
     """Choose the backend of the background event loop, before its first use.
 
-    Without this, the environment variable `UNFAZED_BACKEND` decides ("asyncio" or "trio"), else it is asyncio.
-    A forked child may choose anew until its own first use.
+    Without this call, the environment variable `UNFAZED_BACKEND` decides ("asyncio" or "trio"). Without that, it is
+    asyncio. A forked child may choose again, before its own first use.
 
     Args:
         backend: "asyncio" or "trio".
-        backend_options: What `anyio.run` takes under this name, such as `{"use_uvloop": True}`.
+        backend_options: The `backend_options` of `anyio.run`, such as `{"use_uvloop": True}`.
 
     Raises:
-        WrongOptionError: If there is no such backend, or no such option of it. The backend of the environment variable
-            is checked by the first call.
+        WrongOptionError: If there is no such backend, or it has no such option. The first call that needs the loop
+            checks the environment variable.
         LoopStateError: If the background event loop is running already.
     """
     global _settings
@@ -64,15 +66,15 @@ def configure_background_eventloop(*, backend: str = "asyncio", backend_options:
 
 
 def _background() -> EventLoopThread:
-    """Return the background event loop. Start it at first use, or if it has ended with an error."""
+    """Return the background event loop. Start it at first use, and start a new one if it has ended with an error."""
     global _background_thread
     current = _background_thread
     if current is None or not current.is_running():
         while current is None or current._closed is not None:
             backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
             require_backend(backend, "the environment variable UNFAZED_BACKEND")
-            # Stored before it is started: Ctrl-C may interrupt the start, and the next call goes on from there. Another
-            # thread, or a signal handler in this one, may be here at the same time: `setdefault` is atomic.
+            # Stored before it is started: if Ctrl-C interrupts the start, the next call completes it. Another thread,
+            # or a signal handler in this one, may be here at the same time.
             starting = EventLoopThread(backend, options, "unfazed-eventloop")
             current = _background_thread = _successors.setdefault(current, starting)
         current._ensure_started()
@@ -80,7 +82,7 @@ def _background() -> EventLoopThread:
 
 
 def running_background() -> EventLoopThread | None:
-    """Return the background event loop, if it runs."""
+    """Return the background event loop, or `None` if it does not run."""
     current = _background_thread
     return current if current is not None and current.is_running() else None
 
@@ -91,7 +93,7 @@ def submit_to_background(call: TaskCall[Any], context: Context) -> None:
 
 
 async def _background_from_async() -> EventLoopThread:
-    """Do the same as `_background`, without blocking the current loop while the thread starts."""
+    """Return what `_background` returns, without blocking the current loop while the thread starts."""
     current = running_background()
     if current is not None:
         return current
@@ -99,23 +101,23 @@ async def _background_from_async() -> EventLoopThread:
 
 
 async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run an async function on the background event loop and await its result from the current one.
+    """Run an async function on the background event loop and await its result in the current loop.
 
-    An object that is bound to one loop, such as a connection pool, so serves sync threads, asyncio and trio alike.
-    The function runs in a task of its own, in a copy of the caller's context.
+    So sync threads, asyncio and trio can share an object that is bound to one loop, such as a connection pool. The
+    function runs in a new task, in a copy of the caller's context.
 
     Args:
         func: An async function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        The function is cancelled on the background event loop; its cleanup is awaited, however often the caller is
-        cancelled meanwhile; then the cancellation is raised, and what the function returned is dropped.
+        The function is cancelled on the background event loop. The call waits for its cleanup, however often the caller
+        is cancelled meanwhile. Then it drops what the function returned, and raises the cancellation.
 
     Returns:
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* cannot be called, or gives nothing to await.
+        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
         CallCancelledError: If the function was cancelled there, but not by this call.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the background event loop has ended because the interpreter is exiting.
@@ -136,25 +138,25 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
 def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run an async function from sync code and wait for its result.
 
-    In a worker thread of an event loop (ours, anyio's, Starlette's, trio's) it runs in that loop, elsewhere on the
-    background event loop: in a task of its own, in a copy of the caller's context.
+    In a worker thread of an event loop (ours, anyio's, Starlette's, trio's) the function runs in that loop, elsewhere
+    on the background event loop. It runs in a new task, in a copy of the caller's context.
 
     Args:
         func: An async function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        In a worker thread the function is cancelled with the task that is waiting for the thread, and the backend's
-        own cancellation class is raised here. Elsewhere Ctrl-C (or whatever a signal handler raises) cancels it,
-        and is raised after the function's cleanup has run; a second Ctrl-C stops waiting.
+        In a worker thread the function is cancelled with the task that waits for the thread, and this call raises the
+        backend's own cancellation class. Elsewhere Ctrl-C (or whatever a signal handler raises) cancels the function.
+        The call waits for its cleanup, and then raises the exception. A second Ctrl-C stops waiting.
 
     Returns:
         What *func* returned.
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
-        WrongFunctionError: If *func* cannot be called, or gives nothing to await.
+        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
         LoopStartError: If the background event loop cannot start.
-        LoopEndedError: If the event loop has ended, at exit for one.
+        LoopEndedError: If the event loop has ended, for example because the interpreter is exiting.
         BaseException: Whatever *func* raised, with its traceback.
 
     Example:
@@ -180,11 +182,11 @@ class EventloopPlace(NamedTuple):
         require_context(self.context, "in_eventloop")
 
     def require(self, func: Callable[..., object]) -> None:
-        """Refuse what cannot run here."""
+        """Refuse a function that cannot run here."""
         require_async(func, "in_eventloop")
 
     async def run(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
-        """Run a call for async code."""
+        """Run a call from async code."""
         try:
             return await self._work(func, args, kwargs)()
         except TypeError as exc:
@@ -192,7 +194,7 @@ class EventloopPlace(NamedTuple):
             raise
 
     def run_sync(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
-        """Run a call for sync code."""
+        """Run a call from sync code."""
         work = self._work(func, args, kwargs)
         try:
             return call_from_sync(work, func, "{}.sync", "await {}(...)", submit_to_background)
@@ -203,7 +205,7 @@ class EventloopPlace(NamedTuple):
     def _work(
         self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Awaitable[T]]:
-        """Return what to run in the loop for one call, whose time begins now."""
+        """Return the async function that runs one call. Its timeout starts now."""
         work = async_work(func, args, kwargs, "in_eventloop")
         if self.context is not None:
             work = partial(_run_in_context, self.context, name_of(func), work)

@@ -1,4 +1,4 @@
-"""What an event loop may be asked to run, and with which options it may be started."""
+"""The checks of the functions that an event loop is to run, and of the options that it starts with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def require_name(name: object) -> None:
 
 
 def require_backend_options(options: Any, backend: str, helper: str) -> None:
-    """Refuse options that `anyio.run` does not know with *backend*: with asyncio, it takes no notice of them."""
+    """Refuse options that *backend* does not have. With asyncio, `anyio.run` would silently ignore them."""
     if options is None:
         return
     if not isinstance(options, dict):
@@ -47,8 +47,8 @@ def require_backend_options(options: Any, backend: str, helper: str) -> None:
     known: Collection[str] = ("debug", "loop_factory", "use_uvloop")
     if backend == "trio":
         try:
-            known = [*signature(importlib.import_module("trio").run).parameters][2:]  # after the function and `*args`
-        except ImportError:  # the start of the loop says so
+            known = [*signature(importlib.import_module("trio").run).parameters][2:]  # without the function and `*args`
+        except ImportError:  # starting the loop raises the error
             return
     for name in map(str, cast("dict[object, object]", options)):
         if name not in known:
@@ -61,7 +61,7 @@ def require_backend_options(options: Any, backend: str, helper: str) -> None:
 def async_work(
     func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any], helper: str
 ) -> Callable[[], Awaitable[T]]:
-    """Return what to run in the loop for a call of *func*."""
+    """Return the async function without arguments that the loop is to run for a call of *func*."""
     require_async(func, helper)
     call = partial(func, *args, **kwargs)
     if is_async(func):

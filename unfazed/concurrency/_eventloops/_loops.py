@@ -1,7 +1,7 @@
 """Running event loops as other threads see them: everything that differs between asyncio and trio.
 
-Neither library is imported before one of its loops runs. No thread and no loop starts here: that is in
-`_loopthread.py`.
+Guarantee: neither library is imported before one of its loops runs. No thread and no loop is started here:
+`_loopthread.py` does that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RECHECK_SECONDS = 0.05  # how often to check whether a cleanup has ended that a timeout must not disturb; arbitrary
+RECHECK_SECONDS = 0.05  # a late timeout waits so long for a cleanup before it looks again; arbitrary
 
 
 class AsyncioLoop:
@@ -53,14 +53,14 @@ class AsyncioLoop:
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
         if not call.made_elsewhere and _runs_here(self):
-            # At once: that is faster, and a loop that is ending drops what was posted instead of cancelling it.
+            # Not posted: that is slower, and a loop that is ending drops posted calls instead of cancelling them.
             context.run(call.begin, self._start, call)
         else:
             self.post(call.begin, self._start, call, context=context)
 
     def _start(self, call: TaskCall[Any]) -> None:
         _mark_context("asyncio")
-        # The loop keeps only a weak reference to the task. Whoever waits for the call keeps it alive by `call.run`.
+        # The loop keeps only a weak reference to the task. The waiting caller keeps it alive, by `call._abort`.
         running = self._run(call)
         try:
             task = self.native.create_task(running)
@@ -101,16 +101,14 @@ class AsyncioLoop:
             if _cancellations_of(task) <= cancellations:
                 expired = True
                 task.cancel()
-            else:  # another cancellation is being cleaned up, perhaps of an inner scope; the task may go on after it
+            else:  # the task cleans up after another cancellation, perhaps of an inner scope, and may go on after it
                 timer = self.native.call_later(RECHECK_SECONDS, expire)
 
         timer = self.native.call_later(seconds, expire)
         try:
             return await work()
         except sys.modules["asyncio"].CancelledError as exc:
-            if (
-                expired and _cancellations_of(task) <= cancellations + 1
-            ):  # otherwise somebody else has cancelled us as well
+            if expired and _cancellations_of(task) <= cancellations + 1:  # otherwise our caller has been cancelled too
                 raise late() from exc
             raise
         finally:
@@ -141,7 +139,7 @@ class TrioLoop:
         try:
             self.native.run_sync_soon(func, *args)
         except RuntimeError as exc:
-            if type(exc).__name__ != "RunFinishedError":  # by name: nothing can be imported at exit
+            if type(exc).__name__ != "RunFinishedError":  # by name: at exit we could not import the class
                 raise
             raise LoopEndedError("the event loop of this call has ended") from None
 
@@ -159,7 +157,7 @@ class TrioLoop:
             task = trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
             raise LoopEndedError("the event loop of this call has ended") from None
-        # If a signal handler raises before the first step of the task, trio does not tell us that the task has ended.
+        # Needed if a signal handler raises before the first step of the task: trio does not say that the task ended.
         call.task_has_ended = lambda: task.coro.cr_frame is None
 
     async def _run(self, call: TaskCall[Any]) -> None:
@@ -194,7 +192,7 @@ class TrioLoop:
         raise late()
 
     async def end_other_tasks(self) -> None:
-        pass  # trio does it
+        pass  # trio cancels them itself
 
 
 def _current_task() -> asyncio.Task[Any]:
@@ -203,13 +201,13 @@ def _current_task() -> asyncio.Task[Any]:
 
 
 def _cancellations_of(task: asyncio.Task[Any]) -> int:
-    """Return how many cancellations *task* has not handled yet, as far as this Python counts them."""
+    """Return how many cancellations *task* has not handled yet; always 0 before Python 3.11, which does not count."""
     cancelling = getattr(task, "cancelling", None)  # since Python 3.11
     return cancelling() if cancelling is not None else 0
 
 
 def forget_library() -> None:
-    """Say in the current context, which may come from a loop, that no loop runs here."""
+    """Mark the current context as one in which no loop runs. It may be a copy of a loop's context."""
     _mark_context(None)
 
 

@@ -1,10 +1,15 @@
 """Event loops in threads of their own: how they start, take calls, and end.
 
-At exit, after the ordinary threads have ended and before the daemon threads are stopped, all of them end. In a forked
-child they are gone, and say so.
+Guarantees:
 
-Guarantees and assumptions: `set.add`, `discard` and `copy`, and `list.append`, are atomic. Where one thread adds a call
-and another one ends the loop, each does its own step before it looks at the other's: one of the two sees the other.
+- Every call that a loop has accepted ends: with its result, or with `LoopEndedError` if the loop ends first. If one
+  thread adds a call while another ends the loop, each takes its own step before it looks at the other's. So at least
+  one of them sees the other.
+- At exit all loops end, after the ordinary threads have ended and before Python stops the daemon threads.
+- In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
+
+Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's
+documentation, "Thread Safety Guarantees").
 """
 
 from __future__ import annotations
@@ -45,23 +50,23 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-EXIT_SECONDS = 3.0  # at exit, how long all loops together may take to end; arbitrary, as short as cleanup allows
+EXIT_SECONDS = 3.0  # how long all loops together may take to end at exit; arbitrary, enough for ordinary cleanup
 
 
 @final
 class EventLoopThread:
     """An event loop in a thread of its own, for as long as a `with` block lasts.
 
-    The background event loop is one of these. All methods can be called from any thread. In a forked child the
-    loop is gone, and says so.
+    The background event loop is one of these. All methods can be called from any thread, except that `stop` refuses
+    the loop's own threads. In a forked child the loop does not run, and calls raise `LoopEndedError`.
 
     Args:
         backend: "asyncio" or "trio".
-        backend_options: What `anyio.run` takes under this name, such as `{"use_uvloop": True}`.
-        name: The name of the thread; `None` gives it one with a number.
+        backend_options: The `backend_options` of `anyio.run`, such as `{"use_uvloop": True}`.
+        name: The name of the thread; `None` for a name with a number.
 
     Raises:
-        WrongOptionError: If there is no such backend, or no such option of it, or *name* is no string.
+        WrongOptionError: If there is no such backend, if it has no such option, or if *name* is not a string.
 
     Example:
         `with EventLoopThread("trio") as loop: loop.run_sync(fetch, url)`
@@ -78,31 +83,31 @@ class EventLoopThread:
         self._backend = backend
         self._options = backend_options
         self._name = name or f"unfazed-eventloop-{next(self._numbers)}"
-        self._main_claim = threading.Lock()  # taken by the thread that runs the loop; never released
-        self._thread: threading.Thread | None = None  # that thread
-        self._loop: Loop | None = None  # from the start of the loop on
+        self._main_claim = threading.Lock()  # the thread that runs the loop acquires it and never releases it
+        self._thread: threading.Thread | None = None  # the thread that runs the loop
+        self._loop: Loop | None = None  # set when the loop starts
         self._stop_event: Event | None = None
-        self._drained: Event | None = None  # while the loop is ending
-        self._started = threading.Event()  # or could not start
+        self._drained: Event | None = None  # while the loop is ending: set when no calls are left
+        self._started = threading.Event()  # also set if the loop could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
-        self._calls: set[TaskCall[Any]] = set()  # those that have not ended
-        self._left_behind = False  # whether somebody has stopped waiting for a call
-        self._closed: str | None = None  # why no calls are taken any more
-        self._steps: list[str] = []  # on which the loop's start, and who closes it, take one before they look
+        self._calls: set[TaskCall[Any]] = set()  # accepted calls that have not ended
+        self._left_behind = False  # whether a caller has stopped waiting for its call
+        self._closed: str | None = None  # why the loop accepts no more calls
+        self._steps: list[str] = []  # `_serve` and `_ask_to_stop` each add one before they look at the other
 
     def __enter__(self) -> EventLoopThread:
         self._require_new()
         try:
             self._ensure_started()
             return self
-        except BaseException:  # of a signal handler: `with` will not end it
+        except BaseException:  # raised by a signal handler: `with` does not call `__exit__` then
             self._ask_to_stop("the start of this event loop thread was interrupted")
             raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._left_behind and exc is not None:  # by a second Ctrl-C, which waits for nothing
+        if self._left_behind and exc is not None:  # after a second Ctrl-C nothing is waited for
             self._ask_to_stop("this event loop thread has been stopped")
         else:
             self.stop()
@@ -118,25 +123,25 @@ class EventLoopThread:
         raise not_copied(self)
 
     def is_running(self) -> bool:
-        """Return whether the loop takes calls."""
+        """Return whether the loop accepts calls."""
         return self._loop is not None and self._closed is None
 
     @property
     def native(self) -> object:
-        """What its library knows the loop by: an asyncio loop, or a `trio.lowlevel.TrioToken`.
+        """The asyncio loop, or the `trio.lowlevel.TrioToken` of the trio loop.
 
         Raises:
-            LoopStateError: If it has not been started.
-            LoopEndedError: If it has ended.
+            LoopStateError: If the thread has not been started.
+            LoopEndedError: If the loop has ended.
         """
         return self._require_running().native
 
     def start(self) -> None:
-        """Start the thread and wait for its loop to run. `with` does it.
+        """Start the thread and wait until its loop runs. `with` calls this.
 
         Raises:
-            LoopStateError: If it has been started before.
-            LoopStartError: If the backend is not installed, or refuses its options.
+            LoopStateError: If the thread has been started before.
+            LoopStartError: If the backend is not installed, or does not accept its options.
             LoopEndedError: If the interpreter is exiting.
         """
         self._require_new()
@@ -147,10 +152,10 @@ class EventLoopThread:
             raise LoopStateError(f"{self!r} can be started only once; make a new one")
 
     def _ensure_started(self) -> None:
-        """Start the thread unless that has been done, and wait for its loop to run.
+        """Start the thread unless it was started before, and wait until its loop runs.
 
-        A signal handler may interrupt this anywhere, and come here itself; other threads come at the same time.
-        Should two threads be started so, the second one ends at once.
+        Other threads may call this at the same time, and so may a signal handler that interrupts it. If two threads
+        are started then, the second one ends at once.
         """
         if _exiting:
             raise LoopEndedError("the interpreter is exiting")
@@ -158,25 +163,25 @@ class EventLoopThread:
             try:
                 start_thread(self._main, self._name)
             except RuntimeError as exc:
-                if self._thread is None:  # else another thread or a signal handler has started it meanwhile
+                if self._thread is None:  # otherwise another thread or a signal handler has started it
                     raise _no_thread(self, exc) from exc
         self._started.wait()
         if self._loop is None:
-            if not threading.main_thread().is_alive():  # what it needs can't be imported or started any more
+            if not threading.main_thread().is_alive():  # nothing can be imported, and no thread started, any more
                 raise LoopEndedError("the interpreter is exiting") from self._error
             raise LoopStartError(self._backend, str(self._error)) from self._error
 
     def stop(self, timeout: float | None = None) -> None:
-        """Cancel what runs in the loop, wait for its cleanup, and end the thread. `with` does it.
+        """Cancel everything that runs in the loop, wait for its cleanup, and end the thread. `with` calls this.
 
-        Whoever waits for what is cancelled so gets a `LoopEndedError`.
+        Callers that wait for a cancelled call get a `LoopEndedError`.
 
         Args:
-            timeout: How many seconds to wait for the end; `None` waits for as long as it takes.
+            timeout: How many seconds to wait for the thread to end; `None` for no limit.
 
         Raises:
-            WrongOptionError: If *timeout* is no number of seconds.
-            LoopStateError: If it is called in the loop's own thread, or in one of its workers, for which it waits.
+            WrongOptionError: If *timeout* is not a number of seconds.
+            LoopStateError: From the loop's own thread, or from one of its workers: it would wait for itself.
         """
         require_timeout(timeout, "stop")
         worker = thread.worker
@@ -188,14 +193,14 @@ class EventLoopThread:
             self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     async def run(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an async function in this loop and await its result from the current one.
+        """Run an async function in this loop and await its result in the current loop.
 
         `run_in_eventloop` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run")
         try:
             if self._closed is not None and self._thread is threading.current_thread():
-                return await work()  # in the cleanup of what the end of the loop has cancelled
+                return await work()  # the loop is ending: cleanup calls this
             return await call_in(self._submit, work, func, current_loop())
         except TypeError as exc:
             explain(exc, "run", func, kwargs)
@@ -216,7 +221,7 @@ class EventLoopThread:
             raise
 
     def _require_running(self) -> Loop:
-        """Return the loop, which takes calls."""
+        """Return the loop, if it accepts calls."""
         if self._loop is None or self._closed is not None:
             if self._closed is None:
                 raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
@@ -226,7 +231,7 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        # The call knows its loop first, so that it can be given up where Ctrl-C comes in between.
+        # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget
         self._calls.add(call)
@@ -235,18 +240,18 @@ class EventLoopThread:
         except LoopEndedError:
             self._calls.discard(call)
             raise
-        if self._closed is not None:  # else the end of the loop, which says so before it looks, has seen this call
+        if self._closed is not None:  # otherwise `_serve` sees the call: `_closed` is set before it looks
             call.cancel(LoopEndedError(self._closed))
 
     def _forget_bypassing(self, call: TaskCall[Any]) -> None:
-        """Note that *call*, which bypassed the loop, has ended. From any thread."""
+        """Forget *call*, which bypassed the loop and has ended. From any thread."""
         self._calls.discard(call)
-        if self._drained is not None and self._loop is not None:  # else `_serve`, which makes it first, sees no call
+        if self._drained is not None and self._loop is not None:  # otherwise `_serve` has yet to look at the calls
             with suppress(LoopEndedError):
                 self._loop.post(self._forget, call)
 
     def _forget(self, call: TaskCall[Any]) -> None:
-        """Note that *call* has ended, in the loop's thread."""
+        """Forget *call*, which has ended. In the loop's thread."""
         self._calls.discard(call)
         if self._drained is not None and not self._calls:
             self._drained.set()
@@ -257,17 +262,17 @@ class EventLoopThread:
             return
         self._thread = threading.current_thread()
         _running.add(self)
-        if _exiting:  # else `_end_all_loops`, which says so first, sees us
+        if _exiting:  # otherwise `_end_all_loops` sees us: it sets `_exiting` before it looks at `_running`
             self._closed = "the interpreter is exiting"
         try:
             anyio.run(self._serve, backend=self._backend, backend_options=self._options)
-        except BaseException as exc:  # a task that raised SystemExit, say; those who wait for answers are told below
+        except BaseException as exc:  # for example, a task raised SystemExit; waiting callers are told below
             self._error = exc
         finally:
             self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
             _running.discard(self)
             self._started.set()
-            for call in self._calls.copy():  # at once: other threads add to it
+            for call in self._calls.copy():  # a copy: other threads may add to it
                 call.future.write(None, LoopEndedError(self._closed))
 
     async def _serve(self) -> None:
@@ -287,18 +292,19 @@ class EventLoopThread:
 
     def _ask_to_stop(self, reason: str) -> None:
         self._closed = self._closed or reason
-        self._steps.append("closed")  # if the loop started before this, we see it; or else it sees that it is closed
+        self._steps.append("closed")  # either we see the loop that `_serve` set before its step, or it sees `_closed`
         if self._loop is not None and self._stop_event is not None:
             with suppress(LoopEndedError):
                 self._loop.post(self._stop_event.set)
 
 
+# No lock guards these two: see the assumption above. A forked child empties `_running`. `_exiting` is never reset.
 _running: set[EventLoopThread] = set()
 _exiting = False
 
 
 def submit_here(call: TaskCall[Any], context: Context) -> None:
-    """Have the loop that runs in this thread run *call*, and end it with the other calls if it is one of ours."""
+    """Have the loop that runs in this thread run *call*. If it is one of our loops, its end cancels the call too."""
     for loop_thread in _running.copy():
         if loop_thread._thread is threading.current_thread():
             if loop_thread._closed is None:
@@ -309,31 +315,31 @@ def submit_here(call: TaskCall[Any], context: Context) -> None:
 
 
 def loop_of(loop_thread: EventLoopThread) -> Loop | None:
-    """Return the loop that runs, or ran, in *loop_thread*."""
+    """Return the loop that runs or ran in *loop_thread*."""
     return loop_thread._loop
 
 
 def submit_to(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
-    """Have the loop of *loop_thread* run *call*, in *context* or a copy of it. Returns at once; raises if it ended."""
+    """Have the loop of *loop_thread* run *call*, in *context* or a copy. Return at once, or raise if it has ended."""
     loop_thread._submit(call, context)
 
 
 def bypass(loop_thread: EventLoopThread, call: TaskCall[Any], abort: Callable[[], object]) -> bool:
-    """Count *call* among the calls of *loop_thread*, though a worker thread is to run it and its loop is not asked.
+    """Add *call* to the calls of *loop_thread*, though a worker thread will run it instead of the loop.
 
-    The worker finishes the call, or `hand_back` gives it to the loop. The end of the loop waits for that. *abort* is
-    called in the loop's thread if the call is cancelled, by the end of the loop for one.
+    The worker finishes the call, or `hand_back` gives it to the loop. A loop that ends waits for that. If the call is
+    cancelled, for example because the loop ends, *abort* is called in the loop's thread.
 
-    Return `False` if the end of the loop has begun, which may not have seen the call: hand it back then.
+    Return `False` if the loop has begun to end. It may not have seen the call, so hand the call back.
     """
     assert loop_thread._loop is not None, "it has been running"
     call.bypass(loop_thread._loop, abort, loop_thread._forget_bypassing)
     loop_thread._calls.add(call)
-    return loop_thread.is_running()  # after we added the call: the end says so before it looks at the calls
+    return loop_thread.is_running()  # after we added the call: `_closed` is set before `_serve` looks at the calls
 
 
 def hand_back(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
-    """Have the loop of *loop_thread* run a call after all that was to bypass it. From any thread; returns at once."""
+    """Have the loop of *loop_thread* run a call that was to bypass it. From any thread. Return at once."""
     assert loop_thread._loop is not None, "it has been running"
 
     def submit() -> None:
@@ -342,19 +348,17 @@ def hand_back(loop_thread: EventLoopThread, call: TaskCall[Any], context: Contex
         call.hand_back()
         try:
             loop_thread._submit(call, context)
-        except Exception as exc:  # the loop has ended, for one
+        except Exception as exc:  # for example, the loop has ended
             call.end(exc)
 
     try:
-        loop_thread._loop.post(
-            submit
-        )  # in the loop's thread, so that it comes before or after a cancellation, not amid it
+        loop_thread._loop.post(submit)  # not here: the loop's thread may be cancelling the call
     except LoopEndedError:
         submit()
 
 
 def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedError | LoopStartError:
-    """Return the error for a loop whose thread cannot be started, because of *exc*."""
+    """Return the error for a loop thread that Python cannot start because of *exc*."""
     if _exiting or not threading.main_thread().is_alive():
         loop_thread._closed = "the interpreter is exiting"
         return LoopEndedError(loop_thread._closed)
@@ -374,7 +378,7 @@ def _end_all_loops() -> None:
 
 
 def _reset_after_fork() -> None:
-    """After a fork: the loops' threads have not come along."""
+    """In a forked child: the loops' threads do not exist here."""
     for loop_thread in _running.copy():
         loop_thread._closed = "the process has forked, and the event loop thread was left behind: start one here"
     _running.clear()

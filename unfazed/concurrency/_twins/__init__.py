@@ -1,23 +1,23 @@
 """Sync twins: a whole class for sync code, made from an async one.
 
-    _command.py       the command `python -m unfazed.twins`, which writes one as a module
-    _modules.py       what is in a generated module
-    _attributes.py    the data that its classes declare
-    _signatures.py    their methods
-    _annotations.py   annotations of async code, as they are for sync code
-    _imports.py       what a generated module imports
-    _sources.py       async classes as their authors wrote them
-    _building.py      how a twin class is made at run time
+    _command.py       the command `python -m unfazed.twins`, which writes twin classes as a module
+    _modules.py       writes a generated module
+    _attributes.py    finds the data attributes that its classes declare
+    _signatures.py    writes their methods
+    _annotations.py   translates annotations of async code for sync code
+    _imports.py       collects the imports of a generated module
+    _sources.py       reads the source code of async classes
+    _building.py      makes a twin class at run time
     _twin.py          the base of all twins
     _calls.py         calls of a twin
-    _arguments.py     what is passed to an async method
-    _values.py        values on their way between a twin and its async object
-    _members.py       what a class has that its twin is to have
+    _arguments.py     converts the arguments of a call
+    _values.py        converts values between a twin and its async object
+    _members.py       the members of an async class that its twin gets
     _family.py        which twin belongs to which class, and which to which object
-    _state.py         what each twin object has
+    _state.py         the state of each twin object
 
-`sync_twin` is in this file, and nothing else is imported before the first twin is made. A file imports from those
-below it.
+This file has only `sync_twin`, and imports the others when the first twin is made. A file imports only from the files
+below it in this list.
 """
 
 from __future__ import annotations
@@ -32,40 +32,45 @@ if TYPE_CHECKING:
 def sync_twin(cls: type, /, *, loop: EventLoopThread | None = None, name: str | None = None) -> type[Any]:
     """Make a class for sync code from an async one, with the same public names.
 
-    Async methods become methods, async generators generators, `async with` and `async for` on the object `with` and
-    `for`, `@asynccontextmanager` methods context managers, awaiting the object `wait()`. Classmethods, staticmethods,
-    properties, attributes, operators and sync methods stay. The twin of a derived class derives from that of its base.
-    Objects of twinned classes come as their twins, also in lists, tuples, dicts and sets, and may be passed so.
+    Async methods become methods. Async generators become generators, and `@asynccontextmanager` methods become context
+    managers. The object supports `with` instead of `async with`, `for` instead of `async for`, and `wait()` instead of
+    `await`. Classmethods, staticmethods, properties, attributes, operators and sync methods stay. The twin of a derived
+    class derives from the twin of its base. Methods return objects of twinned classes as their twins, also in lists,
+    tuples, dicts and sets. You can pass twins in the same way.
 
-    What a method gives to be awaited, a task included, is awaited. Where it expects an async callback, or an async
-    iterable, a sync one will do: its annotations say so. The callback runs in a worker thread, and gets twins.
+    If a method returns an awaitable, such as a task, the twin awaits it. If the annotations of a method ask for an
+    async callback or an async iterable, you can also pass a sync one. The callback runs in a worker thread, and gets
+    twins.
 
-    Constructors and methods run on the loop, one at a time unless they wait, so any number of threads can share a twin.
-    Properties and operators run in the calling thread. In a worker thread of an event loop, too, calls run on the loop
-    of the twin, and are cancelled with the task that waits for the thread.
+    Constructors and methods run on the loop, one at a time except while they wait. So any number of threads can share a
+    twin. Properties and operators run in the calling thread. In a worker thread of an event loop, calls still run on
+    the loop of the twin, and are cancelled with the task that waits for the thread.
 
-    Type checkers and editors know nothing of what is made while the program runs: for a library,
+    Type checkers and editors cannot see a class that is made at run time. For a library,
     `python -m unfazed.twins package.module:AsyncClient --output FILE` writes the same class as a module.
 
     Args:
-        cls: The async class. Asked for again, with the same loop, it has the same twin.
-        loop: Where the async objects live, started when it is needed; `None` for the background event loop.
-        name: The name of the twin; `None` for that of *cls* without `Async`, or with `Sync` where there is none.
-            The first one counts.
+        cls: The async class. It always has the same twin for the same loop.
+        loop: The loop that the async objects belong to. It is started when it is needed. `None` for the background
+            event loop.
+        name: The name of the twin. `None` for the name of *cls* without `Async`, or with `Sync` in front if it has no
+            `Async`. Only the first call for *cls* and *loop* sets it.
 
     Cancellation:
-        As for `run_in_eventloop_sync`. `twin.with_timeout(5).method()` is cancelled after so many seconds.
+        As for `run_in_eventloop_sync`. `twin.with_timeout(5).method()` is cancelled after five seconds.
 
     Returns:
-        A class, derived from `unfazed.twins.SyncTwin`. Its `async_object` leads back to the async object.
+        A class derived from `unfazed.twins.SyncTwin`. The `async_object` of a twin is the async object behind it.
 
     Raises:
-        WrongFunctionError: If *cls* has no twin: it is no class, an exception, an enumeration, a metaclass, a twin; or
-            if it has a public member that every twin has of its own.
-        LoopThreadError: From a call, if an event loop is running in this thread, which it would block.
+        WrongFunctionError: If *cls* cannot have a twin: it is not a class, or it is an exception, an enumeration, a
+            metaclass, a twin, a builtin class or a `TypedDict`, or it has a public member with the name of a member of
+            every twin.
+        LoopThreadError: From a call, if an event loop is running in this thread, which the call would block.
         LoopStartError: From a call, if the loop cannot start.
-        LoopEndedError: From a call, if the loop of the object has ended, at exit for one, or was left behind by a fork.
-        CallTimeoutError: From a call of `with_timeout`, if it has not ended in time.
+        LoopEndedError: From a call, if the loop of the object has ended, for example at exit, or does not run in this
+            forked process.
+        CallTimeoutError: From a call of a twin made by `with_timeout`, if it has not ended in time.
         BaseException: From a call, whatever the method raised.
 
     Example:

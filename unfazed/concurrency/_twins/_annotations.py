@@ -1,4 +1,4 @@
-"""Annotations and defaults of async code, as they are for sync code."""
+"""The translation of annotations and defaults from async code to sync code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MODULES = frozenset(
         "asyncio.tasks",
     )
 )
-# What stands for its last argument, or for nothing else where it has none.
+# Types that become their last argument: `Awaitable[T]` becomes `T`. Without arguments they become `Any`.
 _AWAITABLES = frozenset(("Awaitable", "Coroutine", "CoroutineType", "Future", "Task"))
 _RENAMED = {
     "AsyncIterator": ("collections.abc", "Iterator"),
@@ -44,15 +44,15 @@ ANY = Origin("typing", "Any")
 
 
 class Translator:
-    """Translates what stands in one async class.
+    """Translates the annotations and defaults in one async class.
 
     Args:
         source: The module of the class.
-        owner: The class in which it stands.
-        twins: The names of twin classes, by their async classes.
-        imports: What the generated module imports.
-        avoid: The names of the members of the twin, which hide those of the module in its body.
-        meanings: What names stand for in this class that stand for something else in general: parameters of bases.
+        owner: The class.
+        twins: The names of the twin classes, by their async classes.
+        imports: Collects the imports of the generated module.
+        avoid: The names of the twin's members. In the class body they hide the module's names.
+        meanings: Names that mean something else in this class, such as type parameters of its bases.
         twin_name: The name of the twin class.
     """
 
@@ -74,15 +74,15 @@ class Translator:
         self.meanings: dict[str, str | Origin] = dict(meanings)
         self._expanding: tuple[Origin, ...] = ()
         self.twin_name = twin_name
-        self.unknown: list[str] = []  # names that come from nowhere
-        self.mentioned: list[type] = []  # classes that have no twin here
+        self.unknown: list[str] = []  # names that could not be found
+        self.mentioned: list[type] = []  # classes without a twin in this module
 
     def annotation(self, node: cst.BaseExpression | None) -> str:
-        """Return a type for sync code; `Any` for none."""
+        """Return the annotation for sync code, or `Any` if there is none."""
         return self._imports.name_of(ANY, self._avoid) if node is None else self._code(self._type(node))
 
     def expression(self, node: cst.BaseExpression) -> str:
-        """Return any other expression, whose names the generated module knows."""
+        """Return any other expression, with the names of the generated module."""
         renamed: Any = node.visit(_Renaming(self))
         return self._code(renamed)
 
@@ -90,19 +90,19 @@ class Translator:
         return self._imports.name_of(origin, self._avoid)
 
     def class_name(self, cls: type) -> str:
-        """Return the name of a class, or that of its twin."""
+        """Return the name of the twin of a class, or its own name if it has no twin."""
         if cls in self._twins:
             return self._twins[cls]
         return cls.__name__ if cls.__module__ == "builtins" else self.name_of(Origin(cls.__module__, cls.__qualname__))
 
     def plain_name(self, node: cst.BaseExpression) -> str | None:
-        """Return the name that an annotation consists of, quoted or not, if it is nothing else."""
+        """Return the name if an annotation is just a name, quoted or not, otherwise `None`."""
         if isinstance(node, cst.SimpleString):
             node = cst.parse_expression(str(node.evaluated_value))
         return dotted_name(node)
 
     def helper(self, name: str, hidden_by: Iterable[str] = ()) -> str:
-        """Return the name of one of the functions of `unfazed.twins`, where these names stand for something else."""
+        """Return the name of one of the functions of `unfazed.twins`, other than the names in *hidden_by*."""
         return self._imports.name_of(Origin("unfazed.twins", name), frozenset(hidden_by))
 
     def builtin(self, name: str) -> str:
@@ -110,7 +110,7 @@ class Translator:
         return f"{self.name_of(Origin('builtins', None))}.{name}" if name in self._avoid else name
 
     def type_parameters(self, node: cst.TypeParameters | None) -> str:
-        """Return the type parameters of a function or class, which mean themselves from now on."""
+        """Return the type parameters of a function or class. From now on their names mean themselves."""
         if node is None:
             return ""
         names = [part.param.name.value for part in node.params]
@@ -125,7 +125,7 @@ class Translator:
         return f"[{', '.join(written)}]"
 
     def is_named(self, node: cst.BaseExpression, *names: str) -> bool:
-        """Return whether *node* is one of these names, of a module of the standard library where types are."""
+        """Return whether *node* is one of *names*, from a standard library module that defines types or decorators."""
         origin = self._origin(dotted_name(node) or "")
         return (
             origin is not None
@@ -156,7 +156,7 @@ class Translator:
         return node
 
     def _members_of_union(self, node: Any) -> list[str]:
-        """Return the members of a union, in which what has been awaited may come for a second time."""
+        """Return the members of a union for sync code. Some may be equal, as in `T | Awaitable[T]`."""
         if isinstance(node, cst.BinaryOperation):
             return [*self._members_of_union(node.left), *self._members_of_union(node.right)]
         translated = self._type(node)
@@ -193,9 +193,9 @@ class Translator:
             return self._builtin(node, name)
         if origin.module in _MODULES and origin.name in _RENAMED:
             origin = Origin(*_RENAMED[origin.name])
-        elif origin.module in _MODULES and origin.name in _AWAITABLES:  # of nobody knows what
+        elif origin.module in _MODULES and origin.name in _AWAITABLES:  # without arguments
             origin = ANY
-        elif origin.module == "typing" and hasattr(collections.abc, origin.name or ""):  # the same, and there for good
+        elif origin.module == "typing" and hasattr(collections.abc, origin.name or ""):  # same type, but not deprecated
             origin = origin._replace(module="collections.abc")
         found = origin.find()
         if inspect.isclass(found):
@@ -206,7 +206,7 @@ class Translator:
         return cst.parse_expression(self.name_of(origin)) if meaning_here is None else meaning_here
 
     def _meaning_of(self, origin: Origin) -> cst.BaseExpression | None:
-        """Return what another name for a type means for sync code, if that is not what it says itself."""
+        """Return the translated type behind a type alias, if the alias contains async types."""
         source = source_of(origin.module) if origin.name and "." not in origin.name else None
         meaning = source.meaning_of(origin.name) if source and origin.name else None
         if source is None or meaning is None or origin in self._expanding:
@@ -220,7 +220,7 @@ class Translator:
         return translated
 
     def _is_async(self, node: Any) -> bool:
-        """Return whether a name is that of a type that is another one for sync code."""
+        """Return whether a name, or a name in a string, is a type that sync code replaces by another one."""
         if isinstance(node, cst.SimpleString):
             return any(self._is_async(cst.Name(word)) for word in re.findall(r"[^\W\d]\w*", str(node.evaluated_value)))
         origin = self._origin(dotted_name(node) or "")
@@ -231,7 +231,7 @@ class Translator:
         return origin.find() in self._twins or self._meaning_of(origin) is not None
 
     def _with_parameters(self, node: cst.Name | cst.Attribute, named: Any) -> Any:
-        """Return a generic type that nobody has given parameters with parameters that are as good as none."""
+        """Add `Any` as the parameters of a generic type that was written without any."""
         origin = self._origin(dotted_name(node) or "")
         root = dotted_name(node) or ""
         if isinstance(named, cst.Subscript) or root in self.meanings:
@@ -258,7 +258,7 @@ class Translator:
         return cst.parse_expression(self.builtin(name)) if root in self._avoid else node
 
     def _origin(self, name: str) -> Origin | None:
-        """Return where a name with dots comes from, if it is no builtin one."""
+        """Return where a dotted name comes from, or `None` for a builtin."""
         root, _, rest = name.partition(".")
         value = vars(self._owner).get(root)
         is_value = value is not None and not hasattr(builtins, root) and not callable(value)
@@ -275,7 +275,7 @@ class Translator:
         return Origin(module, ".".join(parts), origin.is_for_types)
 
 
-# How many parameters there are, of the types that are often written without any.
+# The number of parameters of types that are often written without any.
 _BARE = {
     **dict.fromkeys(("list", "set", "frozenset", "type", "tuple", "deque"), 1),
     **dict.fromkeys(("List", "Set", "FrozenSet", "Type", "Tuple", "Deque", "Callable"), 1),
@@ -293,7 +293,7 @@ def _flat_union(node: Any, code: Callable[[cst.CSTNode], str]) -> Iterator[str]:
 
 
 class _Renaming(cst.CSTTransformer):
-    """Gives each name in an expression the one that it has in the generated module."""
+    """Replaces each name in an expression by its name in the generated module."""
 
     def __init__(self, translator: Translator) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ class _Renaming(cst.CSTTransformer):
         return False
 
     def leave_Arg(self, original_node: cst.Arg, updated_node: cst.Arg) -> cst.Arg:
-        return updated_node.with_changes(value=original_node.value.visit(self))  # and not its keyword
+        return updated_node.with_changes(value=original_node.value.visit(self))  # its keyword is no name
 
     def leave_Attribute(self, original_node: cst.Attribute, updated_node: cst.Attribute) -> cst.BaseExpression:
         if dotted_name(original_node) is None:

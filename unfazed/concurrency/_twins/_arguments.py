@@ -1,7 +1,7 @@
-"""What sync code passes to an async method: twins, sync callbacks and sync iterators where async ones are expected.
+"""The conversion of a call's arguments: sync code may pass twins, sync callbacks and sync iterators to async methods.
 
-Whether a method expects an async callback, or an async iterable, its annotations say. They are looked at when somebody
-passes a function or an iterator, once for each method.
+The annotations of a method say whether it expects an async callback or an async iterable. We look at them when somebody
+passes a function or an iterable, once for each method.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 CALLBACK, ITERABLE, ITERATOR = "async callback", "async iterable", "async or sync iterable"
 
-_wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # by function, and by the name of a parameter
+_wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # keys: function, parameter name
 
 
 def turned_call(
     func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], site: Callable[[], Site]
 ) -> Callable[[], Any]:
-    """Return the call of *func* with its arguments turned; *site* is asked where those of callbacks come from."""
+    """Return the call of *func*, with its arguments converted. *site* converts what its callbacks get."""
     is_plain = LEAVES.issuperset(map(type, args)) and LEAVES.issuperset(map(type, kwargs.values()))
-    if is_plain:  # by far the commonest
+    if is_plain:  # the common case, checked first for speed
         return functools.partial(func, *args, **kwargs)
     if any(map(_may_be_sync, args)) or any(map(_may_be_sync, kwargs.values())):
         args, kwargs = _with_async(func, args, kwargs, site)
@@ -51,13 +51,13 @@ def _may_be_sync(value: object) -> bool:
 def _with_async(
     func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], site: Callable[[], Site]
 ) -> tuple[tuple[object, ...], dict[str, Any]]:
-    """Turn callbacks and iterables, as far as *func* expects async ones."""
+    """Make callbacks and iterables async if *func* expects async ones."""
     wanted = _wanted_by(func)
     if not wanted:
         return args, kwargs
     try:
         bound = _signature(func).bind(*args, **kwargs)
-    except TypeError:  # which the call raises itself
+    except TypeError:  # the call itself raises it
         return args, kwargs
     for name, what in wanted.items():
         if name in bound.arguments:
@@ -71,13 +71,13 @@ def _turned(value: Any, what: str, site: Callable[[], Site]) -> Any:
     kind = value.__class__
     if hasattr(kind, "__aiter__") or not hasattr(kind, "__iter__") or kind in (str, bytes, bytearray):
         return value
-    if what == ITERATOR and not hasattr(kind, "__next__"):  # a list, say, which the method takes as it is
+    if what == ITERATOR and not hasattr(kind, "__next__"):  # such as a list: the method accepts it
         return value
     return iterate_in_threadpool(_items(value))
 
 
 def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..., Any]:
-    """Return an async function that calls *func* in a worker thread, where it may use twins."""
+    """Return an async function that calls *func* in a worker thread, because *func* may block, for example on twins."""
 
     async def callback(*args: Any, **kwargs: Any) -> Any:
         here = site()
@@ -100,9 +100,9 @@ def _items(iterable: Iterable[Any]) -> Generator[Any, None, None]:
 
 
 def _wanted_by(func: Any) -> Mapping[str, str]:
-    """Return what the parameters of *func* expect, those that expect something async."""
+    """Return the parameters of *func* that expect something async, and what they expect."""
     key: Any = getattr(func, "__func__", func)
-    with suppress(KeyError, TypeError):  # the latter where it cannot be referred to weakly
+    with suppress(KeyError, TypeError):  # TypeError: no weak reference to it
         return _wanted[key]
     try:
         parameters = _signature(func).parameters.values()
@@ -121,21 +121,21 @@ def _wanted_by(func: Any) -> Mapping[str, str]:
 
 
 def _signature(func: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of *func*, whose annotations may name what is there for type checkers alone."""
+    """Return the signature of *func*. Its annotations may contain names that only type checkers know."""
     try:
         return inspect.signature(func)
-    except NameError:  # pragma: no cover  before Python 3.14 nobody looks at them
+    except NameError:  # pragma: no cover  only Python 3.14 evaluates annotations here
         library = importlib.import_module("annotationlib")
         options: dict[str, Any] = {"annotation_format": library.Format.FORWARDREF}
         return inspect.signature(func, **options)
 
 
 def _what(annotation: Any, namespace: dict[str, Any]) -> str | None:
-    """Return what an annotation expects, if that is something async."""
+    """Return which kind of async argument an annotation expects, or `None`."""
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, namespace)
-        except Exception:  # it names what is there for type checkers alone
+        except Exception:  # it contains names that only type checkers know
             return _what_text(annotation)
     if any(inspect.isclass(part) and is_async(vars(part).get("__call__")) for part in _parts(annotation)):
         return CALLBACK  # a protocol
@@ -151,7 +151,7 @@ def _what_text(text: str) -> str | None:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """Yield an annotation, and what it consists of."""
+    """Yield an annotation, its arguments, their arguments, and so on."""
     yield annotation
     for argument in get_args(annotation):
         yield from _parts(argument)

@@ -1,4 +1,4 @@
-"""The data of async objects that type checkers are to know of: declared in the class, or set by its constructor."""
+"""The data attributes that a generated class declares for type checkers: from the class body and the constructor."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class DataAttributes:
 
     Args:
         cls: The class.
-        members: What is in it at run time.
-        owners: The classes whose members are looked for, the class itself first.
-        translator_of: Gives the translator for what stands in one of them.
+        members: Its members at run time.
+        owners: The classes to search, the class itself first.
+        translator_of: Returns the translator for one of them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DataAttributes:
             yield name, translator.annotation(node)
 
     def _set_by(self, init: cst.FunctionDef, owner: type) -> Iterator[tuple[str, str]]:
-        """Yield what the constructor sets: `self.name: T = ...`, or `self.name = name` of an annotated parameter."""
+        """Yield the attributes that the constructor sets: `self.name: T = ...`, or `self.name = annotated_argument`."""
         params = init.params
         every = [*params.posonly_params, *params.params, *params.kwonly_params]
         annotations = {param.name.value: param.annotation for param in every}
@@ -89,7 +89,7 @@ class DataAttributes:
                     yield from self._annotated(owner, _last(target), annotation.annotation, None)
 
     def _type_of(self, value: object, translator: Translator) -> str:
-        """Return the type of a value whose type nobody has written."""
+        """Return the type of a value without an annotation."""
         if type(value) in _PLAIN:
             return type(value).__name__
         if inspect.isclass(value):

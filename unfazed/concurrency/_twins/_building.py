@@ -1,4 +1,4 @@
-"""How a twin class is made at run time: what becomes of each member."""
+"""How a twin class is made at run time, member by member."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from ._members import Member
     from ._state import TwinBase
 
-# What marks functions as async or abstract, or gives them another signature: not for those of the twin.
+# Attributes that mark a function as async or abstract, or change its signature. The twin's functions must not get them.
 _MARKS = ("_is_coroutine_marker", "_is_coroutine", "__isabstractmethod__", "__signature__")
 
 _background_family = Family(None)
 
 
 def family_of(loop: EventLoopThread | None) -> Family:
-    """Return the family of the twins on *loop*, which goes with it."""
+    """Return the family of the twins on *loop*. The loop keeps it, so both are freed together."""
     if loop is None:
         return _background_family
     family: Family = vars(loop).setdefault("_twins", Family(loop))
@@ -49,9 +49,10 @@ def family_of(loop: EventLoopThread | None) -> Family:
 
 
 def make_twin(cls: type, family: Family, name: str | None = None, module: str | None = None) -> type[Any]:
-    """Return the twin class of *cls*, and make it where there is none.
+    """Return the twin class of *cls*. Make it if there is none.
 
-    Without *module* it is made along with others. The first name that is asked for counts, and who asks first.
+    *module* is the module of the user who asked for the twin, or `None` if another twin needs it. The first user that
+    asks for the twin sets its name and module.
     """
     known = family.exact_twin_of(cls)
     if known is None:
@@ -65,7 +66,7 @@ def make_twin(cls: type, family: Family, name: str | None = None, module: str | 
 
 
 def sync_name_of(cls: type) -> str:
-    """Return the name of a twin that has not been given one: without `Async`, or with `Sync`."""
+    """Return the default name of a twin: the name of *cls* without `Async`, or else with `Sync` in front."""
     name = re.sub(r"^(?:Async|Aio)(?=[A-Z])|(?<=[a-z0-9])Async$", "", cls.__name__)
     if name != cls.__name__:
         return name
@@ -94,7 +95,7 @@ def _make_class(cls: type, family: Family) -> type[Any]:
 
 
 def _make_protocol(cls: type, family: Family) -> type[Any]:
-    """Return the protocol that the twins of what fits the protocol *cls* fit."""
+    """Return the twin of the protocol *cls*. If a class implements *cls*, the twin of the class implements this one."""
     covered = {base for base in cls.__mro__[1:] if is_protocol(base)}
     body: dict[str, Any] = {member.sync_name: _made_stub(member) for member in members_of(cls, covered)}
     body.update(__doc__=cls.__doc__, __module__=cls.__module__)
@@ -103,7 +104,7 @@ def _make_protocol(cls: type, family: Family) -> type[Any]:
 
 
 def _bases_of(cls: type, family: Family) -> list[Any]:
-    """Return the twins of the bases of *cls*, with their parameters: protocols, and what is no class, come last."""
+    """Return the twins of the bases of *cls*, with their type parameters. Protocols and `Generic` come last."""
     bases: list[Any] = []
     others: list[Any] = []
     for base in getattr(cls, "__dict__", {}).get("__orig_bases__", cls.__bases__):
@@ -119,14 +120,14 @@ def _bases_of(cls: type, family: Family) -> list[Any]:
 
 
 def _made(member: Member, cls: type, family: Family) -> Any:
-    """Return what the twin has for a member."""
+    """Return the member of the twin for a member of the async class."""
     name: str = member.name
     value: Any = member.value
     if name in SYNC_NAMES:
         special: Any = _special(name)
         special.__name__, special.__qualname__ = member.sync_name, f"{sync_name_of(cls)}.{member.sync_name}"
         return special
-    if value is None and member.kind == "operator":  # its objects have no hash, say
+    if value is None and member.kind == "operator":  # such as `__hash__ = None`
         return None
     if member.kind == "property":
         return _made_property(name, value)
@@ -141,7 +142,7 @@ def _made(member: Member, cls: type, family: Family) -> Any:
 
 
 def _special(name: str) -> Callable[..., Any]:
-    """Return what `with`, `for` and `wait` call: a function of its own, as each class has its own name for it."""
+    """Return the method that `with`, `for` or `wait` calls: a new function, because each class sets its own name."""
     funcs: dict[str, Any] = {
         "__aenter__": enter,
         "__aexit__": leave,
@@ -211,7 +212,7 @@ def _made_init(cls: type) -> Any:
 
 
 def _made_stub(member: Member) -> Any:
-    """Return the member of a protocol."""
+    """Return the twin's member for a member of a protocol."""
     if member.kind in ("property", "attribute"):
         return member.value
 
@@ -222,7 +223,7 @@ def _made_stub(member: Member) -> Any:
 
 
 def _like(func: Callable[..., Any], original: Any, cls: type, name: str | None = None) -> Any:
-    """Give *func* the docstring and the signature of *original*, and the name that the twin of *cls* has for it."""
+    """Give *func* the docstring and the signature of *original*, and its name in the twin of *cls*."""
     functools.update_wrapper(func, original)
     for mark in _MARKS:
         vars(func).pop(mark, None)
@@ -232,7 +233,7 @@ def _like(func: Callable[..., Any], original: Any, cls: type, name: str | None =
 
 
 class Attribute:
-    """A plain attribute of an async class, read from the object, or from the class. `SyncTwin` sees to writing."""
+    """A plain attribute of an async class, read from the object or the class. `SyncTwin.__setattr__` writes it."""
 
     def __init__(self, name: str) -> None:
         self._name = name

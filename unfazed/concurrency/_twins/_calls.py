@@ -1,9 +1,9 @@
-"""Calls of a twin: each runs on the loop of the twin, whichever thread makes it, and waits for its result there.
+"""Calls of a twin. Any thread can make them. It waits for the result, which comes from the loop of the twin.
 
 What runs where:
 
-    constructors, methods, async or not    on the loop, so that the async object is touched by one thread alone
-    properties, attributes, operators      in the calling thread, as they are quick; on the loop what is to be awaited
+    constructors, methods, async or not    on the loop, so only one thread touches the async object
+    properties, attributes, operators      in the calling thread, because they are quick; awaitables on the loop
     async generators                       on the loop, each in one task from its first step to its end
     `with`                                 on the loop, entered and left in one task
 """
@@ -40,23 +40,23 @@ INSTEAD = "await {}(...)"
 
 
 def call(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
-    """Call the method *name* of the async object, and return what it gives, turned for sync code."""
+    """Call the method *name* of the async object. Return its result, converted for sync code."""
     return run(twin, getattr(twin._unfazed_state.target, name), args, kwargs)
 
 
 def call_maker(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
-    """Do the same with a method that only makes an async generator or context manager, in this very thread."""
+    """Call a method that only makes an async generator or context manager, in the calling thread."""
     return run_direct(twin, getattr(twin._unfazed_state.target, name), args, kwargs)
 
 
 def call_operator(twin: TwinBase, name: str, /, *args: object) -> Any:
-    """Do the same with an operator, in this very thread."""
+    """Call an operator, in the calling thread."""
     target = twin._unfazed_state.target
     return turned(twin, getattr(target, name)(*map(to_async, args)))
 
 
 def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
-    """Call *func*, a method of the async object, or what acts for it."""
+    """Call *func*, a method of the async object or a function that uses it, on the loop."""
     state, timeout = twin._unfazed_state, twin._unfazed_timeout
     loop = state.loop or _event_loop(twin._unfazed_family, func)
     if loop._closed is not None:
@@ -69,13 +69,13 @@ def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwar
 
 
 def _event_loop(family: Family, func: object) -> EventLoopThread:
-    """Return the loop for a call of *func*, and start it, unless the call would be refused."""
+    """Start the loop for a call of *func*, and return it. Refuse the call first if it would block a loop."""
     refuse_in_loop(func, HELPER, INSTEAD)
     return family.event_loop()
 
 
 def run_direct(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
-    """Call *func*, which only makes an async generator or context manager, in this very thread."""
+    """Call *func*, which only makes an async generator or context manager, in the calling thread."""
     loop = belong(twin, func)
     site = Site(twin._unfazed_family, loop, twin._unfazed_timeout)
     return to_sync(turned_call(func, args, kwargs, lambda: site)(), site)
@@ -90,7 +90,7 @@ _DEFAULT = object()
 
 
 def default() -> Any:
-    """Return what stands, in a constructor, for a default that only the async class knows."""
+    """Return a placeholder for a constructor's default that cannot be written in a generated module."""
     return _DEFAULT
 
 
@@ -107,11 +107,11 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
 
 
 def call_class(cls: type[TwinBase], name: str, /, *args: object, **kwargs: object) -> Any:
-    """Call the classmethod or staticmethod *name* of the async class, and return what it gives, turned."""
+    """Call the classmethod or staticmethod *name* of the async class. Return its result, converted for sync code."""
     family = cls._unfazed_family
     value, loop = _run_for_class(family, getattr(cls._unfazed_class, name), args, kwargs)
     kind = family.nearest_twin_of(value.__class__)
-    if kind is not None and issubclass(cls, kind):  # a class that users have made of a twin
+    if kind is not None and issubclass(cls, kind):  # a user's subclass of a twin
         value = family.twin_of(value, cls, loop)
     return to_sync(value, Site(family, loop))
 
@@ -128,12 +128,12 @@ def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object,
 
 
 def is_method(value: object, target: object) -> bool:
-    """Return whether *value*, an attribute of *target*, is to be called as its methods are."""
+    """Return whether *value*, an attribute of *target*, is a method of it or an async function."""
     return callable(value) and (getattr(value, "__self__", None) is target or is_async(value))
 
 
 def get_attribute(twin: TwinBase, name: str, /) -> Any:
-    """Read an attribute or a property, and await what it gives to be awaited."""
+    """Read an attribute or a property. Await its value if that is an awaitable."""
     return turned(twin, getattr(twin._unfazed_state.target, name))
 
 
@@ -148,7 +148,7 @@ def delete_attribute(twin: TwinBase, name: str, /) -> None:
 
 
 def turned(twin: TwinBase, value: Any) -> Any:
-    """Turn what the async object has given in this very thread."""
+    """Convert a value that the async object gave in the calling thread. Await it if it is an awaitable."""
     if type(value) in LEAVES:
         return value
     family = twin._unfazed_family
@@ -159,7 +159,7 @@ def turned(twin: TwinBase, value: Any) -> Any:
 
 
 def belong(twin: TwinBase, func: object) -> EventLoopThread:
-    """Have *twin* belong to its loop from now on, and return that."""
+    """Bind *twin* to its loop, unless it is bound already. Return the loop."""
     state = twin._unfazed_state
     loop = state.loop
     if loop is None:
@@ -174,17 +174,17 @@ def _ended(twin: TwinBase, loop: EventLoopThread) -> LoopEndedError:
 
 
 async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread) -> Any:
-    """Call a method, await what it gives, and turn that: on the loop, where nothing else changes it meanwhile."""
+    """Call a method, await its result and convert it: on the loop, so nothing else changes the result meanwhile."""
     value = work()
     family = twin._unfazed_family
     while _is_to_be_awaited(value, family):
-        twin._unfazed_state.loop = loop  # the object may be bound to it from now on
+        twin._unfazed_state.loop = loop  # awaiting may bind the object to the loop
         value = await value
     return value if type(value) in LEAVES else to_sync(value, Site(family, loop, twin._unfazed_timeout))
 
 
 async def _settle_for_class(work: Callable[[], Any], family: Family) -> Any:
-    """Call an async class, or a function of one, and await what it gives."""
+    """Call an async class, or a classmethod or staticmethod, and await its result."""
     value = work()
     while _is_to_be_awaited(value, family):
         value = await value
@@ -199,7 +199,7 @@ def _is_to_be_awaited(value: object, family: Family) -> bool:
 
 
 def enter(twin: TwinBase, /) -> Any:
-    """Enter the async object, in a task that stays until it is left."""
+    """Enter the async object, in a task that runs until it is left."""
     state = twin._unfazed_state
     manager: InTask[Any] = InTask(state.target, belong(twin, type(twin))._submit)
     entered = state.managers.setdefault(get_ident(), [])
@@ -215,7 +215,7 @@ def enter(twin: TwinBase, /) -> Any:
 def leave(
     twin: TwinBase, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
 ) -> bool | None:
-    """Leave what this thread has entered last; or what another one has, if this one has entered nothing."""
+    """Leave the last `with` block of this thread, or of another thread if this one is in none."""
     managers = twin._unfazed_state.managers
     ident = get_ident()
     if not managers.get(ident):
@@ -229,7 +229,7 @@ def leave(
 
 
 def _forget(state: TwinState, ident: int, manager: InTask[Any]) -> None:
-    """Take *manager* off the list of a thread, and the list away if it was the only one."""
+    """Remove *manager* from the list of a thread, and the list if it is empty then."""
     entered = state.managers[ident]
     entered.remove(manager)
     if not entered:
@@ -237,7 +237,7 @@ def _forget(state: TwinState, ident: int, manager: InTask[Any]) -> None:
 
 
 def iterate(twin: TwinBase, /) -> Any:
-    """Return the iterator of the async object: the twin itself, where that is one."""
+    """Return the iterator of the async object: the twin itself, if the async object is its own iterator."""
     target = twin._unfazed_state.target
     start = run_direct if is_maker(target.__aiter__) else run
     return start(twin, target.__aiter__, (), {})
@@ -253,7 +253,7 @@ def step(twin: TwinBase, /) -> Any:
 
 
 def wait(twin: TwinBase, /) -> Any:
-    """Await the async object, and return what comes of it."""
+    """Await the async object, and return its result."""
     target = twin._unfazed_state.target
 
     async def wait_for_it() -> Any:

@@ -1,6 +1,7 @@
-"""The command `python -m unfazed.twins`: what it is given, and what it exits with.
+"""The command `python -m unfazed.twins`: its arguments and its exit codes.
 
-0 for a file that is written, or as it should be; 1 for one that is not, with `--check`; 2 for an error.
+It exits with 0 if the file was written or is up to date, with 1 if `--check` found a difference, with 2 after an error,
+and with 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DONE, DIFFERENT, ERROR, INTERRUPTED = 0, 1, 2, 130
-DIFF_LINES = 60  # of what is different; arbitrary, about a page
+DIFF_LINES = 60  # how much of a difference to show; arbitrary, about a page
 
 _DESCRIPTION = """Write the sync twins of async classes as a module that type checkers, editors and readers see.
 
@@ -40,11 +41,11 @@ is formatted by ruff, as the project that it is in says; it has the same bytes e
 
 
 class _UsageError(Exception):
-    """Raised when a class cannot be found, or has no twin."""
+    """Raised when the command cannot do what its arguments say. Its text tells the user why."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return what to exit with."""
+    """Run the command and return its exit code."""
     parser = ArgumentParser(
         prog="python -m unfazed.twins", description=_DESCRIPTION, formatter_class=RawDescriptionHelpFormatter
     )
@@ -106,15 +107,15 @@ def _generate(targets: list[Target], arguments: list[str], output: Path) -> str:
 
 
 def _package_of(output: Path) -> str:
-    """Return the name of the outermost package that the file is in."""
+    """Return the name of the outermost package that contains the file, or an empty string."""
     packages = itertools.takewhile(lambda folder: (folder / "__init__.py").exists(), output.absolute().parents)
     return next(reversed([folder.name for folder in packages]), "")
 
 
 def _formatted(source: str, output: Path) -> str:
-    """Return *source* as ruff would format it in the place of *output*, with its imports in order."""
+    """Return *source* as ruff would format the file *output*, with sorted imports."""
     path = str(output.absolute())
-    # The file says itself that it is not to be linted, except for the order of the imports, here.
+    # `--ignore-noqa`: the generated file turns ruff off, but here it must sort the imports.
     for options in (
         ["check", "--select", "I", "--ignore-noqa", "--fix", "--exit-zero", "--quiet"],
         ["format", "--quiet"],
@@ -137,7 +138,7 @@ def _check(output: Path, source: str) -> int:
     except FileNotFoundError:
         _say(f"{output}: is not there; write it without --check")
         return DIFFERENT
-    if present == source or _formatted(present, output) == source:  # the latter with another version of ruff
+    if present == source or _formatted(present, output) == source:  # another version of ruff may have formatted it
         return DONE
     lines = list(
         difflib.unified_diff(
@@ -150,8 +151,8 @@ def _check(output: Path, source: str) -> int:
 
 
 def _write(output: Path, source: str) -> int:
-    """Write the file in one step, and leave it alone where it is as it should be."""
-    output = output.resolve()  # and not a link to it
+    """Write the file in one step. Do not touch it if its content is right already."""
+    output = output.resolve()  # a symbolic link must stay one
     content = source.encode()
     with suppress(FileNotFoundError):
         if output.read_bytes() == content:

@@ -1,8 +1,11 @@
 """Families: which twin class belongs to which async class, and which twin to which object.
 
-`sync_twin` has one family for each loop, a generated module has one of its own. A family is as safe for threads as
-Python's dictionaries are: each step on one is atomic, and whoever comes second takes what is there. Two threads that
-turn the same object at the same time may get two twins of it, which are equal. A forked child has a copy.
+`sync_twin` has one family for each loop, and each generated module has a family of its own. A forked child has a copy.
+
+Guarantee: all threads get the same twin class. Two threads that convert the same object at the same time may get two
+twins of it, which are equal.
+
+Assumption: each operation on a dictionary is atomic. The second thread to add an entry takes the first one's.
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ TwinT = TypeVar("TwinT", bound=TwinBase)
 
 
 class Site(NamedTuple):
-    """Where a value has come from."""
+    """Where a value comes from: the family, loop and timeout for the twin that it gets."""
 
     family: Family
     loop: EventLoopThread
-    timeout: float | None = None  # of each step, where the value is an iterator
+    timeout: float | None = None  # in seconds, for each step of an iterator
 
 
-make_twin: Callable[[type, Family], type[Any]]  # `_building.py` says it
+make_twin: Callable[[type, Family], type[Any]]  # `_building.py`, which imports us, sets it
 
 
 class Family:
@@ -44,14 +47,14 @@ class Family:
     def __init__(self, loop: EventLoopThread | None) -> None:
         self._loop = loop
         self._twins: dict[type, type[Any]] = {}
-        self.named: set[type] = set()  # those whose twins were asked for, and not made along with others
-        self._objects: WeakValueDictionary[int, TwinBase] = WeakValueDictionary()  # by the `id` of the async object
-        # How to turn an object of a class that is not a builtin one; `None` for those that come as they are. Weak, for
-        # programs make classes while they run.
+        self.named: set[type] = set()  # classes with a twin that a user has asked for and named
+        self._objects: WeakValueDictionary[int, TwinBase] = WeakValueDictionary()  # keys: `id` of the async object
+        # How to convert the objects of each class; `None` if they stay as they are. Weak, because a program may make
+        # classes at run time.
         self.turns: WeakKeyDictionary[type, Turn | None] = WeakKeyDictionary()
 
     def event_loop(self) -> EventLoopThread:
-        """Return the loop where calls run, and start it if it has not been started."""
+        """Return the loop where calls run. Start it if it was never started."""
         if self._loop is None:
             return _background()
         if not self._loop.is_running() and self._loop._closed is None:
@@ -59,24 +62,22 @@ class Family:
         return self._loop
 
     def add(self, cls: type, twin: type[Any]) -> type[Any]:
-        """Have *twin* be the twin class of *cls*, unless it has one. Return that which counts."""
+        """Make *twin* the twin class of *cls*, unless it has one already. Return the twin class that it has now."""
         added = self._twins.setdefault(cls, twin)
-        self.turns.clear()  # what has been looked up before did not know of it
+        self.turns.clear()  # they were looked up without the new twin
         return added
 
     def exact_twin_of(self, cls: type) -> type[Any] | None:
-        """Return the twin class of *cls* itself."""
+        """Return the twin class of *cls* itself, or `None`."""
         return self._twins.get(cls)
 
     def nearest_twin_of(self, cls: type) -> type[TwinBase] | None:
-        """Return the twin class of *cls*, or of the first of its bases that has one."""
+        """Return the twin class of *cls*, or of its first base that has one, or `None`."""
         twins = (self._twins.get(base) for base in cls.__mro__)
-        return next(
-            (twin for twin in twins if twin is not None and issubclass(twin, TwinBase)), None
-        )  # and no protocol
+        return next((twin for twin in twins if twin is not None and issubclass(twin, TwinBase)), None)  # not a protocol
 
     def twin_of(self, target: Any, kind: type[TwinT], loop: EventLoopThread | None) -> TwinT:
-        """Return the twin of an async object: the one that there is already, or a new one of the class *kind*."""
+        """Return the twin of an async object: an existing one, or else a new one of the class *kind*."""
         known = self._objects.get(id(target))
         if known is not None and known._unfazed_state.target is target and isinstance(known, kind):
             return known
@@ -85,6 +86,6 @@ class Family:
         return twin
 
     def remember(self, twin: TwinBase, target: Any, loop: EventLoopThread | None) -> None:
-        """Have *twin* be the twin of *target*."""
+        """Make *twin* the twin of *target*."""
         set_state(twin, TwinState(target, loop))
         self._objects[id(target)] = twin

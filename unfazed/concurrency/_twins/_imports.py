@@ -1,4 +1,4 @@
-"""The imports of a generated module, and the names that they give: no two things get the same."""
+"""The imports of a generated module, and the names that they bind. No two objects get the same name."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ class _Import(NamedTuple):
 
 
 class Imports:
-    """What a generated module imports.
+    """Collects the imports of a generated module.
 
     Args:
         taken: The names of the module's own classes.
-        own_package: The outermost package that the module is in, whose modules may import each other only as they are.
+        own_package: The outermost package that contains the module. Names of this package are imported from the module
+            that defines them, because importing them from a package could be circular.
     """
 
     def __init__(self, taken: set[str], own_package: str) -> None:
         self._own_package = own_package
         self._locals: dict[str, _Import | None] = dict.fromkeys(taken)
-        self._modules: set[_Import] = set()  # those that are imported themselves
-        self._at_run_time: set[_Import] = set()
+        self._modules: set[_Import] = set()  # imported as `import module`
+        self._at_run_time: set[_Import] = set()  # imported at run time too, not only for type checkers
 
     def name_of(self, origin: Origin, avoid: frozenset[str] = frozenset()) -> str:
-        """Return what to write for what comes from *origin*, and see to its import. No name of *avoid* will do."""
+        """Return the name of what *origin* points to, and import it. The name is none of *avoid*."""
         outer, dot, rest = (origin.name or "").partition(".")
         is_own = origin.is_exact or origin.module.partition(".")[0] == self._own_package
         wanted = _Import(origin.module if is_own else _public_module(origin.module, outer), outer or None)
-        if not origin.is_for_types and origin.find() is not None:  # else only type checkers find it, here at least
+        if not origin.is_for_types and origin.find() is not None:  # otherwise only type checkers can import it
             self._at_run_time.add(wanted)
         if wanted.name is None:
             self._modules.add(wanted)
@@ -44,7 +45,7 @@ class Imports:
         return local + dot + rest
 
     def lines(self) -> tuple[list[str], list[str]]:
-        """Return the lines for run time, and those for type checkers alone."""
+        """Return the import lines for run time, and the import lines for type checkers only."""
         at_run_time: list[str] = []
         for_types: list[str] = []
         named = [(local, wanted) for local, wanted in self._locals.items() if wanted is not None]
@@ -59,7 +60,7 @@ class Imports:
 
 
 def _public_module(module: str, name: str) -> str:
-    """Return the outermost package that offers the same under the same name, or else *module* itself."""
+    """Return the outermost package that exports the same object under the same name, or else *module*."""
     parts = module.split(".")
     itself = Origin(module, name).find()
     for length in range(1, len(parts)):

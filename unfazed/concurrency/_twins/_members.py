@@ -1,4 +1,4 @@
-"""What a class has that its twin is to have: which members, from which of its bases, under which names."""
+"""The members of an async class that its twin gets: which ones, from which bases, under which names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESERVED = ("async_object", "from_async", "with_timeout")  # public names of `SyncTwin` itself
-# What says that a class is a dataclass, and in which order `match` takes an object apart.
+# Attributes that mark a dataclass, and the order of the attributes that `match` compares.
 COPIED = ("__dataclass_fields__", "__dataclass_params__", "__match_args__")
 SYNC_NAMES = {
     "__aenter__": "__enter__",
@@ -27,7 +27,7 @@ SYNC_NAMES = {
     "__anext__": "__next__",
     "__await__": "wait",
 }
-# Those that act on the object, and not on how it is made, copied, shown or looked up in.
+# Operators that use the object. Not those that make, copy or show it, or look up its attributes: twins have their own.
 _OPERATOR = re.compile(
     r"__(?:len|length_hint|getitem|setitem|delitem|contains|reversed|iter|next|enter|exit|call|eq|ne|lt|le|gt|ge|hash|"
     r"bool|str|format|bytes|int|float|complex|index|fspath|round|trunc|floor|ceil|abs|neg|pos|invert|"
@@ -40,7 +40,7 @@ class Member(NamedTuple):
     """One member of a class."""
 
     name: str
-    value: Any  # as it is in the `__dict__` of *owner*
+    value: Any  # its value in the `__dict__` of *owner*
     owner: type
     kind: str  # "method", "maker", "classmethod", "staticmethod", "property", "attribute" or "operator"
 
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 
 
 def require_twinnable(cls: type[Any], helper: str) -> None:
-    """Refuse what has no twin, and members that the twin cannot have."""
+    """Refuse a class that cannot have a twin, or that has a member with one of the twin's own names."""
     if not inspect.isclass(cls):
         raise WrongFunctionError(f"{helper}() expected a class, got {cls!r}: write `{helper}(AsyncClient)`")
     problem = ""
@@ -75,7 +75,7 @@ def require_twinnable(cls: type[Any], helper: str) -> None:
 
 
 def is_flattened(cls: type) -> bool:
-    """Return whether the members of a base become those of the twin, as it gets no twin of its own."""
+    """Return whether a base is from the standard library. It gets no twin: derived twins get its members instead."""
     return cls.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
@@ -84,7 +84,7 @@ def is_protocol(cls: type) -> bool:
 
 
 def members_of(cls: type, covered: set[type]) -> Iterator[Member]:
-    """Yield the members that the twin of *cls* is to have itself: not those of bases that are *covered* by twins."""
+    """Yield the members that the twin of *cls* defines. It inherits those of *covered*, the bases that have twins."""
     seen: set[str] = set()
     for owner in cls.__mro__:
         if owner in _ROOTS:
@@ -100,7 +100,7 @@ def members_of(cls: type, covered: set[type]) -> Iterator[Member]:
 def _is_wanted(cls: type, name: str) -> bool:
     if not name.startswith("_"):
         return True
-    if name in SYNC_NAMES:  # of two ways to say the same, the async one counts
+    if name in SYNC_NAMES:  # if the class has a sync form as well, the async one counts
         return name != "__await__" or not hasattr(cls, "wait")
     is_sync_form = any(name == sync and hasattr(cls, origin) for origin, sync in SYNC_NAMES.items())
     return is_operator(name) and not is_sync_form
@@ -117,12 +117,12 @@ def _kind_of(cls: type, name: str, value: Any) -> str:
         return "operator"
     if isinstance(value, (property, functools.cached_property, MemberDescriptorType, GetSetDescriptorType)):
         return "property"
-    looked_up = getattr(cls, name, value)  # some descriptors are there for objects alone
+    looked_up = getattr(cls, name, value)  # some descriptors exist on objects only
     if inspect.isclass(looked_up) or not callable(looked_up):
         return "attribute"
     return "maker" if is_maker(looked_up) else "method"
 
 
 def is_maker(func: Any) -> bool:
-    """Return whether calling *func* only makes an async generator, or a context manager of one, and runs nothing."""
+    """Return whether calling *func* only makes an async generator or a context manager from one, and runs no code."""
     return not inspect.iscoroutinefunction(func) and inspect.isasyncgenfunction(inspect.unwrap(func))

@@ -1,4 +1,4 @@
-"""Generated modules: which classes, in which order, with which members."""
+"""Writes generated modules: their classes, the order of these, and their members."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 
 class Target(NamedTuple):
-    """A class of which to write the twin."""
+    """A class that the user wants a twin of."""
 
     cls: type
-    origin: Origin  # where the user says that it is
-    name: str  # of the twin
+    origin: Origin  # where to import it from, as the user wrote it
+    name: str  # the name of the twin
 
     @property
     def text(self) -> str:
@@ -34,10 +34,10 @@ class Target(NamedTuple):
 
 
 class ModuleWriter:
-    """Writes the twins of some classes, which know each other, as one module, in a package or on its own."""
+    """Writes the twins of some classes as one module. They can refer to each other."""
 
     def __init__(self, targets: Sequence[Target], own_package: str) -> None:
-        # bases first; in the given order otherwise
+        # bases first, otherwise in the order of the arguments
         self.targets = sorted(
             targets, key=lambda target: len([each for each in targets if each.cls in target.cls.__mro__])
         )
@@ -46,7 +46,7 @@ class ModuleWriter:
         self.warnings: list[str] = []
 
     def source(self, command: str) -> Iterator[str]:
-        """Yield the source of each class, and at last that of the module, which is not formatted yet."""
+        """Yield the source code of each class, and last that of the module. It is not formatted yet."""
         classes: list[str] = []
         for target in self.targets:
             classes.append("\n".join(_ClassWriter(target, self._names, self._imports, self.warnings).lines()))
@@ -67,7 +67,7 @@ class ModuleWriter:
                 f"    {command}",
                 '"""',
                 "# ruff: noqa",
-                '# mypy: disable-error-code="override"',  # what differs from its base does so in the async classes
+                '# mypy: disable-error-code="override"',  # the async classes differ from their bases too
                 "# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false",
                 "# pyright: reportUnknownVariableType=false, reportPrivateUsage=false",  # as in the async classes
                 "from __future__ import annotations",
@@ -102,12 +102,12 @@ class _ClassWriter:
         docstring = node.get_docstring(clean=False) if node else self._cls.__doc__
         if docstring:
             yield f"    {docstring_code(docstring)}"
-        body = [*self._body()] or ["..."]  # a protocol may have no members
+        body = [*self._body()] or ["..."]  # a protocol without members
         yield from (f"    {line}" for line in body)
         self._warn()
 
     def _warn(self) -> None:
-        """Tell of what the methods give or take that is async, and comes as it is."""
+        """Warn about async classes that the annotations mention and that have no twin, and about unknown names."""
         mentioned = {each for translator in self._translators.values() for each in translator.mentioned}
         for cls in sorted(mentioned, key=lambda each: (each.__module__, each.__qualname__)):
             if any(map(is_async, vars(cls).values())) and not is_protocol(cls) and not is_flattened(cls):
@@ -117,7 +117,7 @@ class _ClassWriter:
             self._warnings.append(f"{self._cls.__qualname__} mentions {name}, which cannot be found: it is Any now")
 
     def _head(self) -> Iterator[str]:
-        """Yield the decorators, and the line with the bases, in the order of the original's."""
+        """Yield the decorators, and the `class` line. Its bases are in the order of the async class."""
         node = self._source_of(self._cls).class_node(self._cls)
         translator = self._translator(self._cls)
         parameters = translator.type_parameters(node.type_parameters if node else None)
@@ -140,7 +140,7 @@ class _ClassWriter:
         yield f"class {self._target.name}{parameters}({', '.join([*bases, *others])}, twin_of={original}):"
 
     def _written_base(self, base: Any, translator: Translator) -> str:
-        """Return a base as it was written, translated; the parameters of it are known only there."""
+        """Return a base, translated from its source code: only that has the type parameters as they were written."""
         node = self._source_of(self._cls).class_node(self._cls)
         bases = vars(self._cls).get("__orig_bases__", self._cls.__bases__)
         written = [arg.value for arg in node.bases] if node else []
@@ -161,7 +161,7 @@ class _ClassWriter:
         return self._translators[owner]
 
     def _meanings(self, owner: type) -> dict[str, str | Origin]:
-        """Return what the type parameters of a base mean in the class that derives from it."""
+        """Return what the type parameters of a base mean in the derived class."""
         names: list[str] = [parameter.__name__ for parameter in getattr(owner, "__parameters__", ())]
         if owner is self._cls or not names:
             return {}
@@ -209,13 +209,13 @@ class _ClassWriter:
             yield f"    return {translator.helper('original')}(self)"
 
     def _owners(self) -> list[type]:
-        """Return the classes whose members are written here."""
+        """Return the classes with members that this class must write: bases with twins write their own."""
         covered = {each for base in self._cls.__mro__[1:] if base in self._names for each in base.__mro__}
         return [each for each in self._cls.__mro__ if each not in covered and source_of_class(each) is not None]
 
     def _functions(self, member: Member) -> list[Function]:
-        """Return the functions of a member: one, but for overloads and properties."""
-        source = None if is_flattened(member.owner) else source_of_class(member.owner)  # the library has no annotations
+        """Return the functions of a member: several if it is overloaded or a property, otherwise one."""
+        source = None if is_flattened(member.owner) else source_of_class(member.owner)  # the stdlib has no annotations
         parts = source.parts_of(member.owner) if source else []
         nodes = [part for part in parts if isinstance(part, cst.FunctionDef) and part.name.value == member.name]
         translator = self._translator(member.owner) if nodes else None
@@ -227,7 +227,7 @@ class _ClassWriter:
         overloads = [each for each in functions if each.is_overload]
         last = [(node, each) for node, each in zip(nodes, functions, strict=True) if not each.is_overload][-1:]
         if any(each.type_of_self and each.gives_awaitable for each in overloads):
-            # some are for a sync class with the same implementation, and say so
+            # The others are for a sync class that shares this implementation: the type of their `self` says so.
             overloads = [each for each in overloads if each.gives_awaitable]
             if len(overloads) == 1 and last:
                 node = last[0][0]
@@ -235,12 +235,12 @@ class _ClassWriter:
         return [*overloads, *(each for _, each in last)]
 
     def _aliased(self, member: Member) -> str | None:
-        """Return the name of the method that a member is another name for."""
+        """Return the name of the method that this member is an alias of, if any."""
         same = [each.name for each in self._members if each.value is member.value and each.name != member.name]
         return same[0] if same and getattr(member.value, "__name__", "") == same[0] else None
 
     def _init(self, types: dict[str, str]) -> Iterator[str]:
-        """Yield the constructor, unless that of a base will do."""
+        """Yield the constructor, unless the twin inherits it."""
         owner = next(each for each in self._cls.__mro__ if "__init__" in vars(each))
         if owner is object:
             if "__new__" in {name for each in self._cls.__mro__[:-1] for name in vars(each)}:
@@ -259,7 +259,7 @@ class _ClassWriter:
             yield from self._unseen(member, "__init__", types)
 
     def _unseen(self, member: Member, sync_name: str, types: dict[str, str] | None = None) -> Iterator[str]:
-        """Yield a method whose source cannot be found, such as the constructor of a dataclass."""
+        """Yield a method without source code, such as the constructor of a dataclass."""
         translator = self._translator(self._cls)
         unknown = self._imports.name_of(ANY, self._avoid)
         if member.kind == "property":

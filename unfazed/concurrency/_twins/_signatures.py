@@ -1,4 +1,4 @@
-"""Functions of async classes, written as methods of their twins: signature, docstring, and one line."""
+"""Writes the functions of async classes as methods of their twins: signature, docstring, and one line of code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ._sources import Origin, dotted_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Those that type checkers or readers go by. What else a decorator does, it does to the async function.
+# Decorators that type checkers or readers need. All others already act on the async function, which the twin calls.
 _KEPT = ("overload", "final", "deprecated")
-# The members that say how an object is used, and what the twin's call for it.
+# Async special methods, and the functions of `unfazed.twins` that the twin's methods call for them.
 SPECIAL = {
     "__aenter__": "enter",
     "__aexit__": "leave",
@@ -31,10 +31,10 @@ class Function:
 
     Args:
         node: The function.
-        kind: What kind of member it is.
+        kind: Its kind of member, as in `Member.kind`.
         sync_name: The name of the twin's method.
-        translator: Knows the class in which it stands.
-        returns: What it returns, where another function says that.
+        translator: The translator for its class.
+        returns: The annotation of its result, if that is on another function; `None` if it is on this one.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Function:
 
     @property
     def type_of_self(self) -> str | None:
-        """The class that an overload is for, if it is not for all of them."""
+        """The annotation of `self`, which an overload for one class only has."""
         own = self._own_parameters()[:1]
         return dotted_name(own[0].annotation.annotation) if own and own[0].annotation else None
 
     @property
     def gives_awaitable(self) -> bool:
-        """Whether it says that what it returns is to be awaited."""
+        """Whether it is async, or its annotation says that it returns an awaitable."""
         node = self._node.returns.annotation if self._node.returns else None
         is_awaitable = isinstance(node, cst.Subscript) and self._translator.is_named(
             node.value, "Awaitable", "Coroutine"
@@ -70,7 +70,7 @@ class Function:
 
     @property
     def returns(self) -> cst.Annotation | None:
-        """What it returns."""
+        """The annotation of its result."""
         return self._node.returns
 
     def lines(self, in_protocol: bool = False) -> Iterator[str]:
@@ -88,7 +88,7 @@ class Function:
         self._translator.meanings = saved
 
     def _replace_type_of_self(self) -> None:
-        """Have a type variable that stands for the type of `self` mean `Self`: its bound may be the async class."""
+        """Replace a type variable for the type of `self` by `Self`, because its bound may be the async class."""
         first = self._own_parameters()[:1]
         if self._kind == "staticmethod" or not first or first[0].annotation is None:
             return
@@ -118,7 +118,7 @@ class Function:
                 yield f"@{self._translator.name_of(Origin('abc', name))}"
 
     def _accessor(self) -> str:
-        """Return which of the functions of a property this is."""
+        """Return which function of a property this is: "getter", "setter" or "deleter"."""
         for each in self._node.decorators:
             _, _, last = (dotted_name(each.decorator) or "").rpartition(".")
             if last in ("setter", "deleter"):
@@ -126,7 +126,7 @@ class Function:
         return "getter"
 
     def _parameters(self) -> list[str]:
-        """Return the parameters, as they are written."""
+        """Return the code of the parameters."""
         if self._sync_name == "__exit__":
             traceback = self._translator.name_of(Origin("types", "TracebackType"))
             return ["self", *_EXIT.format(traceback).split(", ")]
@@ -170,7 +170,7 @@ class Function:
         return text
 
     def _line(self) -> str:
-        """Return the one line of the body."""
+        """Return the line of code in the body."""
         returns = self._returns()
         call = self._call()
         return call if returns == "None" else f"return {call}"
@@ -200,7 +200,7 @@ class Function:
         return f"{helper(helpers[self._kind])}({', '.join([first, name, *self._arguments()])})"
 
     def _arguments(self, skipped: int = 1) -> list[str]:
-        """Return what the line passes on: everything, by place where it may be."""
+        """Return the arguments that the line passes on: all of them, positional if possible."""
         params = self._node.params
         names = [param.name.value for param in self._own_parameters()][skipped:]
         if isinstance(params.star_arg, cst.Param):
@@ -212,7 +212,7 @@ class Function:
 
 
 def docstring_code(text: str) -> str:
-    """Return a docstring as code, which the formatter indents."""
+    """Return the code of a docstring. The formatter indents it."""
     quotes = '"""'
     prefix = "r" if "\\" in text else ""
     if quotes in text or text.endswith('"') or (prefix and text.endswith("\\")):

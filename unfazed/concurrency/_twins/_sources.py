@@ -1,4 +1,4 @@
-"""Async classes as their authors wrote them: where each name in a module comes from, and the parts of a class."""
+"""Reads the source code of async classes: where each name of a module comes from, and the body of a class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Origin(NamedTuple):
 
     module: str
     name: str | None
-    is_for_types: bool = False  # whether it is there for type checkers alone
-    is_exact: bool = False  # whether it is to be had from there, though a package outside may offer it as well
+    is_for_types: bool = False  # whether only type checkers can import it
+    is_exact: bool = False  # whether to import it from there, even if an outer package exports it too
 
     def find(self) -> Any:
-        """Return what it names, or `None` where that is not there while the program runs."""
+        """Return the object with this name, or `None` if it does not exist at run time."""
         return _find(self.module, self.name)
 
 
@@ -41,14 +41,14 @@ def _find(module: str, name: str | None) -> Any:
 
 
 class ModuleSource:
-    """The source of a module, and where its names come from."""
+    """The source code of a module, and where its names come from."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.name = module.__name__
         self.tree = cst.parse_module(inspect.getsource(module))
         self._names: dict[str, list[Origin]] = {}
-        self._values: dict[str, cst.BaseExpression | None] = {}  # what is assigned to them
+        self._values: dict[str, cst.BaseExpression | None] = {}  # the values assigned to names
         self._parts: dict[type, list[Any]] = {}
         for statement, is_for_types in _statements(self.tree.body):
             for name, origin in self._bound_by(statement, is_for_types):
@@ -57,14 +57,14 @@ class ModuleSource:
                 self._values.update(dict.fromkeys(_defined_by(statement), statement.value))
 
     def origin_of(self, name: str) -> Origin | None:
-        """Return where a name of the module comes from: of several places, the first that is there."""
+        """Return where a name of the module comes from. If there are several places, the first that exists."""
         origins = self._names.get(name)
         if origins is None:
             return self._origin_of_unseen(name)
         return next((origin for origin in origins if origin.find() is not None), origins[0])
 
     def _origin_of_unseen(self, name: str) -> Origin | None:
-        """Do so where no statement binds it: it comes with a star, or is a builtin, for which there is no origin."""
+        """Return the origin of a name that no statement binds: from `import *`, or `None` for a builtin."""
         if not hasattr(self.module, name) or hasattr(builtins, name):
             return None
         origin = Origin(getattr(getattr(self.module, name), "__module__", self.name), name)
@@ -89,12 +89,12 @@ class ModuleSource:
                 yield name, Origin(self.name, name, is_for_types)
 
     def meaning_of(self, name: str) -> cst.BaseExpression | None:
-        """Return what a name of the module is another name for, if that is a type with parameters, or a union."""
+        """Return the type behind a type alias of the module, if that has parameters or is a union."""
         value = self._values.get(name)
         return value if isinstance(value, (cst.Subscript, cst.BinaryOperation)) else None
 
     def parts_of(self, cls: type) -> list[cst.CSTNode]:
-        """Return what stands in the body of a class: functions, classes, and simple statements."""
+        """Return the statements in the body of a class: functions, classes, and simple statements."""
         if cls not in self._parts:
             node = self.class_node(cls)
             self._parts[cls] = [] if node is None else _flat(node.body.body)
@@ -114,7 +114,7 @@ class ModuleSource:
 
 @cache
 def source_of_class(cls: type) -> ModuleSource | None:
-    """Return the source of the module that a class stands in: some say that they are from a more public one."""
+    """Return the source of the module that defines a class. Some classes set `__module__` to a more public module."""
     for value in vars(cls).values():
         module = getattr(inspect.unwrap(value), "__module__", None) if inspect.isfunction(value) else None
         if module not in (None, cls.__module__) and Origin(str(module), cls.__qualname__).find() is cls:
@@ -127,12 +127,12 @@ def source_of(module: str) -> ModuleSource | None:
     """Return the source of a module, if it has one."""
     try:
         return ModuleSource(importlib.import_module(module))
-    except (OSError, TypeError):  # it is written in C, or made while the program runs
+    except (OSError, TypeError):  # it is written in C, or made at run time
         return None
 
 
 def dotted_name(node: cst.CSTNode) -> str | None:
-    """Return a name, with dots or without, and `None` for everything else."""
+    """Return a name, with or without dots, or `None` if *node* is anything else."""
     if isinstance(node, cst.Attribute):
         base = dotted_name(node.value)
         return None if base is None else f"{base}.{node.attr.value}"
@@ -140,7 +140,7 @@ def dotted_name(node: cst.CSTNode) -> str | None:
 
 
 def _statements(body: Iterable[Any], is_for_types: bool = False) -> Iterator[tuple[cst.CSTNode, bool]]:
-    """Yield the statements of a module, and whether they are for type checkers alone; also those in `if` and `try`."""
+    """Yield the statements of a module, also in `if` and `try`, each with whether only type checkers see it."""
     for part in body:
         if isinstance(part, cst.SimpleStatementLine):
             for statement in part.body:

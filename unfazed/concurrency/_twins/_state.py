@@ -1,4 +1,4 @@
-"""What each twin object has: the async object behind it, and the loop that this one belongs to."""
+"""The state of each twin object: its async object, and the loop that the async object belongs to."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ if TYPE_CHECKING:
 
 
 class TwinState:
-    """What a twin shares with the views of it that have a timeout."""
+    """The state that a twin shares with the twins that `with_timeout` made of it."""
 
     __slots__ = ("loop", "managers", "target")
 
     def __init__(self, target: Any, loop: EventLoopThread | None) -> None:
         self.target = target
-        self.loop = loop  # from the first call that waits in it on: until then a forked child can use the twin
-        # What each thread has entered with `with`, by its number. Each thread touches its own list only.
+        self.loop = loop  # set by the first call that awaits something; until then a forked child can use the twin
+        # The context managers that each thread has entered with `with`, by `get_ident()`. A thread touches the list of
+        # another one only to leave a `with` block that the other one entered.
         self.managers: dict[int, list[InTask[Any]]] = {}
 
 
 class TwinBase:
-    """The root of all twins; `SyncTwin` is what users see of it.
+    """The root of all twins. Users see only `SyncTwin`.
 
-    Names that start with `_unfazed` are ours: private names of the async class are not twinned, so none can clash.
+    Our own names start with `_unfazed`. They cannot clash, because private names of the async class are not twinned.
     """
 
     __slots__ = ("__dict__", "__weakref__", "_unfazed_state", "_unfazed_timeout")
@@ -38,6 +39,6 @@ class TwinBase:
 
 
 def set_state(twin: TwinBase, state: TwinState, timeout: float | None = None) -> None:
-    """Say what is behind *twin*, whose own `__setattr__` writes to the async object."""
+    """Set the state of *twin*. Its own `__setattr__` would write to the async object."""
     object.__setattr__(twin, "_unfazed_state", state)
     object.__setattr__(twin, "_unfazed_timeout", timeout)

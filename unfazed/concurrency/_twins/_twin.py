@@ -1,4 +1,4 @@
-"""`SyncTwin`, the base of all twin classes, and how a class becomes one."""
+"""`SyncTwin`, the base of all twin classes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from .._eventloops._loopthread import EventLoopThread
 
 
-_families: dict[tuple[str, EventLoopThread | None], Family] = {}  # of generated modules, by their names
+_families: dict[tuple[str, EventLoopThread | None], Family] = {}  # of generated modules
 
 
 class SyncTwin(TwinBase):
-    """The base class of all sync twins: what `sync_twin` makes, and the classes of generated modules.
+    """The base class of all sync twins: those that `sync_twin` makes, and those in generated modules.
 
-    The public attributes of the async object are those of the twin, private ones are the twin's own. Two twins are
-    equal if they have the same async object. A twin can be shared by threads. It can be pickled and copied if its async
-    object can. A forked child can use it unless it has made a call: then its loop was left behind.
+    The public attributes of a twin are those of its async object. Private attributes are the twin's own. Two twins are
+    equal if they have the same async object. Threads can share a twin. It can be pickled and copied if its async object
+    can. A forked child can use it if it has made no call before the fork. Otherwise its loop runs only in the parent.
 
     Example:
         `class Client(SyncTwin, twin_of=AsyncClient): ...`, as `python -m unfazed.twins` writes it
@@ -52,13 +52,13 @@ class SyncTwin(TwinBase):
 
     @classmethod
     def from_async(cls, async_object: object, /) -> Self:
-        """Return the twin of an async object that is there already: each object has one.
+        """Return the twin of an existing async object. Each object has one.
 
         Args:
-            async_object: An object of the async class, which belongs to the loop of its twins, or to none yet.
+            async_object: An object of the async class. It belongs to the loop of its twins, or to no loop yet.
 
         Raises:
-            WrongFunctionError: If it is of another class.
+            WrongFunctionError: If it is an object of another class.
 
         Example:
             `Connection.from_async(aiosqlite.connect(path))`
@@ -74,20 +74,20 @@ class SyncTwin(TwinBase):
         return self._unfazed_state.target
 
     def with_timeout(self, seconds: float | None, /) -> Self:
-        """Return a twin of the same async object whose calls take no longer than that.
+        """Return a twin of the same async object with a timeout for each call.
 
-        A call, or a step of an iterator, that takes longer is cancelled; its cleanup is awaited. Entering and leaving
-        with `with` take as long as they do.
+        A call, or a step of an iterator, that takes longer is cancelled. It waits for the cleanup of the async method.
+        The timeout does not apply to entering and leaving a `with` block.
 
         Args:
-            seconds: How many, 0 or more; `None` for no limit.
+            seconds: The timeout in seconds, 0 or more; `None` for no limit.
 
         Returns:
             A twin that is equal to this one.
 
         Raises:
-            WrongOptionError: If *seconds* is none of these.
-            CallTimeoutError: From a call of the twin, if it has not ended in time.
+            WrongOptionError: If *seconds* is not a number of seconds.
+            CallTimeoutError: From a call of the new twin, if it has not ended in time.
 
         Example:
             `client.with_timeout(5).get(url)`
@@ -98,7 +98,7 @@ class SyncTwin(TwinBase):
         set_state(view, self._unfazed_state, seconds)
         return view
 
-    if not TYPE_CHECKING:  # pragma: no branch  type checkers are to see the members that are there, and no others
+    if not TYPE_CHECKING:  # pragma: no branch  type checkers must not think that every name exists
 
         def __getattr__(self, name: str) -> Any:
             if name == "_unfazed_state":

@@ -1,19 +1,19 @@
-"""Values on their way between a twin and its async object: each side gets its own kind.
+"""The conversion of values between sync code and an async object.
 
     from sync code                          to the async object
     a twin                                  its async object
     a twin class                            its async class
-    lists, dicts and the like with these    copies with what they turn into
+    containers of these                     copies with the converted items
 
     from the async object                   to sync code
     an object of a twinned class            its twin
     a twinned class                         its twin class
     an async generator                      a generator
     what `@asynccontextmanager` makes       a context manager
-    others for `async with`, `async for`    a twin of a class that is made for them
-    lists, dicts and the like with these    copies with what they turn into
+    others for `async with`, `async for`    a twin, of a twin class that is made for them
+    containers of these                     copies with the converted items
 
-Everything else goes through as it is, the very same object.
+Containers are lists, tuples, named tuples, dicts, sets and frozensets. Any other object is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
 CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
-MAX_DEPTH = 8  # of containers in each other; arbitrary, and the end of one that contains itself
+MAX_DEPTH = 8  # how deep containers may nest; arbitrary, and the limit for one that contains itself
 
 
 def to_async(value: Any, depth: int = 0) -> Any:
-    """Turn what sync code passes in."""
+    """Convert a value that sync code passes to the async object."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
     if kind in LEAVES:
         return value
@@ -61,7 +61,7 @@ def to_async(value: Any, depth: int = 0) -> Any:
 
 
 def to_sync(value: Any, site: Site, depth: int = 0) -> Any:
-    """Turn what the async object gives."""
+    """Convert a value that the async object gives to sync code."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
     if kind in LEAVES:
         return value
@@ -76,7 +76,7 @@ def to_sync(value: Any, site: Site, depth: int = 0) -> Any:
 
 
 def _turn_for(kind: type[Any], family: Family) -> Turn | None:
-    """Return how to turn the objects of a class that is neither a leaf nor a container."""
+    """Return how to convert the objects of a class that is neither in `LEAVES` nor a container."""
     twin = family.nearest_twin_of(kind)
     if twin is not None:
         return partial(_turn_into, twin)
@@ -87,7 +87,7 @@ def _turn_for(kind: type[Any], family: Family) -> Turn | None:
     if issubclass(kind, _GENERATED):
         return ManagerTwin
     if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
-        with suppress(WrongFunctionError):  # else it comes as it is
+        with suppress(WrongFunctionError):  # it cannot have a twin
             return partial(_turn_into, _family.make_twin(kind, family))
     return None
 
@@ -105,10 +105,10 @@ def _is_container(kind: type[Any]) -> bool:
 
 
 def _rebuilt(value: Any, turn: Callable[[Any, int], Any], depth: int) -> Any:
-    """Return *value* with all that it contains turned: the very same object, where that changes nothing."""
+    """Return a copy of the container *value* with its items converted, or *value* itself if nothing changes."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
     parts: list[Iterable[Any]] = [value, value.values()] if kind is dict else [value]
-    if depth == MAX_DEPTH or all(LEAVES.issuperset(map(type, part)) for part in parts):  # by far the commonest
+    if depth == MAX_DEPTH or all(LEAVES.issuperset(map(type, part)) for part in parts):  # the common case
         return value
     turned = [[turn(item, depth + 1) for item in part] for part in parts]
     if all(map(operator.is_, chain.from_iterable(parts), chain.from_iterable(turned))):
@@ -121,14 +121,14 @@ def _rebuilt(value: Any, turn: Callable[[Any, int], Any], depth: int) -> Any:
 
 @asynccontextmanager
 async def _nothing() -> AsyncGenerator[None, None]:
-    yield  # pragma: no cover  never entered: what is of interest is its class
+    yield  # pragma: no cover  never entered: we only need its class
 
 
 _GENERATED = type(_nothing())
 
 
 class _TimedSteps(Steps[Any]):
-    """An async iterable in its task, with so much time for each step."""
+    """An async iterable in its own task, with a timeout for each step."""
 
     def __init__(self, aiterable: AsyncIterable[Any], seconds: float, name: str) -> None:
         super().__init__(aiterable)
@@ -153,7 +153,7 @@ def _turned(items: Generator[Any, None, None], site: Site) -> Generator[Any, Non
 
 @final
 class ManagerTwin(AbstractContextManager[Any, "bool | None"]):
-    """The context manager for what `@asynccontextmanager` makes."""
+    """The sync context manager for an object that `@asynccontextmanager` makes."""
 
     def __init__(self, site: Site, manager: AbstractAsyncContextManager[Any, bool | None]) -> None:
         self._site = site
