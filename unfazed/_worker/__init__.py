@@ -1,10 +1,10 @@
-"""What runs inside a worker process, around the user's function.
+"""The code that runs inside a worker process, around the user's function.
 
-    main.py      once in each worker: its streams, its main module; then one call after the other
-    call.py      runs one call, so that the worker outlives whatever the function does
-    logs.py      log records on their way to the parent
-    channel.py   what goes through the pipes, used by both ends
+    main.py      starts the worker: its streams and its main module; then runs one call after the other
+    call.py      runs one call, so that the worker survives whatever the function does
+    logs.py      sends log records to the parent
+    channel.py   what goes through the pipes; both ends use it
 
-Standard library only, and of that what a call needs: a worker starts fast. Nothing here imports `unfazed.concurrency`,
-whose `_processes` is the other end.
+Nothing here imports more than it needs from the standard library, so that a worker starts fast. Nothing here imports
+`unfazed.concurrency`. The other end of the pipes is its `_processes`.
 """

@@ -1,4 +1,4 @@
-"""Runs one call in a worker process. `run` never raises, so that the worker is as good afterwards as before."""
+"""Runs one call in a worker process. Guarantee: `run` never raises, so the worker can take the next call."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from . import channel
 if TYPE_CHECKING:
     from .channel import Reader
 
-# What an outcome that is no value is about; with it go what belongs to it, and the text of a traceback.
+# The kinds of an outcome that is not a value. Each is sent with details and the text of a traceback.
 ERROR = "error"
-INITIALIZER_ERROR = "initializer error"  # the function has not been called, and the initializer will be called again
-UNREADABLE_ERROR = "unreadable error"  # in place of one that does not survive pickling, its type and text
-UNREADABLE_REQUEST = "unreadable request"  # the function or its arguments cannot be found here, and the reason
+INITIALIZER_ERROR = "initializer error"  # the function was not called; the next call runs the initializer again
+UNREADABLE_ERROR = "unreadable error"  # it cannot be pickled and unpickled; details: type and text
+UNREADABLE_REQUEST = "unreadable request"  # function or arguments do not unpickle; details: why
 COROUTINE = "coroutine"  # the function turned out to be async
-UNSENDABLE_VALUE = "unsendable value"  # in place of one that cannot be pickled, its type and the reason
+UNSENDABLE_VALUE = "unsendable value"  # it cannot be pickled; details: its type and why
 
-PLAIN = frozenset((type(None), bool, int, float))  # whose pickles are small, or hard to come by
+PLAIN = frozenset((type(None), bool, int, float))  # their pickles are small, except that of a huge int
 
 _initialized: set[bytes] = set()
 
@@ -28,11 +28,11 @@ def run(request: Reader, initializer: bytes | None = None) -> list[bytes]:
     """Run a pickled `(func, args, kwargs)` in this process.
 
     Args:
-        request: Where the call is to be read from.
-        initializer: A pickled function without arguments, to be called first if it has not been called here.
+        request: The pickle is read from it.
+        initializer: A pickled function without arguments. It is called first, unless this worker has called it before.
 
     Returns:
-        The frame with its outcome, in pieces.
+        The frame with the outcome, in pieces.
     """
     try:
         failure = _initialize(initializer)
@@ -40,12 +40,12 @@ def run(request: Reader, initializer: bytes | None = None) -> list[bytes]:
             request.skip()
             return failure
         return _run(request)
-    except BaseException as exc:  # of a signal handler that the function has left behind, or for want of memory
+    except BaseException as exc:  # a signal handler that a function installed, or no memory
         return _error(exc)
 
 
 def _initialize(initializer: bytes | None) -> list[bytes] | None:
-    """Call the initializer, unless it has been called here. Return what to answer if it fails."""
+    """Call the initializer, unless this worker has called it before. Return the answer to send if it fails."""
     if initializer is None or initializer in _initialized:
         return None
     try:
@@ -71,7 +71,7 @@ def _run(request: Reader) -> list[bytes]:
         return _outcome(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {_reason_of(exc)}", _text_of(exc))
     try:
         value = func(*args, **kwargs)
-    except BaseException as exc:  # SystemExit as well: it is the caller's, and this worker has more calls to come
+    except BaseException as exc:  # SystemExit too: it goes to the caller, and the worker lives on
         return _error(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
     del func, args, kwargs
     if type(value) in PLAIN:
@@ -95,16 +95,16 @@ def _error(exc: BaseException, kind: str = ERROR) -> list[bytes]:
     text = _text_of(exc)
     try:
         packed = pickle.dumps((kind, exc, text), channel.PROTOCOL)
-        pickle.loads(packed)  # an exception whose constructor takes other arguments than it passes on fails here
+        pickle.loads(packed)  # fails if its constructor needs other arguments than its `args`
     except BaseException:  # whatever its `__reduce__` raises
         return _outcome(UNREADABLE_ERROR if kind == ERROR else kind, _legible(exc), text)
     return channel.in_frame(channel.OUTCOME, [packed])
 
 
 def _legible(exc: BaseException) -> object:
-    """Return the type and text of *exc*; of a group what it says, and its members: each pickled if it can be."""
+    """Return type and text of *exc*. For a group, return its message and its members, pickled if possible."""
     members: tuple[BaseException, ...] | None = getattr(exc, "exceptions", None)
-    if not isinstance(members, tuple) or not hasattr(exc, "derive"):  # what a group has on each Python
+    if not isinstance(members, tuple) or not hasattr(exc, "derive"):  # a group has both, on each Python
         return _summary_of(exc)
     return str(getattr(exc, "message", "")), [_pickled(member) or _legible(member) for member in members]
 
@@ -113,7 +113,7 @@ def _pickled(exc: BaseException) -> bytes | None:
     try:
         packed = pickle.dumps(exc, channel.PROTOCOL)
         pickle.loads(packed)
-    except BaseException:  # as above
+    except BaseException:  # whatever its `__reduce__` or its class raises
         return None
     return packed
 
@@ -124,9 +124,9 @@ def _text_of(exc: BaseException) -> str:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python 3.15 has one for a main module that was imported like ours
+            warnings.simplefilter("ignore")  # Python 3.15 warns about a main module imported as ours is
             return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-    except Exception:  # of one whose text, or attributes, are not what they should be
+    except Exception:  # raised by `__str__`, or because of odd attributes
         return "".join(traceback.format_tb(exc.__traceback__)) + _summary_of(exc)
 
 
@@ -135,7 +135,7 @@ def _summary_of(exc: BaseException) -> str:
 
     try:
         return "".join(traceback.format_exception_only(type(exc), exc)).strip()
-    except Exception:  # as above
+    except Exception:  # as in `_text_of`
         return type(exc).__qualname__
 
 

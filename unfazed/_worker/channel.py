@@ -1,14 +1,15 @@
 """What goes through the two pipes between a worker process and its parent: frames, and pickles in pieces.
 
-A frame is a header (its kind, and how many bytes follow) and its payload. Used at both ends; standard library only.
+A frame is a header (its kind, and how many bytes follow) and a payload. Both ends use this file. It imports the
+standard library only.
 
-Guarantees, which hold even if a signal handler raises at any bytecode of the thread that calls:
+Guarantees, even if a signal handler raises at any bytecode of the calling thread:
 
-- what `write_once` and `read_once` have done is in the list that they were given, neither lost nor doubled: a builtin
-  calls another one, and no bytecode runs in between;
-- a frame of at most `ATOMIC` bytes is written as a whole or not at all.
+- `write_once` and `read_once` record what they did in the list that they are given. Nothing is lost or recorded twice,
+  because one builtin calls another and no bytecode runs in between.
+- A frame of at most `ATOMIC` bytes is written as a whole or not at all.
 
-Assumption: one thread at a time reads a pipe. Frames of more than `ATOMIC` bytes need a lock among those that write.
+Assumptions: one thread at a time reads a pipe. Threads that write frames of more than `ATOMIC` bytes share a lock.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ import pickle
 import struct
 from typing import Any, final
 
-BROKEN = (errno.EPIPE, errno.EBADF, errno.EINVAL)  # the last one is what Windows says
+BROKEN = (errno.EPIPE, errno.EBADF, errno.EINVAL)  # EINVAL is for Windows
 HEADER = struct.Struct("<cQ")
 HEADER_BYTES = HEADER.size
-CHUNK_BYTES = (1 << 16) + (1 << 12)  # read at a time: 64 KiB and what belongs to them
-ATOMIC = 4096 if os.name == "posix" and os.uname().sysname == "Linux" else 512  # PIPE_BUF: Linux's, and POSIX's least
-PROTOCOL = 5  # the first that knows bytearrays and buffers
-JOINED_BYTES = 1 << 17  # up to which a frame is joined to be written in one step; arbitrary
-PICKLER_BYTES = 1 << 17  # more than that in one piece is an object that the pickler passes on as it is
+CHUNK_BYTES = (1 << 16) + (1 << 12)  # how much to read at once: 64 KiB, headers and the rest of a pickle
+ATOMIC = 4096 if os.name == "posix" and os.uname().sysname == "Linux" else 512  # PIPE_BUF of Linux; POSIX's minimum
+PROTOCOL = 5  # the first with bytearrays and buffers
+JOINED_BYTES = 1 << 17  # up to this size the pieces of a frame are joined; arbitrary
+PICKLER_BYTES = 1 << 17  # a larger piece is the user's object itself, not a copy
 
 # From the parent
-LEVELS = b"L"  # of its loggers, pickled
+LEVELS = b"L"  # the levels of its loggers, pickled
 INITIALIZER = b"I"  # a pickled function
 CALL = b"C"  # a pickled (func, args, kwargs)
-FLUSH = b"F"  # send the log records that threads have left behind, and answer with the same
+FLUSH = b"F"  # send the log records that are kept, then answer FLUSH
 
 # From the worker
-HELLO = b"\0unfazed worker\0"  # no frame: what comes before it was printed while the interpreter started
+HELLO = b"\0unfazed worker\0"  # not a frame: bytes before it were printed at startup
 READY = b"R"  # it can take calls
-UNPREPARED = b"U"  # it cannot, and ends: pickled, why, and whether a missing guard is the cause
-BEGUN = b"B"  # a call has come, and nothing of it has been run
+UNPREPARED = b"U"  # it cannot, and ends: pickled (reason, refused, server)
+BEGUN = b"B"  # a call has arrived, and nothing of it has run yet
 RECORD = b"G"  # a log record, pickled
 VALUE = b"V"  # what the function returned, pickled
-OUTCOME = b"O"  # what else a call came to: a pickled (kind, about, text)
+OUTCOME = b"O"  # any other end of a call: a pickled (kind, about, text)
 
 BEGUN_FRAME = HEADER.pack(BEGUN, 0)
 
 
 def read_header(data: bytes, offset: int = 0) -> tuple[bytes, int]:
-    """Return the kind and the size of the frame that begins there."""
+    """Return the kind and the payload size of the frame that begins at *offset*."""
     kind: bytes
     size: int
     kind, size = HEADER.unpack_from(data, offset)
@@ -56,7 +57,7 @@ def read_header(data: bytes, offset: int = 0) -> tuple[bytes, int]:
 
 
 class PipeEndError(EOFError):
-    """Raised where a pipe ends: amid a frame, or where one is waited for."""
+    """Raised if the pipe ends inside a frame, or while the reader waits for one."""
 
 
 def frame(kind: bytes, payload: bytes = b"") -> bytes:
@@ -64,24 +65,25 @@ def frame(kind: bytes, payload: bytes = b"") -> bytes:
 
 
 def write_once(fd: int, data: Any, written: list[int]) -> None:
-    """Write to *fd* once, and add to *written* how many bytes that was."""
+    """Write to *fd* once, and append the number of written bytes to *written*."""
     written.extend(map(os.write, (fd,), (data,)))
 
 
 def read_once(fd: int, received: list[bytes]) -> None:
-    """Read from *fd* once, and add to *received* what came: nothing at the end."""
+    """Read from *fd* once, and append the bytes to *received*: empty bytes at the end of the pipe."""
     received.extend(map(os.read, (fd,), (CHUNK_BYTES,)))
 
 
 def is_broken(exc: BaseException) -> bool:
-    """Return whether *exc* says that nobody is at the other end, and is none of a signal handler's own."""
+    """Return whether *exc* says that the other end is closed. Other exceptions come from signal handlers."""
     return isinstance(exc, OSError) and exc.errno in BROKEN
 
 
 def write_all(fd: int, pieces: list[bytes], *, begun: bool = False) -> None:
-    """Write *pieces* to *fd*, however long that takes. What a signal handler raises meanwhile comes out at the end.
+    """Write all *pieces* to *fd*, however long that takes. Then raise what a signal handler has raised meanwhile.
 
-    Before the first byte is written it comes out at once, and nothing is written, unless that has *begun*.
+    If it raises before the first byte, nothing is written and the exception leaves at once, unless *begun* is true. If
+    the other end is closed, that error is raised at once.
     """
     interruption: BaseException | None = None
     for piece in pieces:
@@ -103,16 +105,16 @@ def write_all(fd: int, pieces: list[bytes], *, begun: bool = False) -> None:
 
 @final
 class Reader:
-    """Reads frames from a pipe, and is the file from which an unpickler reads the payload of one."""
+    """Reads frames from a pipe. It is also the file object from which an unpickler reads one payload."""
 
     def __init__(self, fd: int, data: bytes = b"") -> None:
         self.fd = fd
-        self.data = data  # has been read, and not been taken
-        self.left: int = 0  # bytes of the payload that have not been taken
+        self.data = data  # read from the pipe, but not taken yet
+        self.left: int = 0  # bytes of the current payload that are not taken yet
         self._file: io.FileIO | None = None
 
     def next(self) -> tuple[bytes, int]:
-        """Return the kind of the next frame and the size of its payload. Raises `PipeEndError` at the end."""
+        """Return the kind and the payload size of the next frame. Raises `PipeEndError` if the pipe has ended."""
         while len(self.data) < HEADER_BYTES:
             self._fill()
         kind, size = read_header(self.data)
@@ -158,33 +160,33 @@ class Reader:
         self.left -= size
         return size
 
-    def readline(self) -> bytes:  # for old protocols, which an object may have pickled a part of it with
+    def readline(self) -> bytes:  # for old pickle protocols, which an object may use inside
         line = bytearray()
         while self.left and not line.endswith(b"\n"):
             line += self.read(1)
         return bytes(line)
 
     def skip(self) -> None:
-        """Take the rest of the payload, and drop it."""
+        """Read and drop the rest of the payload."""
         while self.left:
             self.read(min(self.left, CHUNK_BYTES))
 
 
 class TooMuchError(Exception):
-    """Raised where more was to be pickled than is allowed."""
+    """Raised if a pickle becomes larger than is allowed."""
 
 
 @final
 class Pieces:
-    """The file that a pickler writes to. Large `bytes` stay what they are: nobody copies them."""
+    """The file object that a pickler writes to. It keeps large `bytes` as they are, without a copy."""
 
     def __init__(self, most: float) -> None:
         self.pieces: list[bytes] = []
-        self._left = most  # bytes that may be made
+        self._left = most  # how many more bytes may be made
 
     def write(self, data: Any) -> None:
         if type(data) is not bytes:
-            data = bytes(data.raw() if isinstance(data, pickle.PickleBuffer) else data)  # whose owner may change it
+            data = bytes(data.raw() if isinstance(data, pickle.PickleBuffer) else data)  # a copy: it can change
             self._left -= len(data)
         elif len(data) < PICKLER_BYTES:
             self._left -= len(data)
@@ -194,14 +196,14 @@ class Pieces:
 
 
 def pickle_in_pieces(obj: object, most: float = float("inf")) -> list[bytes]:
-    """Pickle *obj*. Raises whatever pickle raises, and `TooMuchError` where more than *most* bytes had to be made."""
+    """Pickle *obj*. Raises whatever pickle raises, and `TooMuchError` if that makes more than *most* bytes."""
     made = Pieces(most)
     pickle.Pickler(made, PROTOCOL).dump(obj)
     return made.pieces
 
 
 def in_frame(kind: bytes, pieces: list[bytes]) -> list[bytes]:
-    """Return *pieces* with a header in front; as one piece, if that is small."""
+    """Return *pieces* with a header in front, joined to one piece if they are small."""
     size = sum(map(len, pieces))
     header = HEADER.pack(kind, size)
     return [header + b"".join(pieces)] if size <= JOINED_BYTES else [header, *pieces]

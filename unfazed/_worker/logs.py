@@ -1,4 +1,4 @@
-"""Log records on their way from a worker to the parent's loggers, which handle them as if they were their own."""
+"""Sends log records from a worker to the parent, where the loggers of the same name handle them like their own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DISABLED = " disabled"  # stands in for a logger's name where `logging.disable` is told
+DISABLED = " disabled"  # a key like a logger's name, for the level of `logging.disable`
 ROOT = ""
 PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 def levels() -> dict[str, int]:
-    """Return the levels that are set on the loggers of this process, the parent."""
+    """Return the levels that are set on the loggers of this process. Called in the parent."""
     found = {ROOT: logging.root.level, DISABLED: logging.root.manager.disable}
     for name, logger in list(logging.root.manager.loggerDict.items()):
         level = getattr(logger, "level", 0)  # a placeholder has none
@@ -26,28 +26,28 @@ def levels() -> dict[str, int]:
 
 
 def read(frame: bytes, load: Callable[[bytes], Any]) -> logging.LogRecord:
-    """Return, in the parent, the record that a worker has sent."""
+    """Return the record that a worker has sent. Called in the parent."""
     plain, others = pickle.loads(frame)
     for name, packed in others.items():
-        with suppress(Exception):  # only the worker has its class: its `repr` is there
+        with suppress(Exception):  # only the worker has its class: keep the `repr`
             plain[name] = load(packed)
     return logging.makeLogRecord(plain)
 
 
 # In the worker
 
-_levels: dict[str, int] | None = None  # as they have been set; None: nothing is forwarded
+_levels: dict[str, int] | None = None  # the parent's, as set here; None: nothing is forwarded
 _send: Callable[[bytes], None] | None = None
 _call_handlers = logging.Logger.callHandlers
 _basic_config = logging.basicConfig
 
 
 def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> None:
-    """Have the loggers of this process accept what the parent's would, and *send* that."""
+    """Set the parent's *levels* on the loggers of this process, and *send* what they accept to the parent."""
     global _levels, _send
     if _send is None:
         _send = send
-        # Those that the main module has made on import are there in the parent as well, and would handle all twice.
+        # The main module has added these handlers on import, in the parent too: each record would be handled twice.
         for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
             getattr(logger, "handlers", []).clear()
         logging.Logger.callHandlers = _forward  # type: ignore[method-assign]
@@ -68,19 +68,19 @@ def forward(levels: dict[str, int] | None, send: Callable[[bytes], None]) -> Non
 
 
 def forget() -> None:
-    """Forward nothing from now on: this is a forked child, which would mix its records with those of the worker."""
+    """Forward nothing from now on. A forked child must not mix its records with the worker's."""
     global _levels
     _levels = None
 
 
 def _configure(**kwargs: Any) -> None:
-    """Do what `logging.basicConfig` does, unless it is for the terminal, where the parent's handlers write already."""
+    """Do what `logging.basicConfig` does, except for the terminal: the parent's handlers write there already."""
     if _levels is None or kwargs.keys() & {"filename", "handlers", "stream"}:
         _basic_config(**kwargs)
 
 
 def _forward(self: logging.Logger, record: logging.LogRecord) -> None:
-    """Send a record to the parent, and have it handled by what was added here meanwhile."""
+    """Send a record to the parent. Handlers that were added in this worker handle it too."""
     if _levels is not None and _send is not None and record.levelno >= _level_of(record.name, _levels):
         _send(_pack(record))
     if _levels is None or self.hasHandlers():
@@ -88,7 +88,7 @@ def _forward(self: logging.Logger, record: logging.LogRecord) -> None:
 
 
 def _level_of(name: str, levels: dict[str, int]) -> int:
-    """Return the level that counts for a logger in the parent."""
+    """Return the lowest level at which this logger accepts records in the parent."""
     while name and name not in levels:
         name = name.rpartition(".")[0]
     return max(levels[name], levels[DISABLED] + 1)
@@ -104,7 +104,7 @@ def _text_of(value: object, form: Callable[[object], str] = str) -> str:
 def _pack(record: logging.LogRecord) -> bytes:
     try:
         message = record.getMessage()
-    except Exception:  # a wrong format: logging itself would complain, and go on
+    except Exception:  # a wrong format: logging only reports it, and goes on
         message = f"{_text_of(record.msg)} {_text_of(record.args)}"
     fields = dict(record.__dict__, msg=message, args=None)
     if record.exc_info:
@@ -116,7 +116,7 @@ def _pack(record: logging.LogRecord) -> bytes:
     others: dict[str, bytes] = {}
     for name, value in fields.items():
         if type(value) not in PLAIN:
-            with suppress(BaseException):  # whatever its `__reduce__` raises: it is not the function that fails
+            with suppress(BaseException):  # whatever its `__reduce__` raises: the call must not fail
                 others[name] = pickle.dumps(value)
             fields[name] = _text_of(value, repr)
     return pickle.dumps((fields, others))

@@ -1,15 +1,18 @@
-"""A worker process: how it begins, takes one call after the other, and ends.
+"""A worker process: it starts, runs one call after the other, and ends.
 
-The parent talks to it through what were the file descriptors 0 and 1, and reads its output from 2. Guarantees:
+It starts with its two pipes to the parent as file descriptors 0 and 1, and moves them elsewhere. The parent reads its
+output from 2.
 
-- before the main module is run, 0 reads nothing, and 1 leads where 2 does: whatever a function, a C library or a child
-  process does to them, the talk goes on. No child process inherits the talk;
-- after the answer to a call nothing is sent until the next one: log records of threads that a function has left behind
-  wait here. A word in the output tells the parent that there are some;
-- it ends with its parent: idle, as its pipe ends; busy, as a thread sees that it has another parent now. On Windows,
-  where that cannot be seen, a busy worker ends after its call.
+Guarantees:
 
-Assumption: the main thread is here, and functions run in it. Standard library only.
+- Before the main module runs, 0 is at its end and 1 is the same as 2. So functions, C libraries and child processes may
+  do anything to 0, 1 and 2 without disturbing the pipes. No child process inherits the pipes.
+- Between the answer to a call and the next call, nothing is sent. Log records of threads that a function has started
+  are kept. A marker in the output tells the parent that there are some.
+- The worker ends when its parent ends. An idle worker sees that its pipe ends. A busy one has a thread that sees that
+  its parent has changed. On Windows that cannot be seen, and a busy worker ends after its call.
+
+Assumption: this runs in the main thread, and so do the functions. It imports the standard library only.
 """
 
 from __future__ import annotations
@@ -25,35 +28,35 @@ from typing import Any, cast
 
 from . import call, channel
 
-ORPHAN_CHECK_SECONDS = 0.4  # how often a busy worker looks whether its parent is there, which it outlives by no second
-MOST_WAITING = 1000  # log records of threads left behind; such a thread waits then; arbitrary
-LINE_UP_SECONDS = 0.01  # how often it looks whether there is room; arbitrary
+ORPHAN_CHECK_SECONDS = 0.4  # how often to check for the parent; a worker must not outlive it by 1 s
+MOST_WAITING = 1000  # log records kept between calls; a thread that logs more waits; arbitrary
+LINE_UP_SECONDS = 0.01  # how often it checks for room; arbitrary
 BEGUN = [channel.BEGUN_FRAME]
 
-preparing = False  # whether the main module is being run, in which nobody may start a worker
-refused = False  # whether somebody has tried to
+preparing = False  # whether the main module is being imported: it must not start workers
+refused = False  # whether it has tried to
 
 
 class _Records:
-    """Log records, sent while a call runs, and kept until the next one otherwise. The lock guards all of this."""
+    """Log records. They are sent while a call runs, and kept between calls. The lock guards all attributes."""
 
     def __init__(self, frames: int, attention: bytes) -> None:
         self._frames = frames
-        self._attention = attention  # what to write to have the parent ask for them
-        self._output = os.dup(2)  # whatever the function does to that
-        # Reentrant, for a signal handler may log amid the sending of another record.
+        self._attention = attention  # printed, it makes the parent ask for records
+        self._output = os.dup(2)  # a copy: functions may close 2
+        # Reentrant: a signal handler may log while another record is being sent.
         self._lock = threading.RLock()
         self._running = False
         self._sending = False
         self._waiting: list[bytes] = []
 
     def run(self) -> None:
-        """From now on, send at once."""
+        """Send records at once from now on."""
         self._running = True
 
     def end(self) -> None:
-        """Send no more until the next call."""
-        with self._lock:  # until then, a thread may be sending
+        """Keep records from now on, until the next call."""
+        with self._lock:  # waits for a thread that is sending
             self._running = False
             self.flush()
 
@@ -70,7 +73,7 @@ class _Records:
             time.sleep(LINE_UP_SECONDS)
 
     def flush(self) -> None:
-        """Send what waits, unless whom we have interrupted is at it."""
+        """Send the kept records. Do nothing in a signal handler that has interrupted just that."""
         with self._lock:
             if self._sending:
                 return
@@ -86,14 +89,14 @@ class _Records:
                 self._sending = False
 
     def remind(self) -> None:
-        """Have the parent ask, if there are some."""
+        """Make the parent ask for the kept records, if there are any."""
         if self._waiting:
             with suppress(OSError):  # the parent is gone
                 os.write(self._output, self._attention)
 
 
 class Frozen:
-    """Stands for the process object that `multiprocessing.freeze_support` unpickles and runs in a frozen program."""
+    """Replaces the process object that `multiprocessing.freeze_support` unpickles and runs in a frozen program."""
 
     def __init__(self, preparation: dict[str, Any]) -> None:
         self._preparation = preparation
@@ -104,15 +107,15 @@ class Frozen:
 
 
 def main(preparation: dict[str, Any], calls: int | None = None) -> None:
-    """Be a worker process. The parent has sent *preparation*; *calls* come through the standard input by default."""
+    """Run a worker process. The parent has sent *preparation*. *calls* is a file descriptor, by default a copy of 0."""
     global preparing
-    nothing = os.open(os.devnull, os.O_RDWR)  # first: 0 may be closed by now, and must not be taken for what follows
+    nothing = os.open(os.devnull, os.O_RDWR)  # first: if 0 is closed, this takes its number
     frames = os.dup(1)
     if calls is None:
         calls = os.dup(0)
     _give_streams_away(nothing)
     os.write(frames, channel.HELLO)
-    # A terminal sends Ctrl-C to the workers as well. Not SIG_IGN, which the worker's own children would inherit.
+    # A terminal sends Ctrl-C to workers too. Not SIG_IGN: the worker's own child processes would inherit it.
     signal.signal(signal.SIGINT, _ignore)
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
     records = _Records(frames, preparation.pop("attention"))
@@ -123,19 +126,19 @@ def main(preparation: dict[str, Any], calls: int | None = None) -> None:
         _prepare(preparation)
     except BaseException as exc:
         reason = f"{type(exc).__qualname__}: {exc}" if str(exc) else type(exc).__qualname__
-        # A server that the main module starts without a guard finds its address taken: it raises this, or exits.
+        # If the main module starts a server without a guard, the address is in use: the server raises this, or exits.
         server = _is_of_a_library(exc) and (isinstance(exc, SystemExit) or "ddress already in use" in reason)
         with suppress(OSError):  # the parent is gone
             channel.write_all(frames, [channel.frame(channel.UNPREPARED, pickle.dumps((reason, refused, server)))])
         raise SystemExit(1) from None
     finally:
         preparing = False
-    with suppress(channel.PipeEndError):  # the parent is gone, or wants no more
+    with suppress(channel.PipeEndError):  # the parent is gone, or ends this worker
         _Worker(calls, frames, records).serve()
 
 
 def _is_of_a_library(exc: BaseException) -> bool:
-    """Return whether *exc* was raised by something that the main module called, and not by that itself."""
+    """Return whether *exc* was raised in code that the main module called, not in the main module itself."""
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -159,7 +162,7 @@ class _Worker:
         self._streams = _Streams()
 
     def serve(self) -> None:
-        """Take one call after the other, until there are no more. Raises `PipeEndError` then."""
+        """Run one call after the other. Raises `PipeEndError` when the parent has closed the pipe."""
         initializer: bytes | None = None
         self._answer([channel.frame(channel.READY)])
         reader = self._reader
@@ -179,7 +182,7 @@ class _Worker:
                 self._answer([channel.frame(channel.FLUSH)])
 
     def _wait(self) -> None:
-        """Wait for the next frame, whatever signal handlers raise that a function has left behind."""
+        """Wait for the next frame. Ignore what signal handlers raise: a function may have installed some."""
         reader = self._reader
         received: list[bytes] = []
         while not received:
@@ -194,20 +197,20 @@ class _Worker:
 
     def _run(self, initializer: bytes | None) -> None:
         records = self._records
-        records.flush()  # they are of nobody's call
+        records.flush()  # they belong to no call
         self._answer(BEGUN)
         forward(self._levels, records.send)
         records.run()
         outcome = call.run(self._reader, initializer)
         if initializer is not None:
-            self._streams.keep()  # it may have its own idea of where the output goes
+            self._streams.keep()  # an initializer may replace the streams for good
         self._streams.restore()
         records.end()
         self._answer(outcome)
         records.remind()
 
     def _answer(self, pieces: list[bytes]) -> None:
-        """Send *pieces*, whatever signal handlers raise that a function has left behind."""
+        """Send *pieces*. Ignore what signal handlers raise, as `_wait` does."""
         try:
             channel.write_all(self._frames, pieces, begun=True)
         except BaseException as exc:
@@ -216,7 +219,7 @@ class _Worker:
 
 
 class _Streams:
-    """The streams of this process: a function may close or replace them, for itself alone."""
+    """The streams of this process. A function may close or replace them; the next call gets the old ones back."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
@@ -226,11 +229,11 @@ class _Streams:
         self._kept = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
 
     def restore(self) -> None:
-        """Write what is in the buffers, and undo what the last function has done to the streams."""
+        """Flush the streams, and undo what the last function has done to them."""
         for name in ("stdout", "stderr"):
             try:
                 getattr(sys, name).flush()
-            except BaseException:  # none, or closed by the function, or anything that it has put there
+            except BaseException:  # it may be None, closed, or the function's own object
                 continue
         for name, stream in self._kept.items():
             if getattr(stream, "closed", False):
@@ -246,8 +249,8 @@ class _Streams:
 
 
 def forward(levels: dict[str, int] | None, send: Any) -> None:
-    """Have log records sent, at the *levels* of the parent, from now on or from when `logging` is imported."""
-    logs: Any = sys.modules.get("unfazed._worker.logs")  # which imports `logging`
+    """Send log records at the *levels* of the parent: from now on, or as soon as `logging` is imported."""
+    logs: Any = sys.modules.get("unfazed._worker.logs")  # not imported here: it imports `logging`, which is slow
     if logs is not None:
         logs.forward(levels, send)
     elif "logging" in sys.modules:
@@ -261,7 +264,7 @@ def forward(levels: dict[str, int] | None, send: Any) -> None:
 
 
 class _WhenLoggingIsImported:
-    """A finder of modules that has the records forwarded as soon as there can be any."""
+    """A module finder that calls `logs.forward` as soon as `logging` has been imported."""
 
     levels: dict[str, int] | None = None
     send: Any = None
@@ -288,7 +291,7 @@ class _WhenLoggingIsImported:
 
 
 def _give_streams_away(nothing: int) -> None:
-    """Put at 0, 1 and 2 what anybody may use, in the streams that the interpreter has opened for them."""
+    """Make 0, 1 and 2, and the streams of `sys`, safe to use for anybody: no input, and all output to 2."""
     if nothing:
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -296,15 +299,15 @@ def _give_streams_away(nothing: int) -> None:
         os.set_inheritable(0, True)
     os.dup2(2, 1)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # pragma: no branch  as without a console on Windows
+        if stream is not None:  # pragma: no branch  it is None without a console on Windows
             cast("Any", stream).reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def _leave_talk(calls: int, frames: int) -> None:
-    """Leave what connects it with the parent to the worker, in a child that it has forked.
+    """Close the pipes to the parent, in a child that the worker has forked.
 
-    A child that returns from the function would answer as well, and one that lives on would hide that the worker has
-    died. Where a system calls nobody after a fork, as Windows does not fork, nothing is to be done.
+    Otherwise a child that returns from the function would answer too, and a child that lives on would keep the pipes
+    open and so hide that the worker has died.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (calls, frames):
@@ -315,11 +318,11 @@ def _leave_talk(calls: int, frames: int) -> None:
 
 
 def _ignore(*args: object) -> None:
-    """Take a signal and do nothing."""
+    """Handle a signal by doing nothing."""
 
 
 def _end_with(parent: int) -> None:
-    """End this process, whatever it is doing, soon after its parent has ended: nobody is left to answer to."""
+    """End this process, whatever it does, soon after its parent has ended: nobody waits for an answer."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_CHECK_SECONDS)
     os._exit(1)

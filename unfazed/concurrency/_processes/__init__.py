@@ -1,18 +1,19 @@
-"""Calls in worker processes: the pool, the workers' parent end, their output and log records.
+"""Calls in worker processes, as the parent process sees them.
 
     _api.py        the public functions, and the place of `in_processpool`
     _waiting.py    how async code and sync code wait for a call
-    _call.py       one call: what is sent, how far it has come, what it comes to
-    _pool.py       which workers there are, and who gets them; exit and fork
-    _worker.py     a worker and its thread
-    _starting.py   how a process starts, is killed, and has ended
-    _packing.py    calls as bytes, and what they came to
-    _handling.py   their log records
-    _output.py     what they print
-    _inbox.py      a queue for one thread
+    _call.py       one call: its states, what it sends and what comes back
+    _pool.py       the pool: which workers there are, and which call gets which; exit and fork
+    _worker.py     a worker process and the thread that belongs to it
+    _starting.py   how a process starts, is killed and ends
+    _packing.py    pickling calls, unpickling results and errors
+    _handling.py   log records from workers
+    _output.py     what workers print
+    _inbox.py      a queue that one thread reads
 
-What runs inside a worker is in `unfazed._worker`. No event loop runs here, and none is kept. Nothing here knows threads
-that run functions, executors, or the background event loop, but for who limits the calls of sync code.
+The code that runs inside a worker is in `unfazed._worker`. No event loop runs here, and none is kept. Nothing here
+knows worker threads or executors. The background event loop matters only because its limiter bounds the calls of sync
+code.
 """
 
 from ._api import (

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
-    """Return the function to be sent, or refuse *func*. A dual callable stands for what it wraps."""
+    """Return the function to send, or refuse *func*. From a dual callable, send the function that it wraps."""
     wrapped: Callable[P, T] = func.__wrapped__ if isinstance(func, Dual) else func
     require_sync(wrapped, helper)
     return wrapped
@@ -44,28 +44,29 @@ def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
 async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in a worker process and await its result.
 
-    The same as `anyio.to_process.run_sync`, but for keyword arguments, for a worker that outlives what the function
-    raises, and for the traceback there. Workers are started when they are needed, as `multiprocessing`'s spawn starts
-    them, and used again by all calls of the process. Idle workers beyond the first two end after a minute. Limited by
-    anyio's default process limiter: as many as there are CPUs that this process may use.
+    The same as `anyio.to_process.run_sync`, except that it takes keyword arguments, that the worker survives what the
+    function raises, and that errors carry the worker's traceback. Workers start when they are needed, as
+    `multiprocessing`'s spawn starts them, and all calls of this process reuse them. Idle workers beyond the first two
+    end after a minute. anyio's default process limiter bounds how many calls run at once: one for each CPU that this
+    process may use.
 
     Args:
         func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
-            their names; all of them are pickled, and so is the result. Where that makes more than 256 KiB (large
-            `bytes` do not count, which go as they are), it takes place in another thread while the event loop goes
-            on. So other tasks must not change them before this call has ended; this one cannot, for the call ends,
-            cancelled or not, only after they have been pickled.
+            their names. All of them are pickled, and so is the result. If a pickle is larger than 256 KiB, another
+            thread makes or reads it while the event loop goes on; large `bytes` are sent as they are and do not count.
+            So other tasks must not change the arguments before this call has ended. The calling task cannot: even a
+            cancelled call ends only after its arguments have been pickled.
 
     Cancellation:
-        In a scope that is cancelled already, the call never begins, nor does one that has not been sent. Later, this
-        call waits for the worker, drops what it answered, and raises the cancellation; so it does on asyncio's own
-        `task.cancel()`, however often. The slot is given back when the worker has answered.
+        In a scope that is cancelled already, the call never begins. A call that has not been sent never begins either.
+        After that, this call waits for the worker, drops its answer, and raises the cancellation. The same holds for
+        asyncio's own `task.cancel()`, however often. The slot is given back when the worker has answered.
 
     Returns:
-        What *func* returned, or rather a copy.
+        A copy of what *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
+        WrongFunctionError: If *func* is async, returns a coroutine, or cannot be called.
         NotSendableError: If *func*, its arguments or its result cannot be pickled.
         WorkerProcessError: If the worker ends before it has answered, or cannot start.
         RemoteError: If what *func* raised cannot be pickled.
@@ -86,24 +87,24 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
 def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a sync function in a worker process and wait for its result: `run_in_processpool` for sync code.
 
-    In a worker thread of an event loop the limit is that loop's, elsewhere the background event loop's.
+    In a worker thread of an event loop, that loop's limiter counts; in any other thread, the background event loop's.
 
     Args:
         func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
-            their names; all of them are pickled, and so is the result.
+            their names. All of them are pickled, and so is the result.
 
     Cancellation:
-        Interrupted by Ctrl-C (or whatever a signal handler raises): a call that has not been sent never is, one
-        that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting.
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a call that has not been sent is never sent,
+        one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting.
 
     Returns:
-        What *func* returned, or rather a copy.
+        A copy of what *func* returned.
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *func* is async, or returns a coroutine, or cannot be called.
+        WrongFunctionError: If *func* is async, returns a coroutine, or cannot be called.
         NotSendableError: If *func*, its arguments or its result cannot be pickled.
         WorkerProcessError: If the worker ends before it has answered, or cannot start.
         RemoteError: If what *func* raised cannot be pickled.
@@ -123,18 +124,18 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
 
 
 async def warm_up_processpool(count: int, /) -> None:
-    """Start worker processes ahead of the first calls, and wait until they are there.
+    """Start worker processes ahead of the first calls, and wait until they are ready.
 
     Args:
-        count: How many are to be there, those that have been started before included. How many of them are used at
-            once is up to the limiter of the calls. Idle ones beyond the first two end after a minute.
+        count: How many workers there should be, those included that have been started before. The limiter of the
+            calls decides how many of them run at once. Idle workers beyond the first two end after a minute.
 
     Cancellation:
-        Waits until the workers have started, and then raises.
+        If it is cancelled, it waits until the workers have started, and then raises.
 
     Raises:
-        WrongOptionError: If *count* is no number of processes.
-        WorkerProcessError: If one cannot start.
+        WrongOptionError: If *count* is not a number of processes.
+        WorkerProcessError: If a worker cannot start.
 
     Example:
         `await warm_up_processpool(4)`
@@ -163,7 +164,7 @@ def warm_up_processpool_sync(count: int, /) -> None:
     """Start worker processes ahead of the first calls: `warm_up_processpool` for sync code.
 
     Args:
-        count: How many are to be there, those that have been started before included.
+        count: How many workers there should be, those included that have been started before.
 
     Cancellation:
         Interrupted by Ctrl-C, it waits until the workers have started, and then raises. A second Ctrl-C stops waiting.
@@ -172,8 +173,8 @@ def warm_up_processpool_sync(count: int, /) -> None:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the interpreter is exiting.
-        WrongOptionError: If *count* is no number of processes.
-        WorkerProcessError: If one cannot start.
+        WrongOptionError: If *count* is not a number of processes.
+        WorkerProcessError: If a worker cannot start.
 
     Example:
         `warm_up_processpool_sync(4)`
@@ -185,16 +186,17 @@ def warm_up_processpool_sync(count: int, /) -> None:
 
 
 def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
-    """Say what becomes of what worker processes write and log; at any time, for all of this process.
+    """Choose whether this process shows what its worker processes write and log.
 
-    A `sys.stderr`, or a log handler, that blocks holds up the workers that write, or log, and nobody else.
+    It may be called at any time, and holds for all workers. If `sys.stderr` blocks, only workers that write wait for
+    it. If a log handler blocks, only workers that log wait for it.
 
     Args:
-        output: Whether what they write, by `print` or otherwise, appears on `sys.stderr`, in whole lines. Else it is
-            dropped.
-        logs: Whether the records of their loggers are handled by the loggers of the same name here, if their levels
-            here are met. Else they are the worker's own affair, which has no handlers unless the function's modules
-            add some: warnings go to its output. Calls that run already are not concerned.
+        output: Whether what workers write, with `print` or otherwise, appears on `sys.stderr`, in whole lines.
+            Otherwise it is dropped.
+        logs: Whether the loggers of this process handle the log records of workers: the logger of the same name, if
+            the record reaches its level here. Otherwise each worker handles its own records. It has no handlers unless
+            the function's modules add some, so warnings go to its output. Calls that run already are not affected.
 
     Raises:
         WrongOptionError: If an option is not True or False.

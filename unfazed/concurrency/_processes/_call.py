@@ -1,18 +1,34 @@
-"""One call in a worker process: what is sent, how far it has come, and what it comes to.
+"""One call in a worker process: its states, what it sends and what comes back.
 
-A small call to an idle worker needs nobody else: its caller writes to the one pipe, and reads from the other one as
-soon as there is something to read. All else goes by the worker's thread: calls that need a new worker, large calls and
-answers, calls with log records, deaths, and what is left to be done when a caller is cancelled or interrupted.
+The caller itself sends a small call to an idle worker, and reads the answer as soon as the pipe is readable. The thread
+of a worker does everything else. It starts workers, handles large calls, large answers and log records, and notices
+that a worker has died. It also takes over the call of a caller that is cancelled or interrupted.
 
-    where the call is              a cancellation, or Ctrl-C             its timeout, or `kill_on_cancel`
-    waits for a slot, a worker     it never begins                       the same
-    with the caller, sent          its thread takes over; wait for it    its thread takes over; the worker is killed
-    with the thread, sent          wait for it                           the worker is killed
-    answered                       raise what came                       the same
+The life of a `ProcessCall`. "thread" is the thread of a worker.
 
-Guarantees: what has been sent and what has come is known at each bytecode, whatever signal handlers raise
-(`channel.py`), and so is who owns the worker (`_pool.py`). The call neither returns nor raises while its arguments are
-being pickled: by the caller, or by the worker's thread where that takes too long for an event loop.
+    state        how to tell                           goes on as            caller is cancelled  killed
+    -----------  ------------------------------------  --------------------  -------------------  ---------------------
+    queued       `slot.held` is false                  direct, handed over   ended                ended
+    direct       `_sent` is not empty, no `future`     ended, running        running              running, then killed
+    handed over  `future` is set, `_claimed` is free   pickling, running     ended                ended
+    pickling     `_claimed`, `_arguments` is not None  running, ended        pickling             ended after pickling
+    running      `_claimed`, `_arguments` is None      ended, handed over    running              ended, with its worker
+    ended        `future.done`, `_ended`, or it was    -                     -                    -
+                 read by its caller while direct
+
+"caller is cancelled": or interrupted by a signal handler. It then waits until the call has ended. "killed": the timeout
+is over, or the caller is cancelled and the options say `kill_on_cancel`.
+
+A direct call ends when its caller has read a small answer. If anything else comes, or the worker dies, the thread runs
+the call. A running call is handed over again if its worker dies before it has begun the call. It ends with an error
+after `TRIES` workers, at exit, or if no worker can start.
+
+Guarantees:
+
+- At each bytecode it is known what has been sent and received (`channel.py`) and who owns the worker (`_pool.py`), even
+  if a signal handler raises.
+- The call does not return or raise while its arguments are being pickled. The caller pickles them, unless they are so
+  large that an event loop would wait too long: then the thread does.
 """
 
 from __future__ import annotations
@@ -49,17 +65,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Whether callers talk to workers themselves. Not on Windows, where no event loop waits for a pipe, and Ctrl-C does not
-# interrupt who reads from one: there, every call goes by the worker's thread.
+# Whether callers write to and read from the pipes themselves. On Windows the worker's thread always does: there, event
+# loops cannot wait for a pipe, and Ctrl-C does not interrupt a thread that reads from one.
 DIRECT = sys.platform != "win32"
 
 
 class OutOfTheOrdinaryError(Exception):
-    """Raised where more than a small answer has come: the worker's thread sees to that."""
+    """Raised if anything other than a small answer has come. The worker's thread handles it."""
 
 
 class ProcessOptions(NamedTuple):
-    """What `in_processpool` takes; it says what each one means."""
+    """The options of `in_processpool`, which documents them."""
 
     limiter: CapacityLimiter | None = None
     kill_on_cancel: bool = False
@@ -72,15 +88,15 @@ NO_OPTIONS: Final = ProcessOptions()
 
 
 def _find_limiter() -> CapacityLimiter:
-    """Return the limiter of the current loop, which is to count the CPUs that this process may use.
+    """Return the limiter of the current loop, with one token for each CPU that this process may use.
 
-    anyio counts those that there are. A total that is another one is the user's.
+    anyio counts all CPUs of the machine. Any other total was set by the user, and stays.
     """
     limiter = to_process.current_default_process_limiter()
     if limiter.total_tokens == os.cpu_count():
-        if sys.version_info >= (3, 13):  # pragma: no cover  is measured on another one
+        if sys.version_info >= (3, 13):  # pragma: no cover  coverage is measured on an older Python
             limiter.total_tokens = os.process_cpu_count() or 1
-        elif hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use them all
+        elif hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use all CPUs
             limiter.total_tokens = len(os.sched_getaffinity(0))
     return limiter
 
@@ -90,22 +106,22 @@ default_limiter = DefaultLimiter(_find_limiter)
 
 @final
 class ProcessCall:
-    """One call in a worker process. *helper* is the name to use in error messages."""
+    """One call in a worker process. Error messages name *helper*."""
 
     initializer: bytes | None = None
     timeout: Timeout | None = None
     slot: _limits.Slot | None = None
-    killed = False  # whether nobody wants its answer any more, nor its worker to live on
-    sent = False  # whether it was sent before the thread got it
-    tries = 0  # how many workers have ended before they began it
-    future: OneShotFuture[Any] | None = None  # from when it is about to be handed over
-    _context: Context | None = None  # in which its log records are handled, and its answer is unpickled
-    _worker: WorkerProcess | None = None  # which runs it, as far as its thread knows
-    # Made when it is handed over; each is taken once, as a flag that is tested and set in one step.
-    _claimed: Lock  # by who sends the call, or sees to it that nobody does
-    _taken_over: Lock  # by the thread that it is handed over to
-    _ended: Lock  # by who answers it, or kills it: a worker that goes on is not killed
-    _elsewhere: Callable[[Callable[[], object]], object] | None = None  # has something done in the caller's thread
+    killed = False  # whether to end it at once, with its worker
+    sent = False  # whether the caller has sent it, before it was handed over
+    tries = 0  # how many workers have died before they began it, or could not start
+    future: OneShotFuture[Any] | None = None  # set before it is handed over
+    _context: Context | None = None  # the caller's: user code runs in it
+    _worker: WorkerProcess | None = None  # whose thread has claimed it
+    # Locks as flags, because `acquire` tests and sets in one step. Made before the call is handed over.
+    _claimed: Lock  # by whoever sends the call, or withdraws it
+    _taken_over: Lock  # by the first thread that gets it
+    _ended: Lock  # by whoever answers or kills it: a worker that goes on must not be killed
+    _elsewhere: Callable[[Callable[[], object]], object] | None = None  # calls a function in the caller's thread
 
     def __init__(
         self,
@@ -126,7 +142,7 @@ class ProcessCall:
             if options.initializer is not None:
                 self.initializer = pack_initializer(options.initializer)
         self.request: list[bytes] = []
-        self._arguments: tuple[Any, Any] | None = None  # which the worker's thread is to pickle
+        self._arguments: tuple[Any, Any] | None = None  # too large: the worker's thread pickles them
         try:
             self.request = pack(func, args, kwargs, helper, at_once=at_once)
         except channel.TooMuchError:
@@ -140,17 +156,17 @@ class ProcessCall:
         return name_of(self.func)
 
     def what_it_waits_for(self) -> str:
-        """Return what to say of a call that has never begun when its time is up; nothing of any other one."""
+        """Return what to say if the call still waits for a slot when its time is up; "" for any other call."""
         return "" if self.slot is None else self.slot.what_it_waits_for(name_of)
 
     # For the worker's thread
 
     def take_over(self) -> bool:
-        """Return whether this is the first thread that gets it."""
+        """Return whether this is the first thread that gets the call."""
         return self._taken_over.acquire(blocking=False)
 
     def claim(self, worker: WorkerProcess) -> bool:
-        """Let *worker* have the call, pickled, unless it has been withdrawn or cannot be pickled."""
+        """Claim the call for *worker* and pickle it. Return `False` if it is withdrawn, killed, or not picklable."""
         self._worker = worker
         if not self._claimed.acquire(blocking=False):
             return False
@@ -162,20 +178,20 @@ class ProcessCall:
         except BaseException as exc:
             self.finish(None, without_our_frame(exc))
             return False
-        self._arguments = None  # 1: this, and a look at `killed`. 2: `kill` sets that, and looks at this.
+        self._arguments = None  # 1: first this, then read `killed`. 2: `kill` does it the other way round
         if self.killed:
             self.finish(None, None)
         return not self.killed
 
     def is_claimed(self) -> bool:
-        """Return whether somebody has it, or it has been withdrawn."""
+        """Return whether a worker has the call, or it was withdrawn."""
         return self._claimed.locked()
 
     def return_claim(self) -> None:
-        """Let another worker have the call."""
+        """Allow another worker to claim the call."""
         self.sent = False
         self._received.clear()
-        with suppress(RuntimeError):  # the worker had ended before it could have it
+        with suppress(RuntimeError):  # the worker died before it claimed the call
             self._claimed.release()
         self._taken_over.release()
 
@@ -183,14 +199,14 @@ class ProcessCall:
         return b"".join(self._received)
 
     def have_handled(self, handle: Callable[[], object]) -> None:
-        """Have a log record handled, for the caller."""
+        """Call *handle*, which handles a log record, on behalf of the caller."""
         if self._elsewhere is None:
             self._in_context(handle)
         else:
             self._elsewhere(handle)
 
     def _in_context(self, func: Callable[..., T], *args: object) -> T:
-        """Call what the user may have written, in the context of the caller, whose slot serves what that calls."""
+        """Call *func*, which may run user code, in the caller's context. Calls inside it may use the caller's slot."""
         slot, context = self.slot, self._context
         assert slot is not None and context is not None, "set before it was handed over"
         wait = object()
@@ -201,7 +217,7 @@ class ProcessCall:
             _slots.take_back(slot, wait)
 
     def outcome(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> tuple[Any, BaseException | None]:
-        """Return the value or the error that comes next."""
+        """Read the value or the error from *reader*. Raises `PipeEndError` if the worker dies meanwhile."""
         try:
             return self._in_context(self.read, worker, kind, reader), None
         except channel.PipeEndError:
@@ -210,26 +226,26 @@ class ProcessCall:
             return None, without_our_frame(exc)
 
     def was_last_of(self, worker: WorkerProcess) -> bool:
-        """Return whether *worker* has served its time."""
+        """Return whether *worker* has reached the `max_calls` of this call."""
         max_calls = self.options.max_calls
         return max_calls is not None and worker.calls >= max_calls
 
     def end(self) -> bool:
-        """Keep others from killing the worker on account of this call. Return whether nobody has."""
+        """Keep others from killing the worker because of this call. Return `False` if somebody has."""
         return self._ended.acquire(blocking=False)
 
     def finish(self, value: Any, error: BaseException | None) -> None:
-        """Wake the caller, unless that has gone away."""
+        """Write the future, which wakes the caller."""
         assert self.future is not None, "set before it was handed over"
         self.future.write(value, error)
 
     def fail(self, error: BaseException) -> None:
         self.finish(None, LoopEndedError("the interpreter is exiting") if pool.exiting else error)
 
-    # For whoever waits for it
+    # For the caller
 
     def send_directly(self, lease: list[WorkerProcess]) -> bool:
-        """Send the call to an idle worker, which is in *lease* then, if both can be had at once."""
+        """Move an idle worker to *lease*, and send it the call if it is small. Return whether it was sent."""
         if not DIRECT or self._arguments is not None:
             return False
         pool.take_any(lease)
@@ -245,7 +261,7 @@ class ProcessCall:
         try:
             channel.write_once(worker.into, data, self._sent)
         except OSError as exc:
-            if channel.is_broken(exc):  # it has died: its thread sees to that
+            if channel.is_broken(exc):  # the worker has died: its thread handles that
                 return False
             raise
         worker.levels = self.levels
@@ -253,12 +269,12 @@ class ProcessCall:
         return True
 
     def receive(self, lease: list[WorkerProcess]) -> tuple[WorkerProcess, bytes, bytes] | None:
-        """Read what has come. If that is an answer, give the worker back, and return what `read` takes."""
+        """Read once. If the answer is complete, give the worker back and return the arguments for `read`; else None."""
         worker = lease[0]
         received = self._received
         try:
             channel.read_once(worker.out, received)
-        except BlockingIOError:  # libuv, on which uvloop stands, leaves a pipe that it has waited for in this state
+        except BlockingIOError:  # libuv (uvloop) makes each pipe that it waits for non-blocking
             os.set_blocking(worker.out, True)
             return None
         data = received[0] if len(received) == 1 else b"".join(received)
@@ -281,7 +297,7 @@ class ProcessCall:
         return worker, kind, data[2 * channel.HEADER_BYTES :]
 
     def read(self, worker: WorkerProcess, kind: bytes, data: bytes | channel.Reader) -> Any:
-        """Return the value that is in *data*, or comes from there; or raise the error."""
+        """Read the answer from *data*: return the value, or raise the error."""
         payload = read_payload(data, self.func)
         if self.initializer is not None and (kind == channel.VALUE or payload[0] != outcomes.INITIALIZER_ERROR):
             worker.initialized.add(self.initializer)
@@ -296,9 +312,9 @@ class ProcessCall:
     def expect(
         self, future: OneShotFuture[Any], elsewhere: Callable[[Callable[[], object]], object] | None = None
     ) -> None:
-        """Say who is to be told the end, before it is handed over.
+        """Set what `hand_over` needs: *future* gets the outcome.
 
-        *elsewhere*, if anything, is told what to do in the caller's own thread.
+        *elsewhere*, if given, calls a function in the caller's own thread.
         """
         if self.future is None:
             self._context = context = copy_context()
@@ -309,10 +325,10 @@ class ProcessCall:
         self.future = future
 
     def hand_over(self, lease: list[WorkerProcess]) -> None:
-        """Have a thread see to the call: that of the worker in *lease*, or of an idle one, or of a new one."""
+        """Have a worker's thread run the call: the worker is the one in *lease*, an idle one, or a new one."""
         try:
             self._hand_over(lease)
-        except BaseException:  # of a signal handler, for one, which must not lose the worker
+        except BaseException:  # raised by a signal handler, say: the worker must not be lost
             if lease:
                 self._hand_over(lease)
             raise
@@ -325,20 +341,20 @@ class ProcessCall:
             pool.submit(self)
             return
         if self.sent:
-            lease[0].levels = self.levels  # as it may not know yet
+            lease[0].levels = self.levels  # a signal handler may have raised before `send_directly` set it
             self.claim(lease[0])
         lease[0].hand_over(self)
         lease.clear()
 
     def cancel(self) -> None:
-        """Do what is to be done when nobody wants the answer any more."""
+        """Kill the call if the options say so; otherwise keep it from beginning. The caller was cancelled."""
         if self.options.kill_on_cancel:
             self.kill()
         else:
             self._withdraw()
 
     def kill(self) -> None:
-        """Have the call end at once, with its worker; if its arguments are being pickled, after that."""
+        """End the call and its worker at once. If its arguments are being pickled, it ends after that."""
         self.killed = True
         if not self._withdraw() and self._arguments is None and self.end():
             assert self._worker is not None, "it has claimed the call"
@@ -346,7 +362,7 @@ class ProcessCall:
             self.finish(None, None)
 
     def _withdraw(self) -> bool:
-        """See to it that nobody begins the call. Return whether that is so."""
+        """Keep the call from beginning. Return `False` if somebody has claimed it."""
         if not self._claimed.acquire(blocking=False):
             return False
         self.finish(None, None)

@@ -1,4 +1,4 @@
-"""Log records of workers, handled by the loggers of the same name here. Knows neither workers nor calls."""
+"""Handles log records from workers, with the loggers of the same name here. Knows neither workers nor calls."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class _Here(threading.local):
-    depth = 0  # how many records this thread is handling, one amid the other
+    depth = 0  # how many records this thread is handling, nested ones included
 
 
 _here = _Here()
 
 
 def is_handling() -> bool:
-    """Return whether this thread is handling a record, so that it may have the lock of a handler."""
+    """Return whether this thread is handling a record. If so, it may hold the lock of a handler."""
     return _here.depth > 0
 
 
 def handle(packed: bytes, have_handled: Callable[[Callable[[], object]], object]) -> None:
-    """Have a record handled, by what *have_handled* calls."""
+    """Give *have_handled* a function that handles a record. It decides which thread calls that function."""
     have_handled(lambda: _handle(packed))
 
 
@@ -37,7 +37,7 @@ def _handle(packed: bytes) -> None:
     try:
         record = logs.read(packed, load)
         logging.getLogger(record.name).handle(record)
-    except BaseException as exc:  # SystemExit as well: it is of a handler, and must not end this thread
+    except BaseException as exc:  # SystemExit too: a handler's error must not end this thread
         with suppress(BaseException):
             sys.excepthook(type(exc), exc, exc.__traceback__)
     finally:

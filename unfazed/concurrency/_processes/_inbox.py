@@ -1,9 +1,12 @@
-"""A queue for one thread that takes what others put there.
+"""A queue that any thread may write to and one thread reads.
 
-Guarantees, on every Python: `put` may be interrupted by a signal handler that raises, or by a finalizer that puts
-something itself, and leaves the queue in order; what was put is taken at the next `put` at the latest. No lost wake-up:
-an item is there before the lock is released. (`queue.SimpleQueue` promises that for CPython alone.)
-Assumption: one thread at a time calls `get`.
+Guarantees, on every Python (`queue.SimpleQueue` gives them on CPython only):
+
+- A signal handler may raise inside `put`, and a finalizer may call `put` inside `put`. The queue stays intact. If such
+  an interruption delays an item, the next `put` delivers it.
+- No wake-up is lost: `put` adds the item before it releases the lock.
+
+Assumption: only one thread at a time calls `get`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ T = TypeVar("T")
 
 @final
 class Inbox(Generic[T]):
-    """Items, and a lock that is free where there may be some."""
+    """Items, and a lock that is free if there may be some."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()

@@ -1,9 +1,12 @@
-"""What worker processes print, on its way to `sys.stderr`: in whole lines, by a thread for each worker.
+"""Copies what worker processes print to `sys.stderr`, in whole lines. Each worker has a thread for that.
 
-Guarantees: a `sys.stderr` that blocks holds up this thread, and the worker as soon as its pipe is full, which is all
-the memory that this takes; nothing else waits for it. Lines of several workers do not get mixed.
+Guarantees:
 
-The thread ends with the pipe: with the worker, or with the last of its children that has inherited it.
+- If `sys.stderr` blocks, only this thread waits, and the worker once its pipe is full. No more memory is used than the
+  pipe holds.
+- Lines of several workers are never mixed.
+
+The thread ends when the pipe ends: with the worker, or with the last child process that inherited the pipe from it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ..._worker import channel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LINE_BYTES: Final = 1 << 16  # of output without an end of line that are kept back; arbitrary
+LINE_BYTES: Final = 1 << 16  # how much of an unfinished line is kept back; arbitrary
 
 
 class _Settings:
@@ -29,25 +32,25 @@ class _Settings:
 
 
 settings = _Settings()
-_writing = threading.Lock()  # held while a line is written; made anew in a forked child
+_writing = threading.Lock()  # held while lines are written; replaced in a forked child
 
 
 @final
 class Output:
-    """The output of one worker."""
+    """The output of one worker. *on_attention* is called when the worker prints *attention*."""
 
     def __init__(self, fd: int, attention: bytes, on_attention: Callable[[], object]) -> None:
         self._fd = fd
-        self._attention = attention  # is no output: the worker wants to be asked for something
+        self._attention = attention  # not output: it asks the parent to look after the worker
         self._on_attention = on_attention
         self._line = bytearray()
         self._decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
-        self.taken = 0  # bytes that have been dealt with
+        self.taken = 0  # bytes that have been processed
 
     def pass_on(self, noise: bytes) -> None:
-        """Pass on *noise*, and what is printed until the end; in a thread of its own."""
+        """Write *noise*, and then all that the worker prints, until its pipe ends. Runs in a thread of its own."""
         data = noise
-        with suppress(OSError):  # we are in a forked child
+        with suppress(OSError):  # in a forked child the pipe is closed
             while data or (data := os.read(self._fd, channel.CHUNK_BYTES)):
                 self._take(data)
                 data = b""
@@ -66,7 +69,7 @@ class Output:
         text = self._decode(line[:end])
         del line[:end]
         if text and settings.output:
-            with _writing, suppress(BaseException):  # there is none, it is closed, or anything that users put there
+            with _writing, suppress(BaseException):  # `sys.stderr` may be None, closed, or a user's object
                 sys.stderr.write(text)
                 sys.stderr.flush()
         self.taken += len(data)

@@ -1,4 +1,4 @@
-"""Calls as bytes, and what they came to: what cannot be sent is refused here, with what to write instead."""
+"""Pickles calls, and unpickles results and errors. An error about what cannot be sent says what to write instead."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .._core._references import Unpickler, load, to_send
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OFF_LOOP_BYTES: Final = 256 * 1024  # of a pickle, beyond which an event loop must not wait for it: about a millisecond
-GLANCE: Final = 1024  # characters or bytes, up to which a string is small; arbitrary
+OFF_LOOP_BYTES: Final = 256 * 1024  # a larger pickle blocks an event loop for about 1 ms or more
+GLANCE: Final = 1024  # up to how many characters or bytes a string is small; arbitrary
 PLAIN: Final = frozenset((type(None), bool, int, float))
 
 
 def _is_small(value: object) -> bool:
-    """Return whether *value* can be told at a glance to be small, and plain."""
+    """Return whether *value* is small and of a plain type. Only a quick look: containers are not small."""
     kind = type(value)
     return kind in PLAIN or (isinstance(value, (str, bytes)) and len(value) <= GLANCE and kind in (str, bytes))
 
@@ -32,13 +32,13 @@ def _is_small(value: object) -> bool:
 def pack(
     func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any], helper: str, *, at_once: bool = False
 ) -> list[bytes]:
-    """Return the frame of a call, in pieces. Raises `TooMuchError` if it must be *at_once*, and that takes too long."""
+    """Return the frame of a call, in pieces. Raises `TooMuchError` if it must be made *at_once* and is too large."""
     sent = to_send(func)
     try:
         if not kwargs and all(map(_is_small, args)):
             return [channel.frame(channel.CALL, pickle.dumps((sent, args, kwargs), channel.PROTOCOL))]
         if at_once and any(isinstance(arg, (str, bytearray)) and len(arg) > OFF_LOOP_BYTES for arg in args):
-            raise channel.TooMuchError  # it would be a single step
+            raise channel.TooMuchError  # the pickler would copy it in one step, before we count
         most = OFF_LOOP_BYTES if at_once else float("inf")
         return channel.in_frame(channel.CALL, channel.pickle_in_pieces((sent, args, kwargs), most))
     except (MemoryError, channel.TooMuchError):
@@ -56,19 +56,20 @@ def pack(
             problem += f", or run it in a thread, with `{helper.replace('process', 'thread')}({name}, ...)`"
         else:
             if _succeeds(pickle.dumps, (args, kwargs), channel.PROTOCOL):
-                raise  # of a signal handler, which has come in between
+                raise  # pickling works, so a signal handler raised it
             problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
             if _is_local(exc):
                 problem += f"; {_TOP_LEVEL}"
         raise NotSendableError(problem) from exc
 
 
-# As each was when it was wrapped: a worker calls it once, whatever becomes of what it refers to here.
+# The pickle that was made when the initializer was wrapped. Workers recognize an initializer by its pickle and call it
+# once. So the pickle must stay the same, even if what the initializer refers to changes.
 _initializers: WeakKeyDictionary[Callable[[], object], bytes] = WeakKeyDictionary()
 
 
 def pack_initializer(initializer: Callable[[], object]) -> bytes:
-    with suppress(KeyError, TypeError):  # not every object can be a key there
+    with suppress(KeyError, TypeError):  # not packed yet, or it cannot be a key of this dict
         return _initializers[initializer]
     try:
         packed = pickle.dumps(to_send(initializer), channel.PROTOCOL)
@@ -86,7 +87,7 @@ _TOP_LEVEL: Final = "classes and functions are found by module and name there: w
 
 
 def _is_local(error: BaseException) -> bool:
-    """Return whether *error* says that a class or a function cannot be found by its name."""
+    """Return whether *error* says that a class or a function is local, and so cannot be found by its name."""
     return "<locals>" in str(error) or "<lambda>" in str(error)
 
 
@@ -97,12 +98,12 @@ def _innermost(func: object) -> object:
 
 
 def read_payload(data: bytes | channel.Reader, func: object) -> Any:
-    """Return what was pickled in *data*, or is to come there, or raise what says that it cannot be read."""
+    """Unpickle *data*, or what comes from it. Raises `NotSendableError` if that fails."""
     if isinstance(data, channel.Reader) and data.left <= channel.CHUNK_BYTES:
         data = data.take()
     try:
         if isinstance(data, bytes):
-            return load(data) if b"__mp_main__" in data else pickle.loads(data)  # the same, and faster
+            return load(data) if b"__mp_main__" in data else pickle.loads(data)  # faster, with the same result
         try:
             return Unpickler(data).load()
         finally:
@@ -111,7 +112,7 @@ def read_payload(data: bytes | channel.Reader, func: object) -> Any:
         raise
     except Exception as exc:
         if isinstance(data, bytes) and _succeeds(load, data):
-            raise  # of a signal handler, which has come in between
+            raise  # unpickling works, so a signal handler raised it
         name = name_of(func)
         raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
 
@@ -125,7 +126,7 @@ def _succeeds(func: Callable[..., object], *args: object) -> bool:
 
 
 def _to_exception(about: Any) -> BaseException:
-    """Return the exception that *about* is, or stands for: by its text, or as a group by its text and its members."""
+    """Return the exception that *about* describes: itself, its text, its pickle, or the text and members of a group."""
     error: BaseException
     if isinstance(about, BaseException):
         return about
@@ -139,14 +140,14 @@ def _to_exception(about: Any) -> BaseException:
         return error
     text, members = about
     group: Any = vars(builtins).get("BaseExceptionGroup")
-    if group is None:  # pragma: no cover  before Python 3.11, where anyio needs this one
+    if group is None:  # pragma: no cover  before Python 3.11: anyio installs the backport
         group = importlib.import_module("exceptiongroup").BaseExceptionGroup
     error = group(text, [_to_exception(member) for member in members])
     return error
 
 
 def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseException:
-    """Return what to raise for the *outcome* of a call that returned no value."""
+    """Return what to raise for the *outcome* of a call that did not return a value."""
     kind, about, text = outcome
     name = name_of(func)
     if kind == call.COROUTINE:
@@ -162,5 +163,5 @@ def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseEx
         )
     else:
         error = _to_exception(about)
-    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # whatever its own class does there
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # its class may define `__setattr__`
     return error

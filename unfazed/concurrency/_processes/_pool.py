@@ -1,12 +1,17 @@
 """The worker processes of this process: one pool for all event loops and all sync callers.
 
-Guarantees: the worker that was busy last is taken first, so that the others have been idle for longest. No worker is
-started for a call as long as one is starting that nobody waits for any more. At exit all of them end within
-`STOP_SECONDS`, and what they have printed is passed on. A forked child starts with none.
+Guarantees:
 
-No lock. A worker goes from one owner to the next in one step, in which no signal handler can come, and no other thread
-(`_worker.py` says who the owners are). Which calls wait for which workers is known to one thread alone, which takes one
-event after the other from a queue. Assumption: what it calls raises nothing.
+- The worker that was busy last is taken first. So surplus workers stay idle, and end.
+- No worker is started for a call while another one is starting and its call has been withdrawn.
+- At exit all workers end within `STOP_SECONDS`, and their output is still passed on.
+- A forked child starts with no workers.
+
+There is no lock. A worker changes its owner in one step, which no signal handler and no other thread can interrupt
+(`_worker.py` lists the owners). Only the pool's own thread knows which calls wait for which workers. It takes one event
+at a time from a queue.
+
+Assumption: the events that it calls do not raise. If one does, the error is shown and the thread goes on.
 """
 
 from __future__ import annotations
@@ -31,41 +36,41 @@ if TYPE_CHECKING:
     from .._core._futures import OneShotFuture
     from ._call import ProcessCall
 
-STOP_SECONDS: Final = 1.0  # at exit, how long to wait for the workers; arbitrary
-LAST_OUTPUT_SECONDS: Final = 0.2  # of that, when the workers have ended, for their output; arbitrary
-STOP_CHECK_SECONDS: Final = 0.002  # how often to look meanwhile; arbitrary
+STOP_SECONDS: Final = 1.0  # how long to wait for the workers at exit; arbitrary
+LAST_OUTPUT_SECONDS: Final = 0.2  # how much of that to wait for the last output; arbitrary
+STOP_CHECK_SECONDS: Final = 0.002  # how often to check at exit; arbitrary
 _pop_idle: Final = deque[WorkerProcess].pop
 _pop_leased: Final = list[WorkerProcess].pop
 
 
 @final
 class Pool:
-    """All workers, which of them are idle, and who waits for one."""
+    """All workers, the idle ones among them, and the calls that wait for one."""
 
     def __init__(self) -> None:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Begin with nothing: also in a forked child, where all that there was is the parent's."""
+        """Begin with no workers. A forked child does so too, because the old ones belong to its parent."""
         self.exiting = False
-        self.workers: set[WorkerProcess] = set()  # all that have not ended
+        self.workers: set[WorkerProcess] = set()  # those that have not ended
         self._idle: deque[WorkerProcess] = deque()  # the last one was busy last
         self._events: Inbox[Callable[[], object]] = Inbox()
-        self._main_claim = threading.Lock()  # taken by the thread that takes the events; never released
-        self._thread: int | None = None  # its number, once it runs
-        # For that thread alone
+        self._main_claim = threading.Lock()  # acquired by the pool's thread; never released
+        self._thread: int | None = None  # the identifier of the pool's thread, once that runs
+        # Only the pool's thread changes these
         self._waiting: deque[ProcessCall] = deque()
-        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # and who waits for nothing but its start
+        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # the future of `start_ahead`, or None
 
     # From any thread
 
     def take_any(self, lease: list[WorkerProcess]) -> None:
         """Move an idle worker to *lease*, if there is one."""
         with suppress(IndexError):
-            lease.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin that calls another
+            lease.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin calls a builtin
 
     def return_from(self, lease: list[WorkerProcess]) -> None:
-        """Move the worker in *lease*, which is idle again, to the others."""
+        """Move the worker in *lease*, which is idle again, back to the idle workers."""
         with suppress(IndexError):
             self._idle.extend(map(_pop_leased, (lease,)))
 
@@ -73,19 +78,19 @@ class Pool:
         """Take *worker* if it is idle. Return whether it was."""
         try:
             self._idle.remove(worker)
-        except (ValueError, IndexError):  # the latter where another thread takes one meanwhile
+        except (ValueError, IndexError):  # IndexError: another thread has taken one meanwhile
             return False
         return True
 
     def give_back(self, worker: WorkerProcess) -> None:
-        """Have others take *worker*, which is idle or has just started."""
-        if self._waiting or self._starting:  # perhaps; who waits gets the one that starts for him otherwise
+        """Make *worker*, which is idle or has just started, available to other calls."""
+        if self._waiting or self._starting:  # a race: a call that this misses gets the worker that starts for it
             self._events.put(lambda: self._serve(worker))
         else:
             self._idle.append(worker)
 
     def has_others_than(self, worker: WorkerProcess) -> bool:
-        """Return whether there are as many idle workers as are kept, without *worker*."""
+        """Return whether enough workers are idle without *worker*, which its thread has taken."""
         return len(self._idle) >= KEPT
 
     def submit(self, call: ProcessCall) -> None:
@@ -93,24 +98,24 @@ class Pool:
         self._tell(call.name, lambda: self._add(call))
 
     def resubmit(self, call: ProcessCall) -> None:
-        """Have another worker run *call*: one has ended, so the thread runs that takes events."""
+        """Have another worker run *call*. Its first worker was started by the pool's thread, so that thread runs."""
         self._events.put(lambda: self._add(call))
 
     def start_early(self, call: ProcessCall) -> None:
-        """Start the first worker for *call*, which is about to come."""
+        """Start a first worker, because *call* is about to come. Do nothing if there are workers."""
         if self.workers:
             return
         worker = WorkerProcess(self)
-        self.workers.add(worker)  # now, so that `stop` waits for it
+        self.workers.add(worker)  # before its thread runs, so that `stop` waits for it
         try:
             self._tell(call.name, lambda: self._start(None, worker))
         except BaseException as exc:
             self.workers.discard(worker)
-            if not isinstance(exc, WorkerProcessError):  # else the call itself says so, or that the program is exiting
+            if not isinstance(exc, WorkerProcessError):  # such an error is left to the call itself
                 raise
 
     def start_ahead(self, ready: OneShotFuture[None]) -> None:
-        """Start a worker that nobody has a call for yet; *ready* is told."""
+        """Start a worker before there is a call for it. *ready* is written when it has started, or could not."""
         self._tell("warm_up_processpool", lambda: self._start(ready, WorkerProcess(self)))
 
     def forget(self, worker: WorkerProcess, error: _starting.NotStartedError | None = None) -> None:
@@ -131,19 +136,19 @@ class Pool:
         self._events.put(event)
 
     def is_interrupted(self) -> bool:
-        """Return whether a finalizer has come in between on a thread that workers need in order to start."""
+        """Return whether this thread is needed to start workers: a finalizer in it must not wait for one."""
         return threading.get_ident() == self._thread or _starting.is_interrupted()
 
-    # In its own thread
+    # In the pool's own thread
 
     def _run(self, events: Inbox[Callable[[], object]]) -> None:
-        if not self._main_claim.acquire(blocking=False):  # two have come at once
+        if not self._main_claim.acquire(blocking=False):  # two callers have started such a thread at once
             return
         self._thread = threading.get_ident()
-        while events is self._events:  # or else it has begun anew
+        while events is self._events:  # not after `start_afresh`
             try:
                 events.get()()
-            except BaseException as exc:  # of memory, for one: this thread must go on
+            except BaseException as exc:  # no memory left, say: this thread must go on
                 sys.excepthook(type(exc), exc, exc.__traceback__)
 
     def _add(self, call: ProcessCall) -> None:
@@ -169,7 +174,7 @@ class Pool:
             self.forget(worker, exc)
 
     def _serve(self, worker: WorkerProcess) -> None:
-        """Give *worker*, which is idle or has just started, to who has waited longest."""
+        """Give *worker*, which is idle or has just started, to the call that has waited longest."""
         ready = self._starting.pop(worker, None)
         if ready is not None:
             ready.write(None, None)
@@ -179,7 +184,7 @@ class Pool:
             self._idle.append(worker)
 
     def _fail(self, worker: WorkerProcess, error: _starting.NotStartedError) -> None:
-        """Tell who has waited for *worker*, which could not start."""
+        """Fail, or try again, the call that waits for *worker*, which could not start."""
         ready = self._starting.pop(worker, None)
         if ready is not None:
             ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
@@ -197,7 +202,7 @@ class Pool:
     # At exit, and after a fork
 
     def stop(self, seconds: float) -> None:
-        """End all workers: what is idle by itself, and what is busy at once. No call is taken from now on."""
+        """End all workers: let idle ones end by themselves, kill busy ones. Refuse calls from now on."""
         self.exiting = True
         deadline = time.monotonic() + seconds
         while (self.workers or _starting.children) and time.monotonic() < deadline:
@@ -206,13 +211,13 @@ class Pool:
             for worker in lease:
                 worker.retire()
             if not lease:
-                for worker in self.workers.copy():  # one step, unlike `tuple`: threads that end change it meanwhile
+                for worker in self.workers.copy():  # atomic, unlike `tuple`: ending threads change the set
                     if not worker.retires:
                         worker.kill()
-                if not self.workers:  # there is nothing but output left, which a child of a worker may hold open
+                if not self.workers:  # a worker's child process may hold its output open
                     deadline = min(deadline, time.monotonic() + LAST_OUTPUT_SECONDS)
                 time.sleep(STOP_CHECK_SECONDS)
-        for child in _starting.children.copy():  # as above
+        for child in _starting.children.copy():  # atomic, as above
             child.disown()
 
 

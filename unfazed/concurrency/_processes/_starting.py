@@ -1,10 +1,11 @@
-"""How a worker process is started, as `multiprocessing`'s spawn starts one; how it is killed, and how it has ended.
+"""How a worker process starts, is killed and ends. It starts as `multiprocessing`'s spawn starts a process.
 
 Guarantees:
 
-- a fork at any time leaves no pipe of ours in the child: `fork_lock` is held while one is made and made known, and
-  while one is closed and forgotten; and by whoever forks. Held for as long as a process takes to start, at most;
-- how a process has ended is read once, by us, or it is unknown: never a wrong one.
+- A forked child keeps no pipe of ours open, whenever the fork happens. A fork holds `fork_lock`. So do we, while we
+  make pipes and add them to `children`, and while we close and remove them. A fork waits at most as long as one process
+  takes to start.
+- The exit status of a process is read once. If somebody else has read it, it is unknown, and never a wrong one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-GRACE_SECONDS: Final = 1.0  # after which a process that has closed its pipes must have ended, or is killed; arbitrary
-MOST_NOISE: Final = 1 << 20  # bytes that a program may print before it says that it is a worker; arbitrary
-PIPE_BYTES: Final = 1 << 20  # what a pipe is to hold, which is the most that Linux allows everybody
+GRACE_SECONDS: Final = 1.0  # how long a process may live on after its pipes are closed; arbitrary
+MOST_NOISE: Final = 1 << 20  # bytes that may be printed before `HELLO`; arbitrary
+PIPE_BYTES: Final = 1 << 20  # the most that Linux allows a pipe of any user
 UNKNOWN: Final = "for an unknown reason"
 GUARD: Final = (
     "a script that uses worker processes needs its own calls behind `if __name__ == '__main__':`, for each worker "
     "imports it"
 )
 
-# The first line on its standard input says how many bytes follow; nothing else comes until it has answered.
+# Its standard input holds one line with a number of bytes, and then as many bytes. The parent sends nothing else until
+# the worker has answered: buffered reading would swallow it.
 PROGRAM: Final = """\
 import sys
 from marshal import loads
@@ -46,18 +48,18 @@ from unfazed._worker.main import main
 main(preparation)
 """
 
-fork_lock = threading.RLock()  # see above; reentrant, for a finalizer may fork; made anew in a forked child
+fork_lock = threading.RLock()  # see above; reentrant: a finalizer may fork; replaced in a forked child
 
 
 def is_interrupted() -> bool:
-    """Return whether this thread is starting or closing a process: a finalizer has come in between."""
-    lock: Any = fork_lock  # no stub has what `Condition`, too, asks a lock
+    """Return whether this thread is starting or closing a process. Only a finalizer can ask that then."""
+    lock: Any = fork_lock  # the stubs lack this method, which `threading.Condition` uses too
     owned: bool = lock._is_owned()
     return owned
 
 
 class NotStartedError(Exception):
-    """Raised where a worker process could not start; its text says why. *again* is whether another one may."""
+    """Raised if a worker process could not start; its text says why. *again*: whether another one may be able to."""
 
     def __init__(self, reason: str, again: bool = False) -> None:
         super().__init__(reason)
@@ -65,7 +67,7 @@ class NotStartedError(Exception):
 
 
 def start_thread(target: Callable[..., object], name: str, *args: object) -> None:
-    """Start a thread that a worker needs. Raises `NotStartedError` if there are too many, or the interpreter exits."""
+    """Start a thread that a worker needs. Raises `NotStartedError` if there are too many or the interpreter exits."""
     try:
         _threadstart.start_thread(target, name, *args)
     except RuntimeError as exc:
@@ -73,7 +75,7 @@ def start_thread(target: Callable[..., object], name: str, *args: object) -> Non
 
 
 def refuse_in_preparation() -> None:
-    """Refuse to start a worker in a worker that is still being prepared: where a guard is missing, each would do so."""
+    """Refuse to start a worker in a worker that is still importing the main module: without a guard, each would."""
     worker: Any = sys.modules.get("unfazed._worker.main")
     if worker is not None and worker.preparing:
         worker.refused = True
@@ -86,13 +88,13 @@ def refuse_in_preparation() -> None:
 
 
 def _command() -> list[str | bytes]:
-    """Return the command line of a worker, with the executable and the interpreter's options that spawn takes."""
+    """Return the command line of a worker: the executable and interpreter options of spawn, with our program."""
     from multiprocessing import spawn
 
     if not spawn.get_executable():
         raise NotStartedError("could not start, as Python's executable is not known: multiprocessing.set_executable()")
     command: list[str | bytes] = [*spawn.get_command_line(pipe_handle=0)]
-    if getattr(sys, "frozen", False):  # it runs the program itself, where `multiprocessing.freeze_support()` takes over
+    if getattr(sys, "frozen", False):  # `multiprocessing.freeze_support()` takes over in there
         return command
     return [*command[:-3], "-c", PROGRAM, "unfazed-worker"]  # instead of spawn's own program
 
@@ -100,13 +102,14 @@ def _command() -> list[str | bytes]:
 def _preparation(attention: bytes) -> bytes:
     """Return what a worker needs to know before it can take calls.
 
-    The same as `multiprocessing.spawn.get_preparation_data`, but that this one decides for the whole program how
-    `multiprocessing` starts processes, fails on stdin, and leaves relative entries of `sys.path` as they are.
+    Like `multiprocessing.spawn.get_preparation_data`. But that function fixes the start method of `multiprocessing` for
+    the whole program, fails if the program comes from stdin, and keeps relative entries of `sys.path`. This one does
+    not.
     """
     import multiprocessing
     from multiprocessing import process, util
 
-    original: str | None = getattr(process, "ORIGINAL_DIR", None)  # no stub has it, nor the next one
+    original: str | None = getattr(process, "ORIGINAL_DIR", None)  # the stubs lack this and `_log_to_stderr`
     found: dict[str, Any] = {
         "attention": attention,
         "authkey": bytes(process.current_process().authkey),
@@ -115,10 +118,10 @@ def _preparation(attention: bytes) -> bytes:
         "sys_argv": [str(each) for each in sys.argv],
         "sys_path": [os.path.abspath(each) for each in map(str, sys.path)],  # noqa: PTH100
     }
-    method: Any = multiprocessing.get_start_method(allow_none=True)  # None, whatever the stub says: none so far
+    method: Any = multiprocessing.get_start_method(allow_none=True)  # None, whatever the stub says, if none is fixed
     if method is not None:
         found["start_method"] = method
-    with suppress(OSError):  # it has been removed
+    with suppress(OSError):  # the directory has been removed
         found["dir"] = os.getcwd()  # noqa: PTH109  pathlib is slow to import
     main: ModuleType | None = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
@@ -127,31 +130,31 @@ def _preparation(attention: bytes) -> bytes:
         found["init_main_from_name"] = spec.name
     elif isinstance(path, str):
         path = os.path.normpath(os.path.join(original or "", path))  # noqa: PTH118
-        if os.path.isfile(path):  # noqa: PTH113  and not "<stdin>"
+        if os.path.isfile(path):  # noqa: PTH113  not "<stdin>"
             found["init_main_from_path"] = path
-    if getattr(sys, "frozen", False):  # what `multiprocessing.freeze_support()` reads: what to prepare, what to run
+    if getattr(sys, "frozen", False):  # `freeze_support()` reads two pickles: preparation and process
         from ..._worker.main import Frozen
 
         return pickle.dumps({}) + pickle.dumps(Frozen(found))
-    packed = marshal.dumps(found, 2)  # as any version reads it
+    packed = marshal.dumps(found, 2)  # a format that any version reads
     return b"%d\n%b" % (len(packed), packed)
 
 
 @final
 class Child:
-    """A worker process as its parent sees it: three pipes, and its end."""
+    """A worker process as its parent sees it: three pipes and an exit status."""
 
     def __init__(self) -> None:
         import subprocess  # slow to import, as `multiprocessing` is
 
         command = _command()
         self._name = os.fsdecode(command[0])
-        # Guards the reading of the status: a pid that has been read may be another's. One that knows its owner, for
-        # `kill`, in which a signal handler may raise.
+        # Guards reading the status and killing: once the status is read, the pid may belong to another process. An
+        # RLock knows its owner, so `kill` cannot release what it did not acquire because a signal handler raised.
         self._lock = threading.RLock()
-        self._status: str | None = None  # how it has ended
+        self._status: str | None = None  # how it has ended, in words
         self._hung_up = False
-        self.attention = b"\0%b\n" % os.urandom(16).hex().encode()  # what a worker prints to be asked for its records
+        self.attention = b"\0%b\n" % os.urandom(16).hex().encode()  # a worker prints it to announce log records
         self._process: subprocess.Popen[bytes]
         with fork_lock:
             try:
@@ -166,14 +169,14 @@ class Child:
         self.frames: int = process.stdout.fileno()
         self.output: int = process.stderr.fileno()
         _enlarge(self.frames)
-        self.room = _enlarge(self.calls)  # bytes that can be written at once, while nothing is in there
+        self.room = _enlarge(self.calls)  # bytes that an empty pipe takes in one write
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def prepare(self) -> bytes:
-        """Have it prepare itself, and wait for that. Return what it has printed before, in the wrong place."""
+        """Send the preparation and wait until the worker is ready. Return what it printed to the wrong pipe before."""
         noise = b""
         reader = channel.Reader(self.frames)
         try:
@@ -197,25 +200,25 @@ class Child:
         self.end()
         if refused:
             raise NotStartedError(f"could not start: {GUARD}")
-        if server:  # as `uvicorn.run(app)` makes one
+        if server:  # such as `uvicorn.run(app)`
             raise NotStartedError(f"could not start, as it has run the main module, which ended ({reason}): {GUARD}")
         raise NotStartedError(f"could not start, as it could not import the main module ({reason})")
 
     def kill(self) -> None:
-        """End it at once, unless it has ended. From any thread."""
+        """Kill it, unless it has ended. From any thread."""
         try:  # not `with`, as `_core/_threadstart.py` explains
             self._lock.acquire()
             if self._status is None:
-                # Not `Popen.kill`, which may read the status; nor is there a SIGKILL on Windows.
+                # Not `Popen.kill`: it may read the status. Windows has no SIGKILL.
                 self._process.terminate() if sys.platform == "win32" else os.kill(self.pid, signal.SIGKILL)
         finally:
-            with suppress(RuntimeError):  # it is not ours
+            with suppress(RuntimeError):  # a signal handler raised before we had it
                 self._lock.release()
 
     def end(self) -> str:
-        """Close the pipe with calls, wait for the end, and return in words how it was.
+        """Close the pipe for calls, wait until the process has ended, and return in words how it ended.
 
-        A process whose pipes are closed has ended, as a rule, or is about to. Any other one is killed.
+        Usually it has ended already, or ends because the pipe is closed. Otherwise it is killed.
         """
         self.close(self.calls)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -232,10 +235,10 @@ class Child:
 
     def _poll(self) -> str | None:
         with self._lock:
-            if sys.platform == "win32":  # pragma: no cover  where nobody else can read the status
+            if sys.platform == "win32":  # pragma: no cover  nobody else can read the status there
                 code = self._process.poll()
             else:
-                # Not `Popen.poll`, which says 0 where somebody else has read the status, or nobody can.
+                # Not `Popen.poll`: it returns 0 if the status is not there any more.
                 try:
                     pid, raw = os.waitpid(self.pid, os.WNOHANG)
                 except ChildProcessError:
@@ -249,7 +252,7 @@ class Child:
             return self._status
 
     def close(self, fd: int) -> None:
-        """Close one of its pipes; doing so twice is harmless."""
+        """Close one of its pipes. It may be called twice."""
         with fork_lock:
             for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if pipe is not None and not pipe.closed and pipe.fileno() == fd:
@@ -258,12 +261,12 @@ class Child:
                 children.discard(self)
 
     def disown(self) -> None:
-        """Kill it, and do not wait for its end. At exit."""
+        """Kill it, and do not wait for its end. Called at exit."""
         self.kill()
-        self._process.returncode = 0  # or else `Popen` complains
+        self._process.returncode = 0  # otherwise `Popen` warns that it still runs
 
     def leave(self) -> None:
-        """In a forked child: the process is the parent's."""
+        """Close the pipes and forget the process, in a forked child: it belongs to the parent."""
         process: Any = self._process
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
@@ -273,11 +276,11 @@ class Child:
         self._process.returncode = 0
 
 
-children: set[Child] = set()  # with a pipe that is open, or a status that nobody has read; `fork_lock` guards it
+children: set[Child] = set()  # with an open pipe or an unread status; guarded by `fork_lock`
 
 
 def _enlarge(fd: int) -> int:
-    """Have a pipe hold more, where the system lets us: on Linux. Return how much. Elsewhere large calls take longer."""
+    """Make a pipe hold more, which only Linux allows. Return how many bytes it surely takes in one write."""
     try:
         from fcntl import F_SETPIPE_SZ, fcntl  # type: ignore[attr-defined,unused-ignore]
 
@@ -300,7 +303,7 @@ def _take_fork_lock() -> None:
 
 
 def _release_fork_lock() -> None:
-    with suppress(RuntimeError):  # a signal handler has come in between as it was to be taken
+    with suppress(RuntimeError):  # a signal handler raised before it was acquired
         fork_lock.release()
 
 

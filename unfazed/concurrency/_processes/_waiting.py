@@ -1,7 +1,10 @@
 """How async code and sync code wait for a call in a worker process.
 
-Who wakes a caller: the worker, at its pipe; its thread, at the one-shot answer; the end of either. What a second
-cancellation, or a second Ctrl-C, does is in `wait_shielded`, and with the `except` clauses here.
+A caller that talks to the worker itself waits for the pipe. The worker wakes it, with an answer or because it dies. Any
+other caller waits for the future, which the thread of a worker writes. If the call is withdrawn or killed, whoever does
+that writes it.
+
+`wait_shielded` says what a second cancellation does, the `except` clauses here what a second Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
     from ._worker import WorkerProcess
 
-LOOK_UP_SECONDS: Final = 1.0  # how often a thread that waits can be interrupted on Windows; arbitrary
+LOOK_UP_SECONDS: Final = 1.0  # how soon Ctrl-C interrupts a wait on Windows; arbitrary
 
 
 def run(call: ProcessCall) -> Awaitable[Any]:
@@ -48,7 +51,7 @@ def run(call: ProcessCall) -> Awaitable[Any]:
 async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
     await raise_if_cancelled(loop)
-    # Made before it is taken, and given back in two `finally`, as `ThreadCall._run` explains.
+    # Made before it is taken, and given back in two `finally`, for the reasons that `_threadcall.py` gives.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
     slot.work = call.func
     try:
@@ -70,14 +73,14 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
             if call.send_directly(lease):
                 frames = lease[0].out
                 while True:
-                    await anyio.wait_readable(frames)  # not imported from there: it is slow to import
+                    await anyio.wait_readable(frames)  # not imported at the top: it is slow to import
                     received = call.receive(lease)
                     if received is not None:
                         return call.read(*received)
         except OutOfTheOrdinaryError:
             pass
         except BaseException as exc:
-            if not lease:  # it is what the function has raised, or came before the call was sent
+            if not lease:  # the function raised it, or there is no worker to hand over
                 raise
             cancellation = exc
         event = Event()
@@ -92,8 +95,8 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         await wait_for_end(event, call.cancel, timer, call.kill, begin)
         return future.read()
     finally:
-        cancellation = None  # its traceback leads here
-        if lease:  # a signal handler has raised before all that: the thread gives the worker back
+        cancellation = None  # its traceback refers to this frame
+        if lease:  # a signal handler raised before `begin`: the thread gives the worker back
             call.expect(OneShotFuture())
             call.hand_over(lease)
 
@@ -101,7 +104,8 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
 def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     """Make *call* from sync code, and return its value.
 
-    A thread that belongs to an event loop asks that loop, whose task may be cancelled; any other one calls itself.
+    In a worker thread of an event loop, the call runs in that loop, so that cancelling the loop's task cancels the call
+    too. Any other thread makes the call itself.
     """
     if pool.is_interrupted():
         raise LoopStateError(
@@ -112,7 +116,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
-        pool.start_early(call)  # while the background event loop starts, which knows the limiter
+        pool.start_early(call)  # meanwhile the background event loop starts: it has the limiter
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
     slot.work = call.func
@@ -128,7 +132,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
 
 
 def _wait_for_slot(call: ProcessCall, slot: _limits.Slot) -> None:
-    """Queue for *slot*, and wait until it has been granted. Who wakes us: whoever gives one back, or the watcher."""
+    """Queue for *slot*, and wait until it is granted. Whoever gives one back wakes us, or the watcher does."""
     granted = BlockingFuture[None]()
 
     def wake() -> bool:
@@ -136,12 +140,12 @@ def _wait_for_slot(call: ProcessCall, slot: _limits.Slot) -> None:
         return True
 
     _slots.queue(slot, wake)
-    while not slot.held:  # either it was granted before, or whoever grants it wakes us
+    while not slot.held:  # if it is granted after this look, we are woken
         granted.ready.acquire(timeout=_seconds_left(call))
 
 
 def _seconds_left(call: ProcessCall) -> float:
-    """Return how long to wait before the next look: on Windows, Ctrl-C does not interrupt that."""
+    """Return how many seconds to wait before the next look. On Windows, Ctrl-C does not interrupt a wait."""
     if call.timeout is None:
         return LOOK_UP_SECONDS
     left = call.timeout.left()
@@ -166,7 +170,7 @@ def _wait_in_slot(call: ProcessCall) -> Any:
         call.expect(future, future.do if is_handling() else None)
         call.hand_over(lease)
         future.wait(call)
-    except BaseException as exc:  # Ctrl-C, or what another signal handler raised; a second one goes through
+    except BaseException as exc:  # Ctrl-C, or from another signal handler; a second one leaves at once
         if lease:
             future = _Answer()
             call.expect(future, future.do)
@@ -179,7 +183,7 @@ def _wait_in_slot(call: ProcessCall) -> Any:
 
 
 def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
-    """Wait for what has begun, or kill it; keep from beginning what has not."""
+    """Withdraw the call, or wait for it if it has begun. Kill it when its timeout is over: at once if *late*."""
     try:
         if not late:
             call.cancel()
@@ -188,13 +192,13 @@ def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
                 return
         call.kill()
     finally:
-        future.try_claim()  # nobody takes what is still to be done here
+        future.try_claim()  # the thread must not ask us to handle log records any more
 
 
 class _Answer(OneShotFuture[Any]):
-    """An answer that a thread waits for, and does meanwhile what it is told.
+    """A future that a thread waits for. Meanwhile, the thread calls the functions that it is given.
 
-    That is to handle log records where the thread is handling one itself: it has the lock of the handler.
+    They handle log records. If the waiting thread holds the lock of a log handler, another thread could not do that.
     """
 
     def __init__(self) -> None:
@@ -202,7 +206,7 @@ class _Answer(OneShotFuture[Any]):
         super().__init__(lambda: self._told.put(None))
 
     def do(self, func: Callable[[], object]) -> None:
-        """Have the thread call *func*, and wait for that. Who wakes us: the thread; it may have gone away."""
+        """Have the waiting thread call *func*, and wait for that. Stop waiting if that thread has left."""
         done = threading.Lock()
         done.acquire()
 
@@ -227,7 +231,7 @@ class _Answer(OneShotFuture[Any]):
 
 
 def _background_limiter() -> CapacityLimiter | None:
-    """Return the limiter of the background event loop, if a call there has asked for it before."""
+    """Return the limiter of the background event loop, if it is known already."""
     owner = running_background()
     loop = None if owner is None else owner._loop
     return None if loop is None else default_limiter.known(loop)
@@ -238,9 +242,10 @@ async def _ask_for_limiter() -> CapacityLimiter:
 
 
 def _belongs_to_loop() -> bool:
-    """Return whether this is the worker thread of an event loop: ours, anyio's or trio's.
+    """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
 
-    Raises the cancellation of the task that waits for it: anyio does not deliver that to what is run there on asyncio.
+    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
+    what this thread runs in the loop.
     """
     if thread.worker is not None:
         return True

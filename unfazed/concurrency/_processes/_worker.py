@@ -1,17 +1,29 @@
 """A worker process and the thread that belongs to it.
 
-At each moment a worker has one owner, who alone reads and writes its pipes:
+The life of a `WorkerProcess`. It always has one owner, and only the owner reads and writes its pipes.
 
-    owner           until
-    its thread      it is ready; a call that was handed over has ended; it is about to end
-    the pool        somebody takes it, to make a call; or its thread does, to end it
-    a caller        the call has ended; or it hands worker and call over to the thread
+    state     owner       how to tell                goes on as
+    --------  ----------  -------------------------  ------------------------------------------------------------------
+    starting  its thread  in `Pool._starting`        idle; busy if a call waits; ended if it cannot start
+    idle      the pool    in `Pool._idle`            leased to a caller; checked if its thread takes it
+    leased    a caller    in a `lease`               idle after the answer; busy if it is handed over; retiring
+    busy      its thread  in `_see_through`          idle after the call; ended if dead, killed, or after `max_calls`
+    checked   its thread  in `_go_on`                idle; ended if it is surplus, or has died
+    retiring  its thread  `retires`                  ended
+    ended     nobody      not in `Pool.workers`      -
 
-Guarantees: the thread ends every call that it is handed, whatever becomes of the worker: with an answer, with how the
-worker has ended, or, if the worker had not begun it, by handing it to another one. It wakes the caller. It reads the
-status of the process, which so never stays a zombie.
-Assumption: the thread runs no code of anybody else but log handlers, and what pickles large arguments and unpickles the
-answer, in the context of the caller.
+The thread checks an idle worker every `IDLE_SECONDS`, and when the worker asks for that or its output ends. Retiring:
+it has run its last call (`max_calls`), or the interpreter exits. The pool's own thread may lease a worker too, to hand
+it a call. Any thread may kill a worker. Its owner notices.
+
+Guarantees:
+
+- The thread finishes each call that it is handed, whatever happens to the worker, and wakes the caller. The result is
+  an answer, or an error that says how the worker ended. A call that the worker had not begun goes to another worker.
+- The thread reads the exit status, so no process stays a zombie.
+
+Assumption: the thread runs no foreign code except log handlers, and what pickling large arguments and unpickling
+answers calls. During a call it runs them in the caller's context.
 """
 
 from __future__ import annotations
@@ -37,16 +49,16 @@ if TYPE_CHECKING:
     from ._call import ProcessCall
     from ._pool import Pool
 
-IDLE_SECONDS: Final = 60.0  # after which a worker that nobody has needed ends, unless it is among the first few
-KEPT: Final = 2  # how many idle workers stay, however long; arbitrary
-TRIES: Final = 3  # how many workers in a row may turn out to have ended before they began a call; arbitrary
+IDLE_SECONDS: Final = 60.0  # how long a surplus worker may be idle
+KEPT: Final = 2  # how many idle workers never end; arbitrary
+TRIES: Final = 3  # how many workers may die before they begin a call; arbitrary
 
 _numbers = itertools.count(1)
 
 
 def _reader_of(child: Child, received: bytes = b"") -> channel.Reader:
-    with suppress(OSError):  # we are in a forked child
-        os.set_blocking(child.frames, True)  # as `ProcessCall.receive` explains
+    with suppress(OSError):  # in a forked child it is closed
+        os.set_blocking(child.frames, True)  # `ProcessCall.receive` says why
     return channel.Reader(child.frames, received)
 
 
@@ -56,55 +68,55 @@ def _call(func: Callable[[], object]) -> None:
 
 @final
 class WorkerProcess:
-    """A worker process of *pool*, to which it is given back first when it is ready."""
+    """A worker process of *pool*. It joins the idle workers when it is ready."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._number = next(_numbers)
-        self._inbox: Inbox[ProcessCall | None] = Inbox()  # None: there is something to look after
+        self._inbox: Inbox[ProcessCall | None] = Inbox()  # None: check the worker, or end it
         self._child: Child | None = None
-        self._ended = False  # whether its thread takes no more
+        self._ended = False  # whether its thread takes no more calls
         self.retires = False
-        self.used = time.monotonic()  # when its thread has last given it to the pool
-        self.levels: object = self  # of the parent's loggers, as the worker knows them: at first not at all
-        self.initialized: set[bytes] = set()  # the initializers that have been called there
-        self.calls = 0  # how many have been sent
-        self.into = self.out = -1  # the pipes where calls go in, and frames come out; for its owner
-        self.room = 0  # bytes that the former takes at once, while the worker is idle
+        self.used = time.monotonic()  # when it last finished a call
+        self.levels: object = self  # log levels that it was sent; `self` differs from all
+        self.initialized: set[bytes] = set()  # the pickles of the initializers that it has called
+        self.calls = 0  # how many calls it was sent
+        self.into = self.out = -1  # file descriptors: calls go in, frames come out
+        self.room = 0  # how many bytes `into` takes at once while the worker is idle
         self.output: Output | None = None
 
     @property
     def pid(self) -> int | None:
-        """The number of the process, once there is one."""
+        """The process id, or None before the process exists."""
         return self._child and self._child.pid
 
     def start(self) -> None:
-        """Start it, in a thread of its own. Raises `NotStartedError` if there can be none."""
+        """Start it in a thread of its own. Raises `NotStartedError` if no thread can be started."""
         start_thread(self._run, f"unfazed-worker-{self._number}")
 
     def hand_over(self, call: ProcessCall) -> None:
-        """Have its thread own it, and go on with *call*. Doing so twice is harmless."""
+        """Make its thread the owner, which runs *call* to its end. It may be called twice."""
         self._inbox.put(call)
-        if self._ended:  # either we see that, or the thread, which takes all that is in the inbox, sees the call
+        if self._ended:  # either we see this, or the thread empties the inbox after our `put`
             self._fail_all()
 
     def look_after(self) -> None:
-        """Have its thread look whether it has ended, or has log records of threads that were left behind."""
+        """Have its thread check whether it has died, and fetch log records that arrived between calls."""
         self._inbox.put(None)
 
     def retire(self) -> None:
-        """Have its thread own it, and end it."""
+        """Make its thread the owner, which ends it."""
         self.retires = True
         self._inbox.put(None)
 
     def kill(self) -> None:
-        """End it at once, whatever it does. From any thread."""
+        """Kill the process, whatever it does. From any thread."""
         child = self._child
         if child is not None:
             child.kill()
 
     def message(self, call: ProcessCall) -> list[bytes]:
-        """Return what to send for *call*, in pieces; for its owner."""
+        """Return the bytes to send for *call*, in pieces. For its owner only."""
         pieces = call.request
         initializer = call.initializer
         if initializer is not None and initializer not in self.initialized:
@@ -113,7 +125,7 @@ class WorkerProcess:
             pieces = [channel.frame(channel.LEVELS, pickle.dumps(call.levels, channel.PROTOCOL)), *pieces]
         return pieces
 
-    # In its thread
+    # In its own thread
 
     def _run(self) -> None:
         try:
@@ -133,7 +145,7 @@ class WorkerProcess:
         self._pool.forget(self)
 
     def _fail_all(self) -> None:
-        """Fail calls that come when it has been told to end; their callers have been interrupted amid that."""
+        """Fail calls that come too late. A caller hands one over if it is interrupted while it retires the worker."""
         with suppress(Empty):
             while True:
                 call = self._inbox.get(0)
@@ -149,12 +161,12 @@ class WorkerProcess:
         child, output = self._child, self.output
         if child is not None and output is not None:
             child.end()
-            output.pass_on(b"")  # where it may say more
+            output.pass_on(b"")  # it may say more than the error does
             child.close(child.output)
         self._pool.forget(self, error)
 
     def _go_on(self, child: Child) -> bool:
-        """Do what comes next. Return whether the worker lives on."""
+        """Handle the next item of the inbox. Return whether the worker lives on."""
         try:
             call = self._inbox.get(timeout=IDLE_SECONDS)
         except Empty:
@@ -162,7 +174,7 @@ class WorkerProcess:
         if call is not None:
             return not call.take_over() or self._see_through(child, call)
         if not self.retires:
-            if not self._pool.take(self):  # somebody else owns it, who will see for himself
+            if not self._pool.take(self):  # another owner has it, and will notice by itself
                 return True
             if not self._is_surplus() and self._flush(child):
                 self._pool.give_back(self)
@@ -171,7 +183,7 @@ class WorkerProcess:
         return False
 
     def _see_through(self, child: Child, call: ProcessCall) -> bool:
-        """Go on with *call* to its end. Return whether the worker lives on."""
+        """Run *call* to its end. Return whether the worker lives on."""
         outcome: tuple[Any, BaseException | None] = None, None
         reader = _reader_of(child, call.received())
         begun = False
@@ -188,7 +200,7 @@ class WorkerProcess:
                         handle(reader.take(), call.have_handled if begun else _call)
                 outcome = call.outcome(self, kind, reader)
         except BaseException as exc:
-            if not isinstance(exc, (channel.PipeEndError, OSError)):  # there is no memory left, for one
+            if not isinstance(exc, (channel.PipeEndError, OSError)):  # no memory left, say
                 child.kill()
             status = child.end()
             self._pool.forget(self)
@@ -199,7 +211,7 @@ class WorkerProcess:
         lives = not (killed or call.was_last_of(self))
         if lives:
             self.used = time.monotonic()
-            self._pool.give_back(self)  # before the caller goes on, who may need it at once
+            self._pool.give_back(self)  # before the caller goes on: it may need the worker at once
         if not killed:
             call.finish(*outcome)
         del outcome
@@ -208,7 +220,7 @@ class WorkerProcess:
         return lives
 
     def _try_another(self, call: ProcessCall) -> bool:
-        """Have another worker run *call*, which this one has not begun. Return whether it may."""
+        """Give *call*, which this worker has not begun, to another worker. Return whether that is possible."""
         call.tries += 1
         if call.killed or call.tries >= TRIES or self._pool.exiting:
             return False
@@ -220,7 +232,7 @@ class WorkerProcess:
         return time.monotonic() - self.used >= IDLE_SECONDS and self._pool.has_others_than(self)
 
     def _flush(self, child: Child) -> bool:
-        """Take the log records that threads have left behind. Return whether the worker is alive."""
+        """Fetch the log records that arrived between calls. Return whether the worker is alive."""
         reader = _reader_of(child)
         try:
             channel.write_all(child.calls, [channel.frame(channel.FLUSH)])
