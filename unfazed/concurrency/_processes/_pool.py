@@ -89,8 +89,8 @@ class Pool:
         else:
             self._idle.append(worker)
 
-    def has_others_than(self, worker: WorkerProcess) -> bool:
-        """Return whether enough workers are idle without *worker*, which its thread has taken."""
+    def has_enough(self) -> bool:
+        """Return whether as many workers are idle as are kept."""
         return len(self._idle) >= KEPT
 
     def submit(self, call: ProcessCall) -> None:

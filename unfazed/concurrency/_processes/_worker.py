@@ -229,7 +229,7 @@ class WorkerProcess:
         return True
 
     def _is_surplus(self) -> bool:
-        return time.monotonic() - self.used >= IDLE_SECONDS and self._pool.has_others_than(self)
+        return time.monotonic() - self.used >= IDLE_SECONDS and self._pool.has_enough()
 
     def _flush(self, child: Child) -> bool:
         """Fetch the log records that arrived between calls. Return whether the worker is alive."""
