@@ -918,14 +918,17 @@ def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch:
     assert isinstance(outcomes[0][1], LoopEndedError)
 
 
-def test_a_loop_that_ends_before_the_first_step_of_a_task_leaves_no_coroutine_behind() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_loop_that_ends_before_the_first_step_of_a_task_leaves_no_coroutine_behind(begun: bool) -> None:
     """1: the loop makes a call's task. 2: it ends before the first step. 3: the thread that waits notices that."""
     loop = asyncio.new_event_loop()
-    inner: Any = this_thread()
+    inner: Any = anyio.sleep_forever()
     call: Any = TaskCall(inner, inner, OneShotFuture())
 
     def send() -> bool:
         assert call.start(loop) is not None
+        if begun:
+            loop.run_until_complete(asyncio.sleep(0))
         loop.close()
         return True
 
@@ -933,4 +936,5 @@ def test_a_loop_that_ends_before_the_first_step_of_a_task_leaves_no_coroutine_be
     with pytest.raises(LoopEndedError):
         call.wait(send, caller, loop.is_closed)
 
-    assert inspect.getcoroutinestate(inner) == inspect.CORO_CLOSED
+    assert inspect.getcoroutinestate(inner) == (inspect.CORO_SUSPENDED if begun else inspect.CORO_CLOSED)
+    inner.close()

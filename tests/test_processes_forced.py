@@ -547,3 +547,15 @@ async def test_a_thread_of_others_whose_task_is_cancelled_makes_no_call(tmp_path
 
     assert isinstance(outcomes[0], cancelled)
     assert not (tmp_path / "ran").exists()
+
+
+def test_of_two_threads_for_the_pool_the_second_ends_at_once() -> None:
+    """1: two callers find no thread for the pool. 2: both start one. 3: the second one leaves the events alone."""
+    assert run_in_processpool_sync(int, "1") == 1
+    pool = _pool.pool
+    thread = pool._thread
+
+    pool._run(pool._events)
+
+    assert pool._thread == thread
+    assert run_in_processpool_sync(int, "2") == 2
