@@ -349,7 +349,7 @@ def test_a_slot_granted_to_a_loop_that_is_gone_goes_to_the_next() -> None:
 
     _slots.release(first)
 
-    assert last.held
+    wait_until(lambda: last.held, "the slot goes to the next")  # the watcher may have taken over passing it on
     assert not any(slot.held for slot in gone)
     _slots.release(last)
 
