@@ -170,8 +170,11 @@ async def call_in(
             event.set()
         elif call.loop is not None and call.loop.is_gone():
             future.write(None, LoopEndedError("the event loop of this call has ended"))
-        elif call.go_on() and may_be_interrupted:
-            begin()
+        else:
+            if call.loop is not None and call.loop.native is here.native:  # pragma: no branch  else that loop does it
+                call.fail_if_lost()  # at once: a signal handler may have ended the task that runs what is posted
+            if call.go_on() and may_be_interrupted:
+                begin()
 
     await wait_for_end(event, cancel, begin=begin, check=check, check_at_once=may_be_interrupted)
     try:
