@@ -196,6 +196,13 @@ class TaskCall(Generic[T]):
             self.cancel()
         return not (self.accepted or self.bypassing)
 
+    def fail_if_gone(self) -> bool:
+        """Finish the call if its loop is gone. Return whether it is. For whoever waits for the future."""
+        if self.loop is None or not self.loop.is_gone():
+            return False
+        self.future.write(None, LoopEndedError("the event loop of this call has ended"))
+        return True
+
     def fail_if_lost(self) -> None:
         """Finish the call if its task has ended without a result and nobody told us; in the loop's thread."""
         if self.task_has_ended is not None and self.task_has_ended():

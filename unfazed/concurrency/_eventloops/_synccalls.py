@@ -29,7 +29,7 @@ from ._waiting import call_in
 from ._workers import thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     Submit = Callable[[TaskCall[Any], Context], None]
 
@@ -156,8 +156,7 @@ def _wait(call: TaskCall[T], future: BlockingFuture[T], again: Callable[[], obje
     """Wait for *future*. Check now and then that it will be written: the loop may have ended or been interrupted."""
     looks, next_try = 0, 1
     while not future.ready.acquire(timeout=GONE_CHECK_SECONDS) and not future.done:
-        if call.loop is not None and call.loop.is_gone():
-            future.write(None, LoopEndedError("the event loop of this call has ended"))
+        if call.fail_if_gone():
             continue
         looks += 1
         if looks == next_try:  # less and less often: a loop that is only busy would collect these
@@ -187,9 +186,22 @@ def _call_in_waiting_task(call: TaskCall[Any]) -> None:
         raise LoopEndedError("the event loop of this worker thread has ended") from None
 
 
+def from_thread_modules() -> list[Any]:
+    """Return anyio's and trio's `from_thread`, as far as this may be a worker thread of theirs."""
+    if thread.forked or threading.current_thread() is threading.main_thread():
+        return []
+    modules: list[Any] = [from_thread]
+    if "trio" in sys.modules:
+        import trio
+
+        modules.append(trio.from_thread)
+    return modules
+
+
 def _call_from_others_worker(call: TaskCall[Any]) -> bool:
     """Run *call* in the loop that awaits this worker thread, which others started. Return whether there is one."""
-    if thread.forked or threading.current_thread() is threading.main_thread():
+    modules = from_thread_modules()
+    if not modules:
         return False
     entered = False
 
@@ -207,14 +219,9 @@ def _call_from_others_worker(call: TaskCall[Any]) -> bool:
         finally:  # once more: a signal handler may have raised just before the first one
             _slots.release(slot)
 
-    ways: list[Callable[[Callable[[], Coroutine[Any, Any, None]]], None]] = [from_thread.run]
-    if "trio" in sys.modules:
-        import trio
-
-        ways.append(trio.from_thread.run)
-    for run in ways:
+    for module in modules:
         try:
-            run(enter)
+            module.run(enter)
         except RuntimeError:  # not a worker of this library, or its loop has ended
             assert not entered, "what the call raises is in its future"
         except CancelledError:  # the loop ended before the call could start

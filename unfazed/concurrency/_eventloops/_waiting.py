@@ -168,9 +168,7 @@ async def call_in(
     def check() -> None:
         if future.done:
             event.set()
-        elif call.loop is not None and call.loop.is_gone():
-            future.write(None, LoopEndedError("the event loop of this call has ended"))
-        else:
+        elif not call.fail_if_gone():
             if call.loop is not None and call.loop.native is here.native:  # pragma: no branch  else that loop does it
                 call.fail_if_lost()  # at once: a signal handler may have ended the task that runs what is posted
             if call.go_on() and may_be_interrupted:

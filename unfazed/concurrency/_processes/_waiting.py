@@ -9,21 +9,20 @@ that writes it.
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import suppress
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio import Event, from_thread
+from anyio import Event
 
 from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync, say_that_we_wait
+from .._eventloops._synccalls import call_from_sync, from_thread_modules, say_that_we_wait
 from .._eventloops._timeouts import within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending, thread
@@ -249,16 +248,9 @@ def _belongs_to_loop() -> bool:
     """
     if thread.worker is not None:
         return True
-    if thread.forked or threading.current_thread() is threading.main_thread():
-        return False
-    checks: list[Callable[[], object]] = [from_thread.check_cancelled]
-    if "trio" in sys.modules:
-        import trio
-
-        checks.append(trio.from_thread.check_cancelled)
-    for check in checks:
+    for module in from_thread_modules():
         try:
-            check()
+            module.check_cancelled()
         except RuntimeError:
             continue
         return True
