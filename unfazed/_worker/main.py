@@ -79,14 +79,17 @@ class _Records:
                 return
             self._sending = True
             try:
-                while self._waiting:
-                    channel.write_all(self._frames, [self._waiting.pop(0)])
+                self._send_all()  # a function of its own: a `try` may miss what a signal handler raises in its loop
             except OSError as exc:
                 if not channel.is_broken(exc):
                     raise
                 self._waiting.clear()  # the parent is gone
             finally:
                 self._sending = False
+
+    def _send_all(self) -> None:
+        while self._waiting:
+            channel.write_all(self._frames, [self._waiting.pop(0)])
 
     def remind(self) -> None:
         """Make the parent ask for the kept records, if there are any."""

@@ -126,14 +126,18 @@ def _replace(original: Any) -> None:
 def uninstall() -> None:
     """Undo `install`, except where somebody has patched since. Doing so twice is harmless."""
     with _lock:
-        while _replaced:
-            theirs, name, value, before = _replaced[-1]
-            if theirs.__dict__.get(name) is value:
-                if before is _MISSING:
-                    delattr(theirs, name)
-                else:
-                    setattr(theirs, name, before)
-            _replaced.pop()  # last: if a signal handler raises before this, the step is repeated
+        _put_back()  # a function of its own: what a signal handler raises in its loop must not leave the lock acquired
+
+
+def _put_back() -> None:
+    while _replaced:
+        theirs, name, value, before = _replaced[-1]
+        if theirs.__dict__.get(name) is value:
+            if before is _MISSING:
+                delattr(theirs, name)
+            else:
+                setattr(theirs, name, before)
+        _replaced.pop()  # last: if a signal handler raises before this, the step is repeated
 
 
 def _is_asgirefs(method: object) -> bool:

@@ -111,13 +111,17 @@ def install() -> Installed:
 def uninstall() -> None:
     """Undo `install`. Patches that others have made since stay. Calling it twice is harmless."""
     with _lock:
-        while _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
-        while _replaced:
-            owner, name, ours, before = _replaced[-1]
-            if getattr(owner, name, None) is ours:
-                setattr(owner, name, before)
-            _replaced.pop()  # last, so that it can be repeated if a signal handler raises before
+        _put_back()  # a function of its own: what a signal handler raises in its loops must not leave the lock acquired
+
+
+def _put_back() -> None:
+    while _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
+    while _replaced:
+        owner, name, ours, before = _replaced[-1]
+        if getattr(owner, name, None) is ours:
+            setattr(owner, name, before)
+        _replaced.pop()  # last, so that it can be repeated if a signal handler raises before
 
 
 def _require_version(library: str) -> None:

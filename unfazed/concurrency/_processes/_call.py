@@ -39,7 +39,7 @@ import time
 from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, final
 
 from anyio import to_process
 
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
     from .._core._futures import OneShotFuture
     from ._worker import WorkerProcess
+
+    Received: TypeAlias = tuple[WorkerProcess, bytes, bytes]  # the worker, and the kind and payload of its answer
 
 T = TypeVar("T")
 
@@ -268,7 +270,7 @@ class ProcessCall:
         worker.calls += 1
         return True
 
-    def receive(self, lease: list[WorkerProcess]) -> tuple[WorkerProcess, bytes, bytes] | None:
+    def receive(self, lease: list[WorkerProcess]) -> Received | None:
         """Read once. If the answer is complete, give the worker back and return the arguments for `read`; else None."""
         worker = lease[0]
         received = self._received

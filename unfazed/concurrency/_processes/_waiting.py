@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from anyio import CancelScope, CapacityLimiter
 
     from .._core._loop import Loop
+    from ._call import Received
     from ._worker import WorkerProcess
 
 LOOK_UP_SECONDS: Final = 1.0  # how soon Ctrl-C interrupts a wait on Windows; arbitrary
@@ -70,12 +71,7 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
     try:
         try:
             if call.send_directly(lease):
-                frames = lease[0].out
-                while True:
-                    await anyio.wait_readable(frames)  # not imported at the top: it is slow to import
-                    received = call.receive(lease)
-                    if received is not None:
-                        return call.read(*received)
+                return call.read(*await _receive(call, lease))
         except OutOfTheOrdinaryError:
             pass
         except BaseException as exc:
@@ -98,6 +94,16 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
         if lease:  # a signal handler raised before `begin`: the thread gives the worker back
             call.expect(OneShotFuture())
             call.hand_over(lease)
+
+
+async def _receive(call: ProcessCall, lease: list[WorkerProcess]) -> Received:
+    """Wait for the answer to *call*. A function of its own for the same reason as `_receive_blocking`."""
+    frames = lease[0].out
+    while True:
+        await anyio.wait_readable(frames)  # not imported at the top: it is slow to import
+        received = call.receive(lease)
+        if received is not None:
+            return received
 
 
 def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
@@ -159,10 +165,7 @@ def _wait_in_slot(call: ProcessCall) -> Any:
     try:
         try:
             if call.timeout is None and call.send_directly(lease):
-                while True:
-                    received = call.receive(lease)
-                    if received is not None:
-                        return call.read(*received)
+                return call.read(*_receive_blocking(call, lease))
         except OutOfTheOrdinaryError:
             pass
         future = _Answer()
@@ -179,6 +182,18 @@ def _wait_in_slot(call: ProcessCall) -> Any:
             _see_to_its_end(call, future, late=isinstance(exc, CallTimeoutError))
         raise
     return future.read()
+
+
+def _receive_blocking(call: ProcessCall, lease: list[WorkerProcess]) -> Received:
+    """Wait for the answer to *call*.
+
+    A function of its own, because Python does not always count the jump back to the start of a loop as part of the
+    `try` around that loop. What a signal handler raises there would leave the `try` unseen.
+    """
+    while True:
+        received = call.receive(lease)
+        if received is not None:
+            return received
 
 
 def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:

@@ -159,26 +159,23 @@ class TaskRunner(TaskCall[None]):
             call.end(ended_error())
 
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
-        try:
-            while not self._leaving:
-                if not self._calls:
-                    self._wake = Event()
-                    await self._wake.wait()
-                    continue
-                call, slot = self._calls[0]
-                self._current = call
-                _limits.current_slot.set(slot)
-                if self._reason is not None:
-                    call.expect_the_end(self._reason)
-                await call.run(abort)
-                self._current = None
-                self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call
-                if call.aborted:
-                    loop.forget_cancellation()
-                elif call.cancelled_by_others:
-                    break
-        finally:
-            self._leaving = True
+        while not self._leaving:
+            if not self._calls:
+                self._wake = Event()
+                await self._wake.wait()
+                continue
+            call, slot = self._calls[0]
+            self._current = call
+            _limits.current_slot.set(slot)
+            if self._reason is not None:
+                call.expect_the_end(self._reason)
+            await call.run(abort)
+            self._current = None
+            self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call
+            if call.aborted:
+                loop.forget_cancellation()
+            elif call.cancelled_by_others:
+                break
 
     async def _do_last(self, cancellation: BaseException | None) -> None:
         """Do the last step. Keep its outcome for the user if a scope was cancelled; otherwise show its error."""
