@@ -22,7 +22,6 @@ import pytest
 from conftest import GRACE_SECONDS, wait_until
 
 from unfazed.concurrency import CallTimeoutError, contextmanager_in_eventloop_sync, run_in_eventloop_sync, sync_twin
-from unfazed.concurrency._twins._command import main as generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,8 +250,9 @@ def closing_pubsub(redis: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_generated_modules_pass_the_type_checkers(name: str, tmp_path: Path) -> None:
     library(name)
-    for checker in ("mypy", "pyright"):
-        library(checker)
+    for needed in ("libcst", "mypy", "pyright"):
+        library(needed)
+    generate = importlib.import_module("unfazed.concurrency._twins._command").main
     output = tmp_path / f"twins_of_{name}.py"
     assert generate([*CLASSES[name], "--output", str(output)]) == 0
     importlib.import_module("unfazed.twins")
