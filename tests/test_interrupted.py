@@ -422,6 +422,51 @@ async def test_a_cancellation_that_was_not_carried_out_is_asked_for_again() -> N
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("where", ["begin", "end"])
+async def test_two_alarms_as_a_call_begins_or_ends_lose_no_call(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one comes while the first one is to become the error of the call."""
+    future = _futures.OneShotFuture[int]()
+    call = _taskcall.TaskCall(one, future)
+    call.set_loop(_loops.current_loop())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(future, "write", lambda *_: raise_alarm())
+        if where == "begin":
+            captured(lambda: call.begin(raise_alarm))
+        else:
+            call.accepted, call.task_has_ended = True, lambda: True
+            captured(lambda: call.end(Alarm()))
+    assert not future.done
+    assert not call.go_on()
+    await let_others_run()
+
+    with pytest.raises(LoopEndedError):
+        future.read()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_a_runner_lost_is_found_when_the_runner_is_over() -> None:
+    runner = _taskrunner.TaskRunner(lambda _: one())
+    await runner.start()
+    await let_others_run()
+    call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
+    call.set_loop(_loops.current_loop())
+    runner._take(call, None)
+    runner._calls.clear()  # lost
+
+    assert not call.go_on()
+    await let_others_run()
+    assert not call.future.done  # it might be just running
+    runner.leave()
+    await let_others_run()
+    call.go_on()
+    await let_others_run()
+
+    with pytest.raises(LoopEndedError):
+        call.future.read()
+
+
+@pytest.mark.anyio
 async def test_an_alarm_as_a_runner_takes_a_call_is_the_calls_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = _taskrunner.TaskRunner(lambda _: one())
     await runner.start()

@@ -16,7 +16,8 @@ Whatever the way, `end` or `run` writes the future and calls `on_end`, and only 
 
 Guarantees:
 
-- What a signal handler raises in the loop's thread, while that begins or runs a call, becomes the call's error.
+- What a signal handler raises in the loop's thread, while that begins or runs a call, becomes the call's error. If it
+  raises again before that, whoever waits for the call finds out (`go_on`).
 - A call that is cancelled while another thread submits it learns of it. Each side takes a step on `_steps` before it
   looks at what the other has done.
 
@@ -25,6 +26,7 @@ Assumption: `list.append` is atomic, with and without a GIL (Python's documentat
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyio import get_cancelled_exc_class
@@ -57,7 +59,7 @@ class TaskCall(Generic[T]):
     aborted = False  # whether we cancelled the task while it ran
     missed = False  # whether the task never waited after that, and so never saw it
     cancelled_by_others = False  # whether the task was cancelled, and not by us
-    task_has_ended: Callable[[], bool] | None = None  # if the library does not tell us; for the loop's thread only
+    task_has_ended: Callable[[], bool] | None = None  # set when there is a task; for the loop's thread only
     accepted = False  # whether the loop has begun it or given it up; for the loop's thread only
     bypassing = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
@@ -190,10 +192,13 @@ class TaskCall(Generic[T]):
     def go_on(self) -> bool:
         """Repeat what a signal handler may have kept the loop from doing. Return whether to submit the call again.
 
-        For a thread that waits for the future. Nothing that was done, or just takes long, is done twice.
+        For whoever waits for the future. Nothing that was done, or just takes long, is done twice.
         """
         if self._cancelled and not self.aborted:
             self.cancel()
+        elif self.loop is not None:
+            with suppress(LoopEndedError):
+                self.loop.post(self.fail_if_lost)
         return not (self.accepted or self.bypassing)
 
     def fail_if_gone(self) -> bool:
@@ -204,8 +209,11 @@ class TaskCall(Generic[T]):
         return True
 
     def fail_if_lost(self) -> None:
-        """Finish the call if its task has ended without a result and nobody told us; in the loop's thread."""
-        if self.task_has_ended is not None and self.task_has_ended():
+        """Finish the call if it was begun, and has no task or result; in the loop's thread.
+
+        Then signal handlers have raised twice: once in the call, and once while that was to become its error.
+        """
+        if self.accepted and (self.task_has_ended is None or self.task_has_ended()):
             self.fail_unless_run(self._reason)
 
     def fail_unless_run(self, error: BaseException | None) -> None:

@@ -67,6 +67,7 @@ class AsyncioLoop:
         except BaseException:  # raised by a user's task factory
             running.close()
             raise
+        call.task_has_ended = task.done
         task.add_done_callback(partial(self._ended, call))
 
     @staticmethod
@@ -157,7 +158,6 @@ class TrioLoop:
             task = trio.lowlevel.spawn_system_task(self._run, call, context=context)
         except RuntimeError:  # the main task has ended
             raise LoopEndedError("the event loop of this call has ended") from None
-        # Needed if a signal handler raises before the first step of the task: trio does not say that the task ended.
         call.task_has_ended = lambda: task.coro.cr_frame is None
 
     async def _run(self, call: TaskCall[Any]) -> None:

@@ -103,9 +103,13 @@ class TaskRunner(TaskCall[None]):
             else:
                 self._calls.append((call, slot))
                 self._wake_up()
+            call.task_has_ended = self._is_over
             call.accepted = True
         except BaseException as exc:  # raised by a signal handler
             call.end(without_our_frame(exc))
+
+    def _is_over(self) -> bool:
+        return self.over
 
     def _leave(self) -> None:
         self._leaving = True
