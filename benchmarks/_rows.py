@@ -113,7 +113,7 @@ def on_asyncio() -> bool:
 # ---- threads
 
 
-@row("run_in_threadpool", limits={ANYIO: 1.05, ASGIREF: 1.05})
+@row("run_in_threadpool", limits={ANYIO: 1.05, ASGIREF: 1.05}, trio_limits={ANYIO: 1.08})
 async def threads(stack: ExitStack) -> Calls:
     calls: Calls = {
         OURS: lambda: run_in_threadpool(nothing),
@@ -151,12 +151,12 @@ def ping_pong(stack: ExitStack) -> Callable[[], Awaitable[object]]:
     return call
 
 
-@row("in_threadpool(…)", limits={ANYIO: 1.05})
+@row("in_threadpool(…)", limits={ANYIO: 1.05}, trio_limits={ANYIO: 1.08})
 async def dual_threads(_: ExitStack) -> Calls:
     return {OURS: in_threadpool(nothing), ANYIO: lambda: anyio.to_thread.run_sync(nothing)}
 
 
-@row("run_in_threadpool, 5,000 at once", units=GATHERED, quick_units=FEWER_GATHERED)
+@row("run_in_threadpool, 5,000 at once", limits={ANYIO: 1.1}, units=GATHERED, quick_units=FEWER_GATHERED)
 async def gathered_threads(_: ExitStack) -> Calls:
     calls: Calls = {
         OURS: partial(gather, run_in_threadpool),
@@ -173,7 +173,7 @@ async def gather(call: Callable[..., Coroutine[Any, Any, object]]) -> None:
             tasks.start_soon(call, nothing)
 
 
-@row("run_in_threadpool_sync", limits={"anyio portal": 0.6}, trio_limits={"anyio portal": 0.75})
+@row("run_in_threadpool_sync", limits={"anyio portal": 0.2}, trio_limits={"anyio portal": 0.7})
 def threads_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     portal = stack.enter_context(anyio.from_thread.start_blocking_portal(**backend))
     executor = stack.enter_context(ThreadPoolExecutor())
@@ -184,7 +184,7 @@ def threads_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     }
 
 
-@row("run_in_threadpool_sync, 64 callers", units=CALLERS * 10, quick_units=CALLERS * 10)
+@row("run_in_threadpool_sync, 64 callers", limits={"anyio portal": 0.3}, units=CALLERS * 10, quick_units=CALLERS * 10)
 def threads_for_many(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     portal = stack.enter_context(anyio.from_thread.start_blocking_portal(**backend))
     executor = stack.enter_context(ThreadPoolExecutor(40))
@@ -211,7 +211,7 @@ def all_call(callers: ThreadPoolExecutor, call: Callable[[], object]) -> None:
 # ---- executors
 
 
-@row("run_in_executor")
+@row("run_in_executor", limits={"loop.run_in_executor": 1.2})
 async def executors(stack: ExitStack) -> Calls:
     executor = stack.enter_context(ThreadPoolExecutor())
     calls: Calls = {OURS: lambda: run_in_executor(executor, nothing)}
@@ -221,7 +221,7 @@ async def executors(stack: ExitStack) -> Calls:
     return calls
 
 
-@row("run_in_executor_sync", backends=("asyncio",))
+@row("run_in_executor_sync", backends=("asyncio",), limits={"executor.submit().result()": 1.5})
 def executors_sync(stack: ExitStack, _: dict[str, Any]) -> SyncCalls:
     executor = stack.enter_context(ThreadPoolExecutor())
     return {
@@ -233,7 +233,7 @@ def executors_sync(stack: ExitStack, _: dict[str, Any]) -> SyncCalls:
 # ---- event loops
 
 
-@row("run_in_eventloop_sync", limits={ASGIREF: 0.2, "anyio portal": 0.65})
+@row("run_in_eventloop_sync", limits={ASGIREF: 0.2, "anyio portal": 0.6})
 def eventloop_sync(stack: ExitStack, backend: dict[str, Any]) -> SyncCalls:
     portal = stack.enter_context(anyio.from_thread.start_blocking_portal(**backend))
     calls: SyncCalls = {
@@ -359,7 +359,7 @@ async def async_within_sync(stack: ExitStack) -> Calls:
     }
 
 
-@row("adapter's async_to_sync", backends=("asyncio",), limits={ASGIREF: 0.2})
+@row("adapter's async_to_sync", backends=("asyncio",), limits={ASGIREF: 0.3})
 def async_to_sync(_: ExitStack, __: dict[str, Any]) -> SyncCalls:
     return {OURS: adapter.async_to_sync(nothing_async), ASGIREF: asgiref.sync.async_to_sync(nothing_async)}
 
@@ -384,7 +384,6 @@ def sync_within_async(_: ExitStack, __: dict[str, Any]) -> SyncCalls:
 @row(
     "a request to a sync endpoint, with install()",
     limits={"FastAPI alone": 1.05},
-    trio_limits={"FastAPI alone": 1.08},  # two calls in threads, of which each takes 1.05 there
 )
 async def sync_endpoint(stack: ExitStack) -> Calls:
     app = FastAPI()
