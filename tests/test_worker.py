@@ -395,7 +395,7 @@ FAILS_TO_START = """
     ("how", "before", "says"),
     [
         ("multiprocessing.set_executable('/nowhere/python')", "", "could not start with '/nowhere/python'"),
-        ("multiprocessing.set_executable('/bin/cat')", "", "'/bin/cat' ended with exit code 1 before it was ready"),
+        ("multiprocessing.set_executable('/bin/cat')", "", "before it was ready; if that is not Python, say what is"),
         ("multiprocessing.set_executable('')", "", "Python's executable is not known"),
         ("pass", "if __name__ != '__main__': raise LookupError('x')", "not import the main module (LookupError: x)"),
         ("pass", "if __name__ != '__main__': sys.exit(3)", "could not import the main module (SystemExit: 3)"),

@@ -191,9 +191,10 @@ class Child:
             payload = reader.take()
         except (channel.PipeEndError, OSError):
             status = self.end()
-            raise NotStartedError(
-                f"could not start: {self._name!r} ended {status} before it was ready", again="killed by" in status
-            ) from None
+            said = f"could not start: {self._name!r} ended {status} before it was ready"
+            if "py" not in self._name.rpartition(os.sep)[2].lower():
+                said += "; if that is not Python, say what is: multiprocessing.set_executable(path)"
+            raise NotStartedError(said, again="killed by" in status) from None
         if kind == channel.READY:
             return noise
         reason, refused, server = pickle.loads(payload)
