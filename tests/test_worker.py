@@ -65,6 +65,7 @@ def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException
     assert "call.py" not in text
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="it can be pickled there")
 def test_an_error_with_attributes_that_cannot_be_set_comes_back() -> None:
     kind, error, text = failure(misbehaving.raise_frozen)
 

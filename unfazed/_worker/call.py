@@ -68,10 +68,16 @@ def _run(request: Reader) -> list[bytes]:
         return _error(exc)
     except BaseException as exc:
         return _outcome(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {_reason_of(exc)}", _text_of(exc))
+    raised: BaseException | None = None
     try:
         value = func(*args, **kwargs)
     except BaseException as exc:  # SystemExit too: it goes to the caller, and the worker lives on
-        return _error(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
+        raised = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+    if raised is not None:  # not in the `except`: there, PyPy may put the old traceback back
+        try:
+            return _error(raised)
+        finally:
+            del raised
     del func, args, kwargs
     if type(value) in PLAIN:
         return [channel.frame(channel.VALUE, pickle.dumps(value, channel.PROTOCOL))]

@@ -114,7 +114,9 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
 
 def make_without_defaults(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
     """Do what `make` does, without the keyword arguments that are the constructor's defaults."""
-    make(twin, *args, **without_defaults(twin._unfazed_class, kwargs))
+    cls = twin._unfazed_class
+    assert cls is not None, "generated classes have one"
+    make(twin, *args, **without_defaults(cls, kwargs))
 
 
 def call_class(cls: type[TwinBase], name: str, /, *args: object, **kwargs: object) -> Any:
