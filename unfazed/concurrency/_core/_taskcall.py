@@ -209,12 +209,17 @@ class TaskCall(Generic[T]):
         return True
 
     def fail_if_lost(self) -> None:
-        """Finish the call if it was begun, and has no task or result; in the loop's thread.
-
-        Then signal handlers have raised twice: once in the call, and once while that was to become its error.
-        """
-        if self.accepted and (self.task_has_ended is None or self.task_has_ended()):
+        """Finish the call if it has no result, and nobody is left who would write one; in the loop's thread."""
+        if self.has_no_task():
             self.fail_unless_run(self._reason)
+
+    def has_no_task(self) -> bool:
+        """Return whether it was begun, but there is no task, or no more; in the loop's thread.
+
+        If there is no result either, signal handlers have raised twice: once in the call, and once while what they
+        raised was to become its error.
+        """
+        return self.accepted and (self.task_has_ended is None or self.task_has_ended())
 
     def fail_unless_run(self, error: BaseException | None) -> None:
         """Finish the call if its task has ended without a result: with *error*, or as cancelled before it began.

@@ -97,8 +97,7 @@ class TaskRunner(TaskCall[None]):
         if call.accepted:
             return
         try:
-            died = self.task_has_ended is not None and self.task_has_ended()
-            if self.over or died or not self.accepted:  # not begun, because that was interrupted
+            if self._is_over() or not self.accepted:  # not begun, because that was interrupted
                 call.end(ended_error())
             else:
                 self._calls.append((call, slot))
@@ -109,7 +108,7 @@ class TaskRunner(TaskCall[None]):
             call.end(without_our_frame(exc))
 
     def _is_over(self) -> bool:
-        return self.over
+        return self.over or self.has_no_task()
 
     def _leave(self) -> None:
         self._leaving = True
