@@ -66,7 +66,7 @@ def assert_no_gil() -> None:
 # The tests of the migration need no event loop, so an environment for trio only skips them. libcst has no wheels for
 # PyPy and for Python 3.13 without a GIL.
 if _backends() == ["trio"] or ((PYPY or NO_GIL) and not importlib.util.find_spec("libcst")):
-    collect_ignore_glob = ["test_compat_migrate*.py"]
+    collect_ignore_glob = ["compat/test_migrate*.py"]
 
 
 # Most tests in these files start an interpreter. On PyPy that takes a second, so one backend must do.

@@ -33,7 +33,7 @@ if "UNFAZED_TEST_DJANGO" not in os.environ:
 
 import psutil
 
-SITE = Path(__file__).parent.parent / "examples" / "django_site"
+SITE = Path(__file__).parents[2] / "examples" / "django_site"
 NAMES = [f"guest {number}" for number in range(1, 41)]
 DROP_EVERY = 10  # requests
 KINDS = ("sign", *("sync", "async", "stream sync") * 2, "async", "sync", "stream async")

@@ -1,6 +1,6 @@
 """Run Django's own tests of what it does with asgiref, with the adapter installed behind asgiref's own classes.
 
-    python tests/django_suite.py [label ...]
+    python tests/programs/django_suite.py [label ...]
 
 The tests come with the source distribution of the Django that is installed, which pip fetches, and are run as they are.
 """

@@ -30,7 +30,7 @@ OLD = "from asgiref.sync import sync_to_async\n"
 NEW = "from unfazed_compat.asgiref import sync_to_async\n"
 BROKEN = "import asgiref\ndef\n"
 PATHS = [str(Path(each).resolve()) for each in sys.path]
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-TOUR = Path(__file__).parent.parent / "examples" / "tour.py"
+TOUR = Path(__file__).parents[2] / "examples" / "tour.py"
 HANG_SECONDS = 50
 
 DEAF_NO_MORE = """

@@ -23,7 +23,7 @@ import anyio.to_thread
 import pytest
 import unfazed_compat.starlette as ours
 from conftest import GRACE_SECONDS, limit_threads, wait_until
-from test_compat_starlette import Connections, until
+from connections import Connections, until
 
 if "UNFAZED_TEST_WEB" not in os.environ:
     for name in ("fastapi", "httpx", "hypercorn", "PIL", "psutil", "trio", "uvicorn"):
@@ -37,7 +37,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = Path(sys.executable).parent
 
 PHOTOS = 24

@@ -259,13 +259,14 @@ def test_an_error_of_the_library_that_the_function_raised_is_itself(caller: Call
 @pytest.mark.parametrize("backend", [name for name in _backends() if name in BACKENDS])
 def test_what_goes_away_is_an_error_and_a_healthy_executor_works(scenario: str, backend: str) -> None:
     program = Path(__file__).with_name("executors_program.py")
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # for its helpers
     done = subprocess.run(
         [sys.executable, str(program), scenario, backend, "async,main thread"],
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
-        env=dict(os.environ, PYTHONWARNINGS="default"),
+        env=dict(os.environ, PYTHONWARNINGS="default", PYTHONPATH=os.pathsep.join(paths)),
     )
 
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

@@ -1,6 +1,6 @@
 """Run asgiref's own tests against the adapter: by import, and installed behind asgiref's own classes.
 
-    python tests/asgiref_suite.py [version ...] [-- options of pytest]
+    python tests/programs/asgiref_suite.py [version ...] [-- options of pytest]
 
 The tests come with the source distribution of each version, which pip fetches, and are run as they are, next to the
 asgiref that they belong to. None is skipped: where a plugin that they need is missing, that is an error.

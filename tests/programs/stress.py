@@ -1,4 +1,4 @@
-"""Stress the package with threads, loops, small limits, garbage and signals: `python tests/stress.py SECONDS`.
+"""Stress the package with threads, loops, small limits, garbage and signals: `python tests/programs/stress.py SECONDS`.
 
 Each round runs an event loop in the main thread, and plain threads beside it. Meanwhile a timer's signal handler raises
 in the main thread again and again, at random bytecodes. It raises in this package only: elsewhere it would test anyio

@@ -1,6 +1,6 @@
 """Run asyncer's own tests against the adapter.
 
-    python tests/asyncer_suite.py [version ...] [-- options of pytest]
+    python tests/programs/asyncer_suite.py [version ...] [-- options of pytest]
 
 The tests come with the source distribution of each version, which pip fetches, and are run as they are, next to the
 asyncer that they belong to, with our functions in it. None is skipped. Those of the script with which asyncer is

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = Path(__file__).parent.parent / "examples" / "weather"
+LIBRARY = Path(__file__).parents[2] / "examples" / "weather"
 HANG_SECONDS = 50
 are_demanded = "UNFAZED_TEST_TWINS" in os.environ  # by the tox environment `twins`
 

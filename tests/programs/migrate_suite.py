@@ -1,6 +1,6 @@
 """Move real projects from asgiref, and run their own tests before and after.
 
-    python tests/migrate_suite.py [project ...]
+    python tests/programs/migrate_suite.py [project ...]
 
 Each project is its source distribution, which pip fetches. Only imports change, so what has passed before must pass
 after. Where a source distribution has no tests in it, all of its modules are imported, before and after.

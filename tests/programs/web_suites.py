@@ -1,6 +1,6 @@
 """Run Starlette's and FastAPI's own tests, without `install()` and with it, and report what differs.
 
-    python tests/web_suites.py [starlette] [fastapi] [-- options of pytest]
+    python tests/programs/web_suites.py [starlette] [fastapi] [-- options of pytest]
 
 The tests come with the source distributions of the versions that are installed, which pip fetches, and are run as they
 are. It is an error if one passes without `install()` and does not with it. What fails without it as well is listed.

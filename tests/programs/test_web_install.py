@@ -23,10 +23,10 @@ if "UNFAZED_TEST_WEB" not in os.environ:
 
 import httpx
 from conftest import GRACE_SECONDS, limit_threads, wait_until
+from connections import Connections
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from test_compat_starlette import Connections
-from test_compat_starlette_install import Recorded, installed, recorded
+from starlette_helpers import Recorded, installed, recorded
 from test_web import Server, all_at_once, gallery, two_requests, with_client
 from unfazed_compat.starlette import _calls, install
 

@@ -16,11 +16,12 @@ import pytest
 import starlette.concurrency
 import unfazed_compat.starlette as ours
 from conftest import GRACE_SECONDS, let_others_run, limit_threads
+from connections import Connections, request, until
 
 from unfazed.concurrency import WrongFunctionError, run_in_eventloop_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -132,51 +133,6 @@ async def test_an_iterator_has_one_thread_and_one_context_and_is_closed_there_wh
 
     assert closed.is_set()
     assert len(threads) == 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that a thread does, without a thread to wait in."""
-    with anyio.fail_after(GRACE_SECONDS):
-        while not condition():
-            await anyio.sleep(0.001)
-
-
-class Connections:
-    """A pool of one connection, of the kind that blocks whoever wants it while another one has it."""
-
-    def __init__(self) -> None:
-        self.free = threading.Semaphore(1)
-        self.wanted = threading.Event()  # by a second one
-        self.broken = threading.Event()
-        self.events: list[str] = []
-
-    @contextmanager
-    def connection(self, name: str) -> Iterator[str]:
-        while not self.free.acquire(blocking=False):
-            self.wanted.set()
-            if self.broken.wait(0.01):
-                raise TimeoutError("no connection")
-        self.events.append(f"{name} has it")
-        try:
-            yield name
-        finally:
-            self.events.append(f"{name} gives it back")
-            self.free.release()
-
-    def query(self, name: str) -> None:
-        self.events.append(f"{name} queries")
-
-
-async def request(connections: Connections, library: Any, name: str, has_it: Callable[[], Any] | None) -> None:
-    """Do what a request does whose dependency is a connection: take one, and query it in a thread."""
-    try:
-        async with library.contextmanager_in_threadpool(connections.connection(name)):
-            if has_it is not None:
-                has_it()
-                await until(connections.wanted.is_set)
-            await library.run_in_threadpool(connections.query, name)
-    except TimeoutError:
-        connections.events.append(f"{name} has waited in vain")
 
 
 @pytest.mark.anyio

@@ -1,6 +1,6 @@
 """What is interrupted halfway, comes twice, or comes too late, one forced step at a time.
 
-`test_compat_asgiref_interrupted.py` has signal handlers do the same at any bytecode; this says what comes of each.
+`test_asgiref_interrupted.py` has signal handlers do the same at any bytecode; this says what comes of each.
 """
 
 from __future__ import annotations
