@@ -16,6 +16,7 @@ import unfazed.concurrency
 
 FOLDER = Path(unfazed.concurrency.__file__).parent
 COMPAT = Path(unfazed_compat.__file__).parent
+
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # of the rooms, and of the files that are rooms of their own

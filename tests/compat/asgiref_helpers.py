@@ -19,7 +19,6 @@ from unfazed_compat.asgiref import _choose_thread, _loopthreads, _shared
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
 COLLECTS_LATE = sys.implementation.name != "cpython"  # whether what nobody holds any more goes some time later
 
 counts_references = pytest.mark.skipif(

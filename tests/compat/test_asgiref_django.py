@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 assert end_threads  # a fixture
+
 assert model  # another one
 
 Backend = tuple[str, dict[str, Any]]

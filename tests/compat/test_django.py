@@ -14,19 +14,14 @@ from django.core import checks
 from django.db import connection, connections, transaction
 from django_helpers import model
 from unfazed_compat.asgiref import ThreadSensitiveContext, async_to_sync, sync_to_async, uninstall
-from unfazed_compat.django import (
-    DatabaseSyncToAsync,
-    _setup,
-    aclose_old_connections,
-    database_sync_to_async,
-    setup,
-)
+from unfazed_compat.django import DatabaseSyncToAsync, _setup, aclose_old_connections, database_sync_to_async, setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 assert end_threads  # a fixture
+
 assert model  # another one
 
 Backend = tuple[str, dict[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_tracker
@@ -122,9 +123,14 @@ def test_what_is_not_where_it_says_is_not_found(module: str, name: str) -> None:
     assert _references.to_send(func) is func
 
 
-def test_decorated_functions_of_a_script_are_sent(tmp_path: Path, background: tuple[str, dict[str, Any]]) -> None:
-    from test_processpool import run_program
+def run_program(folder: Path, source: str) -> tuple[str, str]:
+    file = folder / "program.py"
+    file.write_text(source)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout, done.stderr
 
+
+def test_decorated_functions_of_a_script_are_sent(tmp_path: Path, background: tuple[str, dict[str, Any]]) -> None:
     out, err = run_program(
         tmp_path,
         f"""

@@ -31,6 +31,7 @@ from test_web import Server, all_at_once, gallery, two_requests, with_client
 from unfazed_compat.starlette import _calls, install
 
 assert installed and recorded  # fixtures
+
 TESTS = Path(__file__).parent
 
 
