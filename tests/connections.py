@@ -21,7 +21,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Connections:
-    """A pool of one connection, of the kind that blocks whoever wants it while another one has it."""
+    """A pool of one connection, which blocks a second request until the first one gives it back."""
 
     def __init__(self) -> None:
         self.free = threading.Semaphore(1)
@@ -47,7 +47,7 @@ class Connections:
 
 
 async def request(connections: Connections, library: Any, name: str, has_it: Callable[[], Any] | None) -> None:
-    """Do what a request does whose dependency is a connection: take one, and query it in a thread."""
+    """Act as a request that depends on a connection: take it, and query it in a thread."""
     try:
         async with library.contextmanager_in_threadpool(connections.connection(name)):
             if has_it is not None:

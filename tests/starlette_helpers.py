@@ -24,7 +24,7 @@ def installed() -> Iterator[None]:
 
 
 class Recorded:
-    """Which functions have been called in whose threads."""
+    """The functions that were called in our threads and in theirs."""
 
     def __init__(self) -> None:
         self.ours: list[str] = []
@@ -33,7 +33,7 @@ class Recorded:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Record what is called in threads, by ours and by anyio's own calls. Ours call anyio's without its limit."""
+    """Record the functions that run in threads, by our calls and by anyio's. Ours call anyio's without a limit."""
     recorded = Recorded()
     get_async_backend: Any = vars(anyio.to_thread)["get_async_backend"]
     boxed, iterate = _calls.boxed, _calls.iterate

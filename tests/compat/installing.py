@@ -186,7 +186,7 @@ KINDS: dict[Callable[[Path], Awaitable[None]], set[str]] = {
 
 
 def snapshot() -> dict[str, dict[str, Any]]:
-    """Return what all modules of Starlette have, and the code of their functions."""
+    """Return the names in all modules of Starlette, and the code of their functions."""
     return {
         name: {key: (value, getattr(value, "__code__", None)) for key, value in vars(module).items()}
         for name, module in _install._loaded().items()
@@ -218,7 +218,7 @@ async def contextmanager_in_threadpool(cm):
 
 @pytest.fixture
 def fastapi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A FastAPI that has nothing but the file of which ours is, so that what it takes is known; return the file."""
+    """Make a package `fastapi` with only the module that ours replaces. Return its file."""
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "fastapi"}
     (tmp_path / "fastapi").mkdir()
     (tmp_path / "fastapi" / "__init__.py").touch()

@@ -40,7 +40,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
 
 
 async def cancel_while(call: Callable[[], Any], ready: threading.Event) -> list[Any]:
-    """Cancel *call* when *ready* is set, and return what came of it otherwise."""
+    """Cancel *call* when *ready* is set, or return its outcome."""
     outcomes: list[Any] = []
 
     async def make() -> None:

@@ -1,4 +1,4 @@
-"""asgiref's names when a loop ends or stands still, when Ctrl-C comes, and at exit: everybody is told."""
+"""asgiref's names when a loop ends or stops, on Ctrl-C, and at exit: every caller gets an answer."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def one() -> int:
 
 
 class Threads:
-    """What threads are doing that wait for the main thread's loop. They all have to come back."""
+    """Threads that wait for the main thread's loop. Every one has to come back."""
 
     def __init__(self) -> None:
         self.begun, self.over = itertools.count(), itertools.count()
@@ -203,7 +203,7 @@ def what_raises(error: type[BaseException]) -> Callable[[], None]:
 
 @pytest.fixture(autouse=True)
 def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if one does; and have them look after their calls more often."""
+    """Fail if a thread dies, and make the threads check their calls more often."""
     monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.05)
     dead: list[str] = []
 

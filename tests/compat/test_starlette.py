@@ -137,7 +137,7 @@ async def test_an_iterator_has_one_thread_and_one_context_and_is_closed_there_wh
 
 @pytest.mark.anyio
 async def test_with_theirs_requests_that_wait_for_a_connection_starve_the_one_that_has_it() -> None:
-    """The pool is full of those that wait for what the first one gives back when it has had its turn in the pool."""
+    """The waiting requests fill the pool. The first one needs a thread of it before it gives its connection back."""
     theirs = pytest.importorskip("fastapi.concurrency")  # which the tox environment `web` has
     limit_threads(1)
     connections = Connections()

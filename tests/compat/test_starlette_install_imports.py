@@ -151,7 +151,7 @@ def test_a_version_that_comes_later_and_does_not_fit_is_refused_as_it_is_importe
 def test_it_waits_for_what_another_thread_is_importing(
     fails: bool, fastapi: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else that would miss it: its loader is not ours, and its names are not there yet."""
+    """Otherwise `install` would miss the module: our loader does not load it, and its names do not exist yet."""
     begun, may_end = threading.Event(), threading.Event()
     monkeypatch.setattr(sys, "begun", begun, raising=False)
     monkeypatch.setattr(sys, "may_end", may_end, raising=False)

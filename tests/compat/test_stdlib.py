@@ -125,7 +125,7 @@ def test_what_a_coroutine_sets_stays_in_its_own_context(target: Target) -> None:
 
 
 class Sleeper:
-    """A coroutine that waits until it is cancelled, and says what becomes of it."""
+    """A coroutine that waits until it is cancelled, and records how it ended."""
 
     def __init__(self, *, returns: bool = False) -> None:
         self.started = threading.Event()
@@ -323,7 +323,7 @@ def test_on_trio_what_comes_when_the_main_task_has_ended_is_cancelled() -> None:
 
 
 class Ending:
-    """A trio token whose loop is at its end: it does what it was told before, when no task can start any more."""
+    """A trio token whose loop is ending: earlier callbacks still run, but no task can start."""
 
     def __init__(self) -> None:
         self.functions: list[Any] = []

@@ -366,7 +366,7 @@ def test_what_is_local_gets_the_advice_that_functions_get(caller: Caller) -> Non
 
 
 def test_a_server_without_a_guard_is_told_what_to_write(tmp_path: Any) -> None:
-    """As `uvicorn.run(app)` does: it ends the worker that imports it, for the address is taken."""
+    """As `uvicorn.run(app)` does: the address is in use, so it ends the worker that imports it."""
     (tmp_path / "server_library.py").write_text("import sys\ndef run(): sys.exit(3)\n")
     program = tmp_path / "server.py"
     program.write_text(

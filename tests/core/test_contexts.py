@@ -32,7 +32,7 @@ tokens: list[contextvars.Token[str]] = []
 
 @pytest.fixture
 def context() -> Iterator[contextvars.Context]:
-    """Return an empty context, in which nothing may be left, and no claim to it."""
+    """Return an empty context. After the test no slot may be left in it, and no call may still lease it."""
     context = contextvars.Context()
 
     yield context

@@ -1,4 +1,4 @@
-"""What a signal handler does that raises at any bytecode: every thread gets an answer, nothing stays taken, calls work.
+"""A signal handler raises at any bytecode: every thread gets an answer, every slot comes back, calls still work.
 
 `interrupting.py` says how.
 """
@@ -82,7 +82,7 @@ async def async_manager() -> AsyncIterator[None]:
 
 
 class Scene:
-    """One run of an operation, its event loops, and its threads that wait for them."""
+    """One run of an operation, with its event loops and the threads that wait for them."""
 
     executor: ThreadPoolExecutor
 
@@ -320,7 +320,7 @@ def test_a_signal_handler_that_raises_leaves_nothing_taken_and_nobody_waiting(
 
 
 class Dropped:
-    """What gives back a slot and begins calls when it is collected, as forgotten iterators and coroutines do."""
+    """Gives a slot back and starts calls when it is collected, as forgotten iterators and coroutines do."""
 
     def __init__(self, seen: list[BaseException | None], slot: _limits.Slot) -> None:
         self._seen = seen
@@ -337,7 +337,7 @@ class Dropped:
 def test_a_finalizer_amid_a_call_changes_nothing_there(
     operation: Callable[[Scene], None], anyio_backend: tuple[str, dict[str, Any]]
 ) -> None:
-    """It may make a call where it need not wait for what it has interrupted; there it gets an error."""
+    """A finalizer may make calls. A call that would wait for the interrupted code gets an error."""
     limiter = anyio.CapacityLimiter(1)
     assert run_in_threadpool_sync(int) == 0
     for number in numbers(lambda: operation(Scene(anyio_backend)), FOLDER, STEPS):

@@ -1,4 +1,4 @@
-"""What a signal handler interrupts in the rarest moments, which tracing reaches only now and then: each is forced."""
+"""Signal handlers that raise at moments that tracing rarely reaches: each is forced."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_a_loop_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch)
 
 
 def a_slot_that_is_lent(limiter: anyio.CapacityLimiter) -> tuple[_limits.Slot, _limits.Slot]:
-    """Return the slot of a worker that waits in a call of ours, and that of the call, which runs on it."""
+    """Return the slot of a worker that waits in one of our calls, and the slot of that call, which runs on it."""
     holder = _slots.acquire(limiter)
     _slots.lend(holder, "a call")
     token = _limits.current_slot.set(holder)

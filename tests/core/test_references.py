@@ -78,7 +78,7 @@ def test_a_function_that_a_wrapper_hides_comes_back_as_itself(func: Any) -> None
 
 
 def arrived(func: Any) -> Any:
-    """Return what the other process calls when it calls what was sent for *func*."""
+    """Return the function that the other process calls after *func* was sent."""
     return pickle.loads(pickle.dumps(_references.to_send(func)))._func
 
 
@@ -103,7 +103,7 @@ def test_what_nothing_hides_is_sent_as_it_is(func: Any) -> None:
 
 
 def test_what_another_function_hides_is_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is pickle that complains of it then."""
+    """Then pickle complains."""
     func = functions.plain_add
     monkeypatch.setattr(functions, "plain_add", in_threadpool(len))
 

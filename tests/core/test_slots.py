@@ -213,7 +213,7 @@ def test_two_limits_taken_in_opposite_orders_complete(anyio_backend: tuple[str, 
 
 
 def test_a_limiter_lives_as_long_as_a_slot_of_it() -> None:
-    """Its accounts can be put in order as long as anybody is in them, though nobody else knows the limiter any more."""
+    """A taken or queued slot keeps its limiter alive, even if nobody else holds it."""
     limiter = anyio.CapacityLimiter(1)
     key, is_alive = id(limiter), weakref.ref(limiter)
     held, queued = (_slots.acquire(limiter, lambda: True) for _ in range(2))

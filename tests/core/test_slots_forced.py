@@ -1,4 +1,4 @@
-"""Rare moments of slots: loops that are gone, finalizers, and no thread to be had. Each is forced."""
+"""Rare moments of slots: the loop is gone, a finalizer runs, no thread can start. Each is forced."""
 
 from __future__ import annotations
 

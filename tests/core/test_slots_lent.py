@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def wakes(order: list[Any], name: object) -> Callable[[], bool]:
-    """Return a way to be woken that notes it in *order*."""
+    """Return a callback that records the wake-up in *order*."""
 
     def wake() -> bool:
         order.append(name)
@@ -26,7 +26,7 @@ def wakes(order: list[Any], name: object) -> Callable[[], bool]:
 
 @pytest.mark.anyio
 async def test_a_lent_slot_goes_to_nobody_else_before_the_stall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for a lock that the lender holds must not get its slot."""
+    """A call that waits for a lock of the lender must not get the lent slot."""
     monkeypatch.setattr(_limits.Limit, "relieve", lambda *_: [])  # on a busy machine the stall may come in between
     limiter = anyio.CapacityLimiter(1)
     holder = _slots.acquire(limiter, lambda: True)

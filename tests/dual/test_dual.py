@@ -84,7 +84,7 @@ async def test_the_sync_side_is_refused_in_a_loop_with_what_to_write(
 
 @pytest.fixture(params=["threadpool", "executor", "eventloop"])
 def here(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Return a place in this process, where anything runs, and the wrapper for it."""
+    """Return a place in this process, where any function can run, and its wrapper."""
     name = str(request.param)
     with ThreadPoolExecutor(max_workers=1) as executor:
         wrap: Any = in_executor

@@ -1,4 +1,4 @@
-"""Dual callables: what they look like."""
+"""Dual callables: names, docstrings, signatures, equality."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_signature_and_the_type_hints_are_the_functions(wrap: Callable[..., 
 
 
 def test_annotations_may_name_what_comes_later() -> None:
-    """From Python 3.14 on they are worked out when somebody asks; before, and here, they are text."""
+    """Python 3.14 evaluates annotations on first use. Earlier versions, and this file, keep them as text."""
     source = "@wrap\ndef func(a: Later) -> int: ...\n\nclass Later: pass\n"
     if sys.version_info < (3, 14):
         source = "from __future__ import annotations\n" + source

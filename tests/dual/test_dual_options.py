@@ -1,4 +1,4 @@
-"""The options of dual callables that say how many run, and what becomes of those that are cancelled."""
+"""The options of dual callables for limits and cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What objects say of themselves: to people, to type and documentation tools, to mocks and weak references."""
+"""What objects say about themselves: `repr`, `help`, completion, documentation tools, mocks, weak references."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_the_sync_face_binds_as_its_function_does(background: Any) -> None:
 
 
 def test_a_weak_method_is_alive_as_long_as_its_object() -> None:
-    """Django's signals, and others, keep bound methods so."""
+    """Django's signals keep bound methods this way."""
     make: Any = weakref.WeakMethod
     archives = [Archive()]
     method = make(archives[0].load)

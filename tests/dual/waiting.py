@@ -1,4 +1,4 @@
-"""Which calls run, and which queue."""
+"""Wait until calls run, or queue."""
 
 from __future__ import annotations
 

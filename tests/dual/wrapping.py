@@ -50,7 +50,7 @@ def wrap(place: str) -> Callable[..., Any]:
 
 
 def fitting(place: str, func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *func*, or an async function that does the same where the place is for those."""
+    """Return *func*; for a place of async functions, an async function that does the same."""
     if place != "eventloop":
         return func
 
@@ -89,7 +89,7 @@ def class_of_four(place: str, wrap: Callable[..., Any]) -> type[Any]:
 
 
 def is_coroutine_function(func: object) -> tuple[bool, bool]:
-    """Return what inspect says and what asyncio says, which it deprecates."""
+    """Return the answers of `inspect` and of `asyncio` (deprecated)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         said = asyncio.iscoroutinefunction(func) if hasattr(asyncio, "iscoroutinefunction") else None

@@ -1,4 +1,4 @@
-"""Programs that a test runs in interpreters of their own."""
+"""Run a program in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ class Program:
         )
 
     def run(self) -> tuple[int, str, str]:
-        """Run it to its end. Return its exit code, what it said and what it complained about."""
+        """Run it to its end. Return its exit code, its output, and its complaints."""
         return finish(self.start())
 
     def interrupt(self, *times: str) -> tuple[int, str, str]:
-        """Run it, and send it Ctrl-C each time that it has said one of these words."""
+        """Run it, and send Ctrl-C each time it has printed one of these words."""
         process = self.start()
         assert process.stdout is not None
         said = ""

@@ -183,7 +183,7 @@ def test_settings_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backend_options_are_checked_at_once(anyio_backend: tuple[str, dict[str, Any]]) -> None:
-    """With asyncio, anyio takes no notice of those that it does not know."""
+    """For asyncio, anyio ignores options that it does not know."""
     backend, _ = anyio_backend
     for make in (partial(EventLoopThread, backend), partial(configure_background_eventloop, backend=backend)):
         with pytest.raises(WrongOptionError, match=rf"has no option 'polici' with {backend}: they are \w+"):
@@ -266,7 +266,7 @@ def test_uvloop_is_a_backend_option() -> None:
 
 @pytest.mark.anyio
 async def test_the_first_call_to_the_background_loop_needs_no_slot(background: Any) -> None:
-    """Below a worker of others, which holds the only one."""
+    """The caller is a worker that anyio started, and it holds the only slot."""
     anyio.to_thread.current_default_thread_limiter().total_tokens = 1
 
     async def below() -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C in sync calls, whatever their form: the first one cancels and waits, the second one waits no longer."""
+"""Ctrl-C in sync calls, whatever their form: the first one cancels and waits, the second one stops waiting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent 
 
 
 class Stubborn:
-    """Async code that takes no notice of its cancellation, and blocking code."""
+    """Async code that ignores its cancellation, and blocking code."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -76,7 +76,7 @@ class Stubborn:
 
 @pytest.fixture
 def noticed() -> Iterator[threading.Event]:
-    """Have Ctrl-C raise, whatever the tests were started by, and say that it has."""
+    """Make Ctrl-C raise, however the tests were started, and record that it did."""
     event = threading.Event()
 
     def raise_it(*args: object) -> None:

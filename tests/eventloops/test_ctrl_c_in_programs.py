@@ -1,4 +1,4 @@
-"""Ctrl-C in programs of their own: the first one cancels and waits, the second one waits no longer."""
+"""Ctrl-C in separate programs: the first one cancels and waits, the second one stops waiting."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_a_notebook_is_named_only_where_ipython_runs(monkeypatch: pytest.MonkeyP
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_call_to_the_loop_of_a_worker_that_ended_first_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """anyio's way to say so where the loop ends before it has started the call."""
+    """anyio raises this if the loop ends before it has started the call."""
     from concurrent.futures import CancelledError
 
     def cancelled(*args: object) -> None:

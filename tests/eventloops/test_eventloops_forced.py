@@ -1,4 +1,4 @@
-"""Event loops that end, break or cannot start just when somebody calls them: each moment is forced."""
+"""Event loops that end, break or cannot start at the moment of a call: each moment is forced."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_call_that_the_end_of_the_loop_overtakes_gets_an_error(
 
 
 class Uncounted(set[Any]):
-    """The calls of a loop as it sees them when one comes in just as it ends: none."""
+    """The calls of a loop that ends: it sees none, though one comes in at that moment."""
 
     def __bool__(self) -> bool:
         return False
@@ -86,7 +86,7 @@ def refuse_to_start(thread: threading.Thread) -> None:
 def test_when_no_thread_can_be_started_the_error_is_clear_and_the_next_call_tries_again(
     helper: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are too many, or this is a subinterpreter without daemon threads."""
+    """There are too many threads, or this is a subinterpreter without daemon threads."""
     func = echo if helper is run_in_eventloop_sync else int
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse_to_start)
@@ -209,7 +209,7 @@ def test_ctrl_c_during_the_very_first_call_leaves_one_loop(background: Any, monk
 def test_a_signal_handler_may_make_a_call_in_the_midst_of_the_first_one(
     background: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the thread that has made one, and has not yet made known that it is to be the background event loop."""
+    """The thread has created a loop, but has not yet published it as the background event loop."""
     made = EventLoopThread.__init__
     first: list[EventLoopThread | None] = []
 

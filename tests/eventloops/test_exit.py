@@ -1,4 +1,4 @@
-"""Exit, in programs of their own: each ends, and says nothing that it should not."""
+"""Exit, in separate programs: each ends, and prints no complaint."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ for call in FORMS:
 
 
 def test_many_threads_that_end_with_the_interpreter_print_nothing(anyio_backend: tuple[str, dict[str, Any]]) -> None:
-    """Each gets a `LoopEndedError`, and no cancellation, which is not theirs."""
+    """Each thread gets a `LoopEndedError`, not a cancellation, for nobody cancelled it."""
     done = subprocess.run(
         [sys.executable, "-c", MANY_THREADS_AT_EXIT, anyio_backend[0]],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Fork, in programs of their own: the child makes all calls, and so does its parent."""
+"""Fork, in separate programs: the child can make all calls, and so can its parent."""
 
 from __future__ import annotations
 

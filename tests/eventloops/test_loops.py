@@ -49,7 +49,7 @@ def test_a_call_that_is_cancelled_when_its_loop_is_gone_stays_quiet(anyio_backen
 async def test_an_error_that_is_not_the_end_of_the_loop_is_not_hidden(
     anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvloop and asyncio in debug mode refuse what is no function."""
+    """uvloop, and asyncio in debug mode, refuse anything but a function."""
     loop = _loops.current_loop()
 
     class Broken:

@@ -131,7 +131,7 @@ def dask_cluster_is_closed(call: TaskCall) -> None:
 
 
 def dask_scheduler_is_killed(call: TaskCall) -> None:
-    """The way of real clusters: in processes of their own, known by an address, and gone without a word."""
+    """As real clusters are: separate processes, known by an address, that vanish without notice."""
     with TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         address = Path(folder, "address")
         cluster = subprocess.Popen([sys.executable, __file__, "cluster", str(address)])

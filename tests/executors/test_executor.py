@@ -136,7 +136,7 @@ def test_a_process_that_dies_is_an_error_and_a_healthy_executor_works(caller: Ca
 
 
 class NeverRuns(Executor):
-    """Cancels what it is given."""
+    """Cancels every call."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -157,13 +157,13 @@ def test_what_is_sent_on_by_another_process_is_still_the_function_and_not_what_d
 
 
 class LibraryError(Exception):
-    """What a library says of a call: that nobody knows what became of it, or that it is not accepted."""
+    """A library's error for a call that is lost, or that is not accepted."""
 
     __module__ = "library.errors"
 
 
 class LibraryExecutor(Executor):
-    """Fails as a cluster does; `submit` raises what *refuses*, and each call comes to what *loses*."""
+    """Fails as a cluster does: `submit` raises *refuses*, and each call ends with *loses*."""
 
     __module__ = "library.executors"
 

@@ -1,4 +1,4 @@
-"""What the tests of misbehaving workers send to them; found there by module and name."""
+"""Functions that misbehave in a worker process, which finds them by module and name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def lose_streams() -> str:
 
 
 def close_all_and_wait() -> None:
-    """As programs do that make themselves daemons."""
+    """As programs do that turn themselves into daemons."""
     os.closerange(3, 1000)
     time.sleep(PATIENCE_SECONDS)
 
@@ -110,7 +110,7 @@ def raise_frozen() -> NoReturn:
 
 
 def raise_bad_syntax_error() -> NoReturn:
-    """What its module says of the place is a text, where `traceback` counts on a number."""
+    """Its line number is text; `traceback` expects a number."""
     place: Any = ("file.py", 1, "x", "text")
     raise SyntaxError("bad", place)
 
@@ -373,7 +373,7 @@ def initialize(folder: Path) -> None:
 
 
 class Initializer:
-    """One that no weak reference can be made to."""
+    """An object that takes no weak references."""
 
     __slots__ = ("folder", "settings")
 

@@ -33,7 +33,7 @@ Backend = tuple[str, dict[str, Any]]
 
 @pytest.fixture(params=["async", "sync"])
 def call(request: pytest.FixtureRequest, background: Backend) -> Callable[..., Any]:
-    """Make calls on one and the same loop, from async and from sync code."""
+    """Make calls from async and from sync code, always on the same loop."""
     if request.param == "sync":
         return run_in_processpool_sync
     run_async: Any = run_in_eventloop_sync
@@ -71,7 +71,7 @@ def in_time(call: Callable[..., Any], *args: Any) -> Any:
 
 
 class Output:
-    """What has appeared on the parent's stderr so far."""
+    """What the parent's stderr has received so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys

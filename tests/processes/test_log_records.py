@@ -1,4 +1,4 @@
-"""Log records of worker processes: handled in order before the call returns, at the levels of the parent."""
+"""Log records of worker processes: handled in order, before the call returns, at the parent's levels."""
 
 from __future__ import annotations
 

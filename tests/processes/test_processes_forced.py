@@ -133,7 +133,7 @@ def test_a_program(tmp_path: Path, program: str, says: str) -> None:
 def test_what_a_pipe_says_is_not_the_callers_affair(
     background: Backend, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    """1: libuv has left it in non-blocking mode. 2: the worker has died, or so it seems: its thread sees to that."""
+    """1: libuv has left the pipe in non-blocking mode. 2: the worker seems to have died; its thread finds out."""
     name = "read_once" if isinstance(error, BlockingIOError) else "write_once"
     run_in_processpool_sync(int)
     with monkeypatch.context() as patch:
@@ -220,7 +220,7 @@ def test_no_worker_starts_at_exit(background: Backend, monkeypatch: pytest.Monke
 
 
 class Once:
-    """What fails once to be pickled, or to be read, and then no more."""
+    """Fails the first time that it is pickled or unpickled, and then works."""
 
     failed: ClassVar[set[str]] = set()
 

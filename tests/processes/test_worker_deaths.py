@@ -93,7 +93,7 @@ def test_results_that_fail_as_they_are_pickled_are_an_error(call: Callable[..., 
 
 
 def assert_died(error: WorkerProcessError, name: str, status: str) -> None:
-    """Fail unless it is told how a worker has ended."""
+    """Fail unless the error says how the worker has ended."""
     assert error.name == name
     assert f"{name}()" in str(error)
     assert error.reason == f"ended {status} before it answered"

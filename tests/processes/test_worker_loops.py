@@ -1,4 +1,4 @@
-"""Calls in worker processes that are cancelled, whose loop ends, or for whom the system has nothing left."""
+"""Calls in worker processes that are cancelled, lose their loop, or get no process, thread or file descriptor."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_cancelled_as_its_worker_starts_a_call_leaves_no_process(background: Bac
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_loop_that_ends_amid_a_call_leaves_nothing(background: Backend, begun: bool, tmp_path: Path) -> None:
-    """`asyncio.run` cancels what still runs, and waits for that: for what has begun, as ever."""
+    """`asyncio.run` cancels the tasks that still run, and waits for them; a call that has begun is waited for."""
     if background[0] == "trio":
         pytest.skip("tasks do not outlive the main task there")
     awaited = tmp_path / "awaited"
@@ -153,7 +153,7 @@ def test_where_no_thread_can_be_started_calls_fail(background: Backend, monkeypa
 
 
 def test_a_lack_of_file_descriptors_passes(background: Backend) -> None:
-    """While there are none, no worker starts; those that are there work."""
+    """Without free descriptors no worker starts, but the existing ones work."""
     run_in_processpool_sync(os.getpid)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (misbehaving.descriptors() + 64, hard))

@@ -113,7 +113,7 @@ def test_output_can_be_switched_off(background: Backend, output: Output, configu
 
 
 def taken() -> int:
-    """Return how much of the output of workers has been dealt with."""
+    """Return how much of the workers' output has been passed on."""
     return sum(worker.output.taken for worker in _pool.pool.workers if worker.output is not None)
 
 
@@ -126,7 +126,7 @@ def test_wrong_settings_are_refused(wrong: Any) -> None:
 
 
 class BadStream:
-    """Fails in ways in which no file does."""
+    """Fails as no file would."""
 
     def __init__(self) -> None:
         self.written = threading.Event()

@@ -1,4 +1,4 @@
-"""The pool of worker processes: who gets a worker, and when it is let go."""
+"""The pool of worker processes: who gets a worker, and when workers are released."""
 
 from __future__ import annotations
 

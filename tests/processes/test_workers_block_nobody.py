@@ -170,7 +170,7 @@ def takes_what_a_handler_logs() -> bool:
 
 
 class Slow:
-    """What is large, and takes its time to be pickled."""
+    """A large object that pickles slowly."""
 
     reached = threading.Event()
     go_on = threading.Event()
@@ -211,7 +211,7 @@ async def test_large_arguments_are_pickled_while_the_loop_goes_on(slow: Slow) ->
 @pytest.mark.anyio
 @pytest.mark.parametrize("options", [{}, {"timeout": 1}, {"kill_on_cancel": True}], ids=str)
 async def test_a_call_does_not_return_before_its_arguments_are_pickled(slow: Slow, options: dict[str, Any]) -> None:
-    """Its caller may change them then."""
+    """After the call, its caller may change the arguments."""
     outcome: list[BaseException | None] = []
     await run_in_processpool(int)  # so that there is a worker before the time is up
 

@@ -1,4 +1,4 @@
-"""A signal handler that raises in the midst of calls in worker processes loses no worker."""
+"""A signal handler that raises during calls in worker processes loses no worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ways of a call to its worker process, and a loop to make calls in."""
+"""Both ways in which a call reaches its worker process, and a loop for async calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Backend = tuple[str, dict[str, Any]]
 
 @pytest.fixture(params=[True, False], ids=["direct", "by its thread"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Have callers talk to workers themselves, or leave that to the workers' threads, as on Windows."""
+    """Let callers talk to workers directly, or through the workers' threads, as on Windows."""
     monkeypatch.setattr(_call, "DIRECT", request.param)
     direct: bool = request.param
     return direct

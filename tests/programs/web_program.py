@@ -82,7 +82,7 @@ def missing(connected: Annotated[str, Depends(connect)]) -> None:
 
 @app.get("/slow")
 def slow(connected: Annotated[str, Depends(connect)]) -> str:
-    """Take as long as it takes the server to be told to end, which waits for this."""
+    """Run until the server is told to end; the server waits for this call."""
     sys.stdout.write("a request is running\n")
     sys.stdout.flush()
     anyio.from_thread.run(anyio.sleep, 1)

@@ -1,4 +1,4 @@
-"""Iterables that write down what is done to them."""
+"""Iterables that record how they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conftest import Gate, drop_garbage, seen
 
 
 class Counter:
-    """Counts, and notes how far it has come, and in which threads and how often it was used and closed."""
+    """Counts, and records its position, its threads, and how often it was used and closed."""
 
     def __init__(self, end: int = 1000) -> None:
         self.end = end

@@ -1,4 +1,4 @@
-"""Context managers that write down what is done to them."""
+"""Context managers that record how they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Manager(AbstractContextManager["Manager", "bool | None"]):
-    """Notes when it is entered and left, where, and with what."""
+    """Records when it is entered and exited, where, and with what."""
 
     def __init__(self, *, suppress: bool = False) -> None:
         self.suppress = suppress
@@ -38,7 +38,7 @@ class Manager(AbstractContextManager["Manager", "bool | None"]):
 
 
 class GatedManager(Manager):
-    """Is held up at gates, on entering and on leaving."""
+    """Waits at a gate, on entering and on exiting."""
 
     def __init__(self, *, on_enter: bool = False, on_exit: bool = False) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def is_cancellation(error: object) -> bool:
 
 
 class AsyncManager(AbstractAsyncContextManager["AsyncManager", "bool | None"]):
-    """Notes when it is entered and left, in which task and thread, and with what."""
+    """Records when it is entered and exited, in which task and thread, and with what."""
 
     def __init__(self, *, suppress: bool = False) -> None:
         self.suppress = suppress

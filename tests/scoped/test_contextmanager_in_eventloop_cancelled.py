@@ -1,4 +1,4 @@
-"""Async context managers in sync code that are cancelled, or that hold a scope which is."""
+"""Async context managers in sync code that are cancelled, or that hold a cancelled scope."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SleepyManager(AsyncManager):
 
 
 def cancelled_in_a_worker(background: tuple[str, dict[str, Any]], manager: SleepyManager) -> list[str]:
-    """Use *manager* in a worker, cancel that when it sleeps, and return what it raised there."""
+    """Use *manager* in a worker, cancel the worker when the manager sleeps, and return what it raised."""
     raised: list[str] = []
 
     async def sleep_in_the_body() -> None:
@@ -108,7 +108,7 @@ def test_cancelled_while_it_is_left_in_a_worker_its_cleanup_is_waited_for(
 
 
 class HeldScope:
-    """Holds a cancel scope open, which another call cancels; and makes of that what it is told to."""
+    """Holds a cancel scope open. Another call cancels the scope; then the manager does what it was told to do."""
 
     def __init__(self, outcome: BaseException | None) -> None:
         self.outcome = outcome

@@ -1,4 +1,4 @@
-"""Sync context managers in async code that is cancelled: each is waited for, and left."""
+"""Sync context managers in async code that is cancelled: it waits for each, and exits it."""
 
 from __future__ import annotations
 

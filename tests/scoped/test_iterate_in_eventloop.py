@@ -44,7 +44,7 @@ async def async_generator() -> AsyncIterator[int]:
 
 
 class Ticker:
-    """Counts in a task, and notes which tasks and loops use and close it."""
+    """Counts in a task, and records which tasks and loops use and close it."""
 
     def __init__(self, end: int = 1000) -> None:
         self.end = end
@@ -181,7 +181,7 @@ def test_an_async_generator_left_early_leaves_its_task_group_and_resets_its_toke
 
 
 class captured_items:  # noqa: N801  reads as what it does
-    """An iterator that is closed at the end of a block; what ends a task group with it is expected."""
+    """Close the iterator at the end of the block. The exceptions that end its task group are expected."""
 
     def __init__(self, source: AsyncIterator[int]) -> None:
         self.items = iterate_in_eventloop_sync(source)

@@ -101,7 +101,7 @@ async def test_a_loop_that_cancels_our_task_while_it_fetches_ahead_is_an_error()
 
 
 def test_a_consumer_that_is_cancelled_as_the_fetching_ends_is_cancelled() -> None:
-    """Only asyncio cancels who has been woken."""
+    """Only asyncio can cancel a task that was already woken."""
 
     async def main() -> None:
         gate = Gate()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Steps:
-    """Notes the threads in which steps are done."""
+    """Records the thread of each step."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []

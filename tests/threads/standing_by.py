@@ -1,4 +1,4 @@
-"""What the tests of threads that stand by share."""
+"""What the tests of standby threads share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def owner(background: tuple[str, Any]) -> EventLoopThread:
-    """Return the background event loop, a thread of which stands by."""
+    """Return the background event loop, with one thread on standby."""
     if background[0] == "trio":
         pytest.skip("no threads stand by on trio, where the task that waits for one cancels what it calls")
     have_a_thread_stand_by()
@@ -33,7 +33,7 @@ def running() -> EventLoopThread:
 
 
 def hold_up(owner: EventLoopThread) -> Gate:
-    """Have the loop do something else, until told."""
+    """Keep the loop busy until told to stop."""
     gate = Gate()
     owner._require_running().post(gate.wait)
     assert gate.reached.wait(GRACE_SECONDS)
@@ -41,7 +41,7 @@ def hold_up(owner: EventLoopThread) -> Gate:
 
 
 def have_it_go(owner: EventLoopThread) -> _standby._Thread:
-    """Have the thread that stands by go, as if it had been idle for long enough."""
+    """End the standby thread, as if it had been idle for long enough."""
     thread = _standby._idle[0]
     thread._calls.put(None)
     wait_until(lambda: thread._gone or thread._calls.empty(), "it does not go")
@@ -49,7 +49,7 @@ def have_it_go(owner: EventLoopThread) -> _standby._Thread:
 
 
 def have_it_gone(owner: EventLoopThread) -> _standby._Thread:
-    """Do the same, but for a caller who has taken it for idle just before."""
+    """Do the same, but let a caller choose the thread just before."""
     thread = have_it_go(owner)
     wait_until(lambda: thread._gone and not _standby._idle, "it does not go")
     _standby._idle.append(thread)
@@ -57,7 +57,7 @@ def have_it_gone(owner: EventLoopThread) -> _standby._Thread:
 
 
 class Calling:
-    """A call that another thread is making."""
+    """A call that another thread makes."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.outcomes: list[Outcome] = []

@@ -1,4 +1,4 @@
-"""Worker threads that stand by for sync callers: who reaches them, how they come and go."""
+"""Worker threads on standby for sync callers: who uses them, how they start and end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_function_runs_in_a_copy_of_the_callers_context(owner: EventLoopThre
 
 
 class Argument:
-    """Something that a weak reference can lead to."""
+    """An object that takes weak references."""
 
 
 @drops_at_once

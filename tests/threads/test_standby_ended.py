@@ -1,4 +1,4 @@
-"""Worker threads that stand by, when their loop ends or Ctrl-C comes: each moment is forced."""
+"""Worker threads on standby when their loop ends or Ctrl-C comes: each moment is forced."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_end_of_the_loop_cancels_what_a_thread_waits_for(owner: EventLoopThr
 def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
     when: str, owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the call comes to: what it returned, by way of another loop, or that the loop has ended."""
+    """The call may return its value, in another loop, or raise `LoopEndedError`."""
 
     def then_end(target: Any, name: str, *, first: bool = False) -> None:
         original = getattr(target, name)
@@ -115,7 +115,7 @@ def test_a_loop_that_ends_just_when_a_call_comes_hangs_nobody(
 
 
 def test_a_thread_of_another_loop_is_left_alone(owner: EventLoopThread) -> None:
-    """That of the one before, which has just ended, and the thread does not know yet."""
+    """A thread of the previous loop, which has just ended; the thread does not know yet."""
     thread = _standby._idle[0]
     with EventLoopThread() as thread.owner:
         assert run_in_threadpool_sync(int, "1") == 1
@@ -143,7 +143,7 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
 def test_a_call_that_is_handed_back_to_a_loop_that_has_ended_is_run_nowhere(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its caller may have been told so by then."""
+    """Its caller may know that already."""
     have_it_gone(owner)
     ran: list[bool] = []
 
@@ -304,7 +304,7 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
 def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the cancellation, which it never sees, as it is closing."""
+    """The loop is closing: it accepts the cancellation and never handles it."""
     monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.01)
     loop = owner._require_running()
 
@@ -323,7 +323,7 @@ def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
 def test_on_trio_ctrl_c_cancels_what_the_function_has_anyio_run(
     background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For which reason no threads stand by there."""
+    """This is why trio has no threads on standby."""
     if background[0] != "trio":
         pytest.skip("asyncio's own cancellation does not reach what anyio runs")
     waiting = threading.Event()

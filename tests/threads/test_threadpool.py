@@ -213,7 +213,7 @@ def test_a_hundred_plain_threads_call_at_once(background: Any) -> None:
 
 
 class NoCycle:
-    """Fails unless what `fail` has on its frame is gone without the garbage collector's help."""
+    """Fails if the local variables of `fail` need the garbage collector to go away."""
 
     def __enter__(self) -> NoCycle:
         self.gone = threading.Event()
@@ -297,7 +297,7 @@ def test_a_call_made_by_the_garbage_collector_within_another_does_not_hide_that_
 def test_a_finalizer_in_the_midst_of_a_call_is_refused_rather_than_left_waiting(
     moment: str, background: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes while the thread has the slots to itself, which whoever is to answer it needs."""
+    """The finalizer runs while its thread holds the lock of the slots, which its call needs."""
     original = getattr(_limits.Limit, moment)
     outcomes: list[Any] = []
 
@@ -320,7 +320,7 @@ def test_a_finalizer_in_the_midst_of_a_call_is_refused_rather_than_left_waiting(
 def test_a_worker_that_runs_a_loop_of_its_own_lends_its_slot_while_that_waits(
     place: str, anyio_backend: tuple[str, dict[str, Any]], background: Any
 ) -> None:
-    """Wherever the call goes, it needs the slot in the end: the limiter is shared by all loops."""
+    """All loops share the limiter, so wherever the call runs, it needs that slot."""
     backend, options = anyio_backend
     one = anyio.CapacityLimiter(1)
     echo_in_slot = in_threadpool(echo, limiter=one)

@@ -1,4 +1,4 @@
-"""Calls in worker threads that are cancelled, or whose loop or thread fails them."""
+"""Calls in worker threads that are cancelled, lose their loop, or get no thread."""
 
 from __future__ import annotations
 
