@@ -66,11 +66,16 @@ def assert_no_gil() -> None:
 # The tests of the migration need no event loop, so an environment for trio only skips them. libcst has no wheels for
 # PyPy and for Python 3.13 without a GIL.
 if _backends() == ["trio"] or ((PYPY or NO_GIL) and not importlib.util.find_spec("libcst")):
-    collect_ignore_glob = ["test_compat_migrate*.py"]
+    collect_ignore_glob = ["compat/test_migrate*.py"]
 
 
 # Most tests in these files start an interpreter. On PyPy that takes a second, so one backend must do.
-ON_ONE_BACKEND_OF_PYPY = ("test_lifecycle.py", "test_misbehaviour.py", "test_workers.py")
+ON_ONE_BACKEND_OF_PYPY = {
+    *("test_fork.py", "test_exit.py", "test_ctrl_c_in_programs.py"),
+    *("test_workers.py", "test_workers_end.py", "test_workers_block_nobody.py", "test_workers_interrupted.py"),
+    *("test_worker_output.py", "test_worker_deaths.py", "test_worker_loops.py", "test_log_records.py"),
+    *("test_worker_settings.py", "test_worker_programs.py"),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

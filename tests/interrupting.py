@@ -3,7 +3,7 @@
 A test cannot send a signal at one exact moment. But it can trace: `Steps` counts the bytecodes that the main thread
 runs in one folder, and calls *act* before bytecode number *when*. It counts only bytecodes where Python itself could
 run a signal handler. `numbers` yields the numbers to try: by default a sample. This command tries all:
-`UNFAZED_TEST_EVERY_STEP=1 pytest tests/test_interrupted.py tests/test_compat_asgiref_interrupted.py`.
+`UNFAZED_TEST_EVERY_STEP=1 pytest tests/core/test_interrupted.py tests/compat/test_asgiref_interrupted.py`.
 """
 
 from __future__ import annotations

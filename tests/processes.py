@@ -1,4 +1,4 @@
-"""Which processes there are: from psutil; or on PyPy, for which that cannot be built, from Linux's /proc."""
+"""List processes: with psutil, or on PyPy, where psutil cannot be built, from Linux's /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: a file imports from lower floors only, and stays short."""
+"""The layout of the project: a file imports from lower floors only, and stays short."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import unfazed.concurrency
 
 FOLDER = Path(unfazed.concurrency.__file__).parent
 COMPAT = Path(unfazed_compat.__file__).parent
+
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # of the rooms, and of the files that are rooms of their own
@@ -30,6 +31,7 @@ FLOORS = {  # of the rooms, and of the files that are rooms of their own
     "__init__": 5,
 }
 LINES = 400  # at most, in one file
+TEST_LINES = 500  # at most, in one file of the tests
 ROOMS = sorted(room for room in FOLDER.iterdir() if (room / "__init__.py").exists())
 
 
@@ -89,7 +91,19 @@ def test_every_room_has_its_floor_and_its_line_in_the_map() -> None:
 
 def test_files_stay_short() -> None:
     for file in (*FOLDER.rglob("*.py"), *COMPAT.rglob("*.py")):
-        assert len(file.read_text(encoding="utf-8").splitlines()) <= LINES, file.name
+        assert count_lines(file) <= LINES, file.name
+
+
+def test_files_of_the_tests_stay_short_and_have_names_of_their_own() -> None:
+    """No folder of the tests is a package: Python would take two files of one name for each other."""
+    files = [*(ROOT / "tests").rglob("*.py")]
+
+    assert {file.name: lines for file in files if (lines := count_lines(file)) > TEST_LINES} == {}
+    assert sorted({file.name for file in files}) == sorted(file.name for file in files)
+
+
+def count_lines(file: Path) -> int:
+    return len(file.read_text(encoding="utf-8").splitlines())
 
 
 def test_the_worker_needs_the_standard_library_alone() -> None:

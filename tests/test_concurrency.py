@@ -106,7 +106,7 @@ def test_importing_the_package_imports_nothing() -> None:
 
 
 def test_a_worker_process_imports_no_more_than_it_needs() -> None:
-    """The parent's own helpers do not come along, where the main module does not import them on the other side."""
+    """A worker does not import the parent's helpers, unless the main module does."""
     source = """
 if __name__ == "__main__":
     from unfazed.concurrency import run_in_processpool_sync

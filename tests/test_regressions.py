@@ -300,7 +300,7 @@ async def _enter() -> None:
     ids=lambda use: use.__name__,
 )
 def test_loop_that_ends_at_any_moment_of_a_call_does_not_hang(use: Callable[[], Awaitable[None]], turns: int) -> None:
-    """asyncio cancels, before it has begun, the very task that the call waits for."""
+    """asyncio cancels the task that the call waits for, before it has begun."""
 
     async def main() -> None:
         task = asyncio.ensure_future(use())

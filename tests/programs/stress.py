@@ -1,0 +1,406 @@
+"""Stress the package with threads, loops, small limits, garbage and signals: `python tests/programs/stress.py SECONDS`.
+
+Each round runs an event loop in the main thread, and plain threads beside it. Meanwhile a timer's signal handler raises
+in the main thread again and again, at random bytecodes. It raises in this package only: elsewhere it would test anyio
+and Python's own loops. After each round, every call has ended, no slot is taken, and no new thread is left.
+
+`test_stress.py` runs it for a few seconds; a soak test runs it for an hour. The last line of output counts the calls.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib.util
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+import unfazed.concurrency
+from unfazed.concurrency import (
+    CallTimeoutError,
+    EventLoopThread,
+    LoopEndedError,
+    contextmanager_in_eventloop_sync,
+    contextmanager_in_threadpool,
+    count_abandoned_threads,
+    in_processpool,
+    in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    run_in_executor,
+    run_in_executor_sync,
+    run_in_processpool,
+    run_in_processpool_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
+from unfazed.concurrency._core import _contexts, _limits, _taskcall
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from types import FrameType
+
+PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
+HANG_SECONDS = 30.0  # for a round or its cleanup; far longer than any takes
+TIMER_SECONDS = 0.003  # from the end of one handler to the next signal
+SWITCH_SECONDS = 0.0005  # how long a thread keeps the GIL; a short time makes more orders of events
+CALLS_PER_ROUND = 300
+THREADS = 4
+
+BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
+
+
+class Alarm(Exception):  # noqa: N818
+    """What the signal handler raises."""
+
+
+Expected = (Alarm, CallTimeoutError, LoopEndedError)
+counts: Counter[str] = Counter()
+executor = ThreadPoolExecutor(2)
+places: deque[str] = deque(maxlen=3)  # where the last alarms were raised
+armed = False  # whether the handler raises
+ticking = False  # whether the timer is set again
+
+
+def handle(signum: int, frame: FrameType | None) -> None:
+    # A one-shot timer, set again here. A periodic one could fire each time this thread gets the GIL back, and then only
+    # handlers would run.
+    if ticking:
+        signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
+    if sys.exc_info()[0] is not None:  # the last alarm may still propagate: only one at a time
+        return
+    if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        counts["alarms"] += 1
+        places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name} {frame.f_lasti}")
+        raise Alarm
+
+
+async def one(value: int = 1) -> int:
+    return value
+
+
+async def slow(value: int) -> int:
+    await anyio.sleep(0.001)
+    return value
+
+
+def nested(depth: int) -> int:
+    async def below() -> int:
+        return await run_in_threadpool(nested, depth - 1)
+
+    return 0 if depth == 0 else 1 + run_in_eventloop_sync(below)
+
+
+@contextmanager
+def sync_manager() -> Iterator[int]:
+    yield 1
+
+
+@asynccontextmanager
+async def async_manager() -> AsyncIterator[int]:
+    yield await slow(1)
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(5):
+        yield await one(number)
+
+
+class Garbage:
+    """A reference cycle that holds an unfinished call until the garbage collector finds it."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+        self.me = self
+
+
+limiters: list[anyio.CapacityLimiter] = []
+
+
+def a_limiter() -> anyio.CapacityLimiter:
+    return random.choice(limiters)
+
+
+async def drop_a_call() -> int:
+    """Create a call that is never awaited, and leave it to the garbage collector, which may run in any thread."""
+    call: Any = in_threadpool(time.sleep, limiter=a_limiter())(0.0001)
+    Garbage(call)
+    return 1
+
+
+async def with_a_manager() -> int:
+    async with contextmanager_in_threadpool(sync_manager(), limiter=a_limiter()) as value:
+        return value
+
+
+async def over_an_iterator() -> int:
+    async for number in iterate_in_threadpool(iter(range(10)), prefetch=random.randrange(4)):
+        if number == 1:
+            return 1
+    raise AssertionError("unreachable")
+
+
+async def late() -> int:
+    with suppress(CallTimeoutError):
+        await in_threadpool(time.sleep, timeout=0.001, limiter=a_limiter())(0.004)
+    return 1
+
+
+async def cancelled() -> int:
+    with anyio.move_on_after(random.random() * 0.004):
+        await in_threadpool(nested, limiter=a_limiter())(2)
+    return 1
+
+
+ASYNC: list[Callable[[], Awaitable[int]]] = [
+    lambda: run_in_threadpool(int, "1"),
+    lambda: in_threadpool(int, limiter=a_limiter())("1"),
+    lambda: in_threadpool(nested, limiter=a_limiter())(1),
+    lambda: run_in_eventloop(slow, 1),
+    lambda: run_in_executor(executor, int, "1"),
+    lambda: run_in_processpool(int, "1"),
+    lambda: in_processpool(int, limiter=a_limiter())("1"),
+    drop_a_call,
+    with_a_manager,
+    over_an_iterator,
+    late,
+    cancelled,
+]
+
+
+def sync_with_a_manager() -> int:
+    with contextmanager_in_eventloop_sync(async_manager()) as value:
+        return value
+
+
+def sync_over_an_iterator() -> int:
+    for number in iterate_in_eventloop_sync(numbers()):
+        if number == 1:
+            return number
+    raise AssertionError("unreachable")
+
+
+def sync_in_a_loop_of_its_own() -> int:
+    with EventLoopThread(random.choice(BACKENDS)) as loop:
+        return loop.run_sync(slow, 1)
+
+
+SYNC: list[Callable[[], int]] = [
+    lambda: run_in_threadpool_sync(int, "1"),
+    lambda: in_threadpool(int, limiter=a_limiter()).sync("1"),
+    lambda: run_in_eventloop_sync(slow, 1),
+    lambda: run_in_executor_sync(executor, int, "1"),
+    lambda: run_in_processpool_sync(int, "1"),
+    lambda: nested(1),
+    sync_with_a_manager,
+    sync_over_an_iterator,
+]
+ASYNC += [lambda: run_in_threadpool(random.choice(SYNC)), lambda: anyio.to_thread.run_sync(random.choice(SYNC))]
+RARELY = 0.02  # the share of sync calls that start their own loop
+
+
+def sync_call() -> None:
+    call = sync_in_a_loop_of_its_own if random.random() < RARELY else random.choice(SYNC)
+    try:
+        assert call() == 1
+        counts["calls"] += 1
+    except Expected:
+        counts["interrupted calls"] += 1
+
+
+async def async_call() -> None:
+    try:
+        assert await random.choice(ASYNC)() == 1
+        counts["calls"] += 1
+    except Expected:
+        counts["interrupted calls"] += 1
+
+
+async def in_the_main_threads_loop() -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(CALLS_PER_ROUND // 10):
+            for _ in range(10):
+                tasks.start_soon(async_call)
+            await anyio.sleep(0.001)
+
+
+def main_thread(backend: str) -> None:
+    """Make calls from an event loop in the main thread, then from sync code there."""
+    try:
+        anyio.run(in_the_main_threads_loop, backend=backend)
+    except BaseException as exc:
+        if not only_expected(exc):
+            raise
+        counts["interrupted loops"] += 1
+    for _ in range(CALLS_PER_ROUND // 5):
+        sync_call()
+
+
+def only_expected(exc: BaseException) -> bool:
+    """Return whether an event loop may end with *exc*, because the handler raised in it between calls."""
+    members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
+    if members:
+        return all(map(only_expected, members))
+    return isinstance(exc, Expected) or isinstance(exc.__cause__, Expected) or type(exc).__name__ == "TrioInternalError"
+
+
+def plain_thread(stop: threading.Event) -> None:
+    try:
+        while not stop.is_set():
+            sync_call()
+            if random.random() < 0.01:
+                gc.collect()
+    except BaseException as exc:
+        failures.append(exc)
+
+
+failures: list[BaseException] = []
+
+
+def left_behind(before: set[threading.Thread]) -> list[object]:
+    # idle threads of anyio and trio, of the background event loop and of the process pool may stay
+    threads = [each for each in threading.enumerate() if each not in before and not each.name.startswith(IDLE)]
+    limits = [
+        f"limit with {limit.occupied} slots taken, {len(limit.queue)} calls queued"
+        for limit in list(_limits.limits.values())
+        if limit.holders or limit.queue or limit.occupied or limit.running or limit.extras
+    ]
+    return [*threads, *limits, *_contexts._leases, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
+
+
+WORKERS = ("unfazed-processpool", "unfazed-worker", "unfazed-output")
+IDLE = ("AnyIO worker", "Trio thread", "unfazed-eventloop", "ThreadPoolExecutor", *WORKERS)
+
+
+def one_round(backend: str) -> None:
+    global armed
+    before = set(threading.enumerate())
+    limiters[:] = [anyio.CapacityLimiter(1), anyio.CapacityLimiter(2), anyio.CapacityLimiter(3)]
+    stop = threading.Event()
+    threads = [threading.Thread(target=plain_thread, args=(stop,), name="stress") for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    try:
+        armed = True
+        main_thread(backend)
+    except Alarm:  # raised just before `armed` was reset
+        pass
+    finally:
+        armed = False
+        stop.set()
+    for thread in threads:
+        thread.join(HANG_SECONDS)
+        assert not thread.is_alive(), "a thread does not come back"
+    assert not failures, failures
+    deadline = time.monotonic() + HANG_SECONDS
+    while left := left_behind(before):
+        assert time.monotonic() < deadline, left
+        gc.collect()
+        time.sleep(0.005)
+    assert run_in_threadpool_sync(int, "1") == 1, "the next call works"
+    assert anyio.run(run_in_threadpool, int, "1", backend=backend) == 1
+
+
+def say_who_waits() -> None:
+    """Print where each task and each thread is. Call it from another thread while the program hangs."""
+    slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
+    print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
+    for call in gc.get_objects():
+        if isinstance(call, _taskcall.TaskCall) and not call.future.done:
+            print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
+    for task in gc.get_objects():
+        if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):
+            step: Any = getattr(task, "coro", None) or task.get_coro()
+            stack: list[str] = []
+            while step is not None:
+                frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
+                if frame is not None:
+                    code = frame.f_code
+                    stack.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
+                step = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
+            if stack:
+                print("task:", " > ".join(stack), file=sys.stderr)
+    faulthandler.dump_traceback(all_threads=True)
+
+
+CALL_STATE = ("_work", "loop", "accepted", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
+
+
+class Guard:
+    """Ends the program with a report of who waits for whom, unless `all_is_well` is called in time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._well = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="guard").start()
+
+    def all_is_well(self) -> None:
+        self._well.set()
+
+    def _watch(self) -> None:
+        while self._well.wait(self._seconds):
+            self._well.clear()
+        say_who_waits()
+        os._exit(1)
+
+
+def main() -> None:
+    global ticking
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
+    random.seed(seed)
+    print(f"seed {seed}", flush=True)
+    logging.disable(logging.CRITICAL)  # asyncio logs exceptions in its callbacks
+    sys.unraisablehook = lambda _: None  # the handler raises in finalizers too
+    sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()  # collections visit only what the calls create
+    if has_gil():  # without a GIL, each collection stops all threads
+        gc.set_threshold(50)
+    signal.signal(signal.SIGALRM, handle)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    ticking = True
+    signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
+    guard = Guard(2 * HANG_SECONDS)
+    deadline, rounds, said = time.monotonic() + seconds, 0, time.monotonic()
+    try:
+        while time.monotonic() < deadline:
+            guard.all_is_well()
+            one_round(BACKENDS[rounds % len(BACKENDS)])
+            rounds += 1
+            if time.monotonic() > said + 60:
+                said = time.monotonic()
+                print(f"{deadline - said:.0f} seconds left, {rounds} rounds, {dict(counts)}", flush=True)
+    except BaseException:
+        sys.excepthook = sys.excepthook_before  # type: ignore[attr-defined]
+        faulthandler.dump_traceback(all_threads=True)
+        raise
+    finally:
+        ticking = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    executor.shutdown()
+    print(f"{rounds} rounds, {dict(counts)}, {'with' if has_gil() else 'without'} a GIL: no failure")
+
+
+def has_gil() -> bool:
+    is_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)  # since Python 3.13
+    return is_enabled is None or is_enabled()
+
+
+if __name__ == "__main__":
+    main()
