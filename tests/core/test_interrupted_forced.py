@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, let_others_run, wait_until
+from conftest import GRACE_SECONDS, captured, let_others_run, wait_until
 from interrupting import EVERY_STEP, Alarm, raise_alarm
 
 from unfazed.concurrency import EventLoopThread, LoopEndedError, LoopStateError
