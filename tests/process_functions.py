@@ -67,9 +67,22 @@ class WorkerOnlyError(Exception):
         return _only_in_process, (os.getpid(),)
 
 
+class NotAnErrorError(Exception):
+    def __reduce__(self) -> tuple[object, ...]:
+        return str, ("no error",)
+
+
+def raise_what_unpickles_as_a_string() -> NoReturn:
+    raise NotAnErrorError("what it says")
+
+
+def raise_worker_only() -> NoReturn:
+    raise WorkerOnlyError("what it says")
+
+
 def raise_group() -> NoReturn:
     inner = ExceptionGroup("some of them", [TwoArgumentError(3, 4), KeyError("key")])
-    raise ExceptionGroup("all of them", [ValueError(1), TwoArgumentError(1, 2), inner, WorkerOnlyError()])
+    raise ExceptionGroup("all of them", [ValueError(1), TwoArgumentError(1, 2), inner, WorkerOnlyError("of a group")])
 
 
 def local_object() -> object:

@@ -347,7 +347,19 @@ def test_members_of_a_group_that_pickle_badly_show_their_texts(caller: Caller) -
     assert isinstance(first, ValueError)
     assert (type(bad), str(bad)) == (RemoteError, "process_functions.TwoArgumentError: 1 and 2")
     assert [type(each) for each in inner.exceptions] == [RemoteError, KeyError]
-    assert "cannot be read in this process" in str(unknown)
+    assert "WorkerOnlyError: of a group (it cannot be read in this process" in str(unknown)
+
+
+def test_an_error_whose_class_cannot_be_read_here_shows_its_text(caller: Caller) -> None:
+    with pytest.raises(RemoteError, match=r"WorkerOnlyError: what it says \(it cannot be read in this") as caught:
+        caller("processpool", functions.raise_worker_only)
+
+    assert "in raise_worker_only" in str(caught.value.__cause__)
+
+
+def test_what_is_unpickled_instead_of_an_error_becomes_one(caller: Caller) -> None:
+    with pytest.raises(RemoteError, match="NotAnErrorError: what it says"):
+        caller("processpool", functions.raise_what_unpickles_as_a_string)
 
 
 def test_what_is_local_gets_the_advice_that_functions_get(caller: Caller) -> None:

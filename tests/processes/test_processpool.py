@@ -292,7 +292,7 @@ except WorkerProcessError as exc:
 
 
 def test_a_result_that_only_the_worker_can_read_is_an_error(background: Any) -> None:
-    with pytest.raises(NotSendableError, match=r"what return_worker_only\(\) returned or raised cannot be read"):
+    with pytest.raises(NotSendableError, match=r"what return_worker_only\(\) returned cannot be read"):
         run_in_processpool_sync(functions.return_worker_only)
     assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})
 

@@ -45,10 +45,11 @@ def test_a_value_comes_back(value: object) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException) -> None:
-    kind, caught, text = failure(functions.fail, error)
+    kind, (pickled, summary), text = failure(functions.fail, error)
 
     assert kind == call.ERROR
-    assert repr(caught) == repr(error)
+    assert repr(pickle.loads(pickled)) == repr(error)
+    assert text.endswith(f"{summary}\n")
     assert "in fail\n" in text
     assert "call.py" not in text
 
@@ -56,7 +57,7 @@ def test_an_error_comes_back_with_the_text_of_its_traceback(error: BaseException
 def test_an_error_with_attributes_that_cannot_be_set_comes_back() -> None:
     kind, error, text = failure(misbehaving.raise_frozen)
 
-    assert (kind, error) == (call.UNREADABLE_ERROR, "misbehaving_functions.FrozenError: 3")
+    assert (kind, error) == (call.ERROR, (None, "misbehaving_functions.FrozenError: 3"))
     assert "in raise_frozen" in text
 
 
@@ -68,17 +69,17 @@ def test_an_error_of_which_no_text_can_be_made_comes_back(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(traceback, "format_exception", fail)
     monkeypatch.setattr(traceback, "format_exception_only", fail)
-    kind, error, text = failure(misbehaving.raise_bad_syntax_error)
+    kind, (pickled, summary), text = failure(misbehaving.raise_bad_syntax_error)
 
-    assert (kind, type(error)) == (call.ERROR, SyntaxError)
+    assert (kind, type(pickle.loads(pickled)), summary) == (call.ERROR, SyntaxError, "SyntaxError")
     assert "in raise_bad_syntax_error" in text
     assert text.endswith("SyntaxError")
 
 
 def test_an_error_that_cannot_be_read_back_comes_as_text() -> None:
-    kind, summary, text = failure(functions.fail_with_two_arguments)
+    kind, error, text = failure(functions.fail_with_two_arguments)
 
-    assert (kind, summary) == (call.UNREADABLE_ERROR, "process_functions.TwoArgumentError: 1 and 2")
+    assert (kind, error) == (call.ERROR, (None, "process_functions.TwoArgumentError: 1 and 2"))
     assert "in fail_with_two_arguments" in text
 
 
@@ -113,9 +114,9 @@ def test_a_request_that_cannot_be_read_is_an_error_and_is_read_to_its_end(size: 
 
 
 def test_a_group_keeps_its_parts() -> None:
-    _, caught, text = failure(functions.fail_in_group)
+    _, (pickled, _), text = failure(functions.fail_in_group)
 
-    assert [type(each) for each in caught.exceptions] == [ValueError, KeyError]
+    assert [type(each) for each in pickle.loads(pickled).exceptions] == [ValueError, KeyError]
     if sys.version_info >= (3, 11):
         assert "KeyError: 2" in text
 
@@ -140,10 +141,10 @@ def test_what_memory_does_not_suffice_for_is_the_error() -> None:
     elsewhere = pickle.dumps((functions.echo, (functions.TooLarge(os.getpid() + 1),), {}))
 
     for request in (elsewhere, pickle.dumps((functions.return_too_large, (False,), {}))):
-        kind, error, _ = outcome_of(request)[1]
+        kind, (pickled, _), _ = outcome_of(request)[1]
 
         assert kind == call.ERROR
-        assert isinstance(error, MemoryError)
+        assert isinstance(pickle.loads(pickled), MemoryError)
 
 
 def test_an_orphan_ends(monkeypatch: pytest.MonkeyPatch) -> None:

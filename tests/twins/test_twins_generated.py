@@ -22,6 +22,7 @@ CLASSES = [
     *(f"twins_library:{name}" for name in ("AsyncRows", "AsyncRepository", "AsyncReads", "AsyncClient", "AsyncBase")),
     "twins_library:AsyncRow=Line",
     "twins_library:AsyncSettings",
+    "twins_library:AsyncIndex",
 ]
 GOLDEN = Path(__file__).parent / "twins_library_sync.py"
 HANG_SECONDS = 50
@@ -114,6 +115,23 @@ def test_protocols_and_dataclasses_stay_what_they_are(twins: Any) -> None:
 
     assert isinstance(Reader(), twins.Reads)
     assert not isinstance(3, twins.Reads)
+
+
+def test_decorators_see_what_was_passed(twins: Any) -> None:
+    library.passed.clear()
+
+    index = twins.Index("planets")
+    twins.Index("moons", 3)
+    assert index.find("earth") == "planets earth 10 False {}"
+    assert index.find("earth", 5, exact=True, sort="size") == "planets earth 5 True {'sort': 'size'}"
+    assert index.search("earth") == "planets earth 10 () False"
+    assert library.passed == [
+        ["name", "self"],
+        ["name", "self", "size"],
+        ["self", "text"],
+        ["exact", "limit", "options", "self", "text"],
+        ["exact", "limit", "self", "text"],  # not for functions that take any number of positional arguments
+    ]
 
 
 def test_an_abstract_class_cannot_be_made(twins: Any) -> None:

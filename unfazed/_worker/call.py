@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from .channel import Reader
 
 # The kinds of an outcome that is not a value. Each is sent with details and the text of a traceback.
-ERROR = "error"
+ERROR = "error"  # details: see `_described`
 INITIALIZER_ERROR = "initializer error"  # the function was not called; the next call runs the initializer again
-UNREADABLE_ERROR = "unreadable error"  # it cannot be pickled and unpickled; details: type and text
 UNREADABLE_REQUEST = "unreadable request"  # function or arguments do not unpickle; details: why
 COROUTINE = "coroutine"  # the function turned out to be async
 UNSENDABLE_VALUE = "unsendable value"  # it cannot be pickled; details: its type and why
@@ -92,27 +91,22 @@ def _outcome(kind: str, about: object, text: str) -> list[bytes]:
 
 
 def _error(exc: BaseException, kind: str = ERROR) -> list[bytes]:
-    text = _text_of(exc)
-    try:
-        packed = pickle.dumps((kind, exc, text), channel.PROTOCOL)
-        pickle.loads(packed)  # fails if its constructor needs other arguments than its `args`
-    except BaseException:  # whatever its `__reduce__` raises
-        return _outcome(UNREADABLE_ERROR if kind == ERROR else kind, _legible(exc), text)
-    return channel.in_frame(channel.OUTCOME, [packed])
+    return _outcome(kind, _described(exc), _text_of(exc))
 
 
-def _legible(exc: BaseException) -> object:
-    """Return type and text of *exc*. For a group, return its message and its members, pickled if possible."""
+def _described(exc: BaseException) -> tuple[object, object]:
+    """Return the pickle of *exc*, or `None`, and its text. For a group without a pickle, return message and members."""
+    packed = _pickled(exc)
     members: tuple[BaseException, ...] | None = getattr(exc, "exceptions", None)
-    if not isinstance(members, tuple) or not hasattr(exc, "derive"):  # a group has both, on each Python
-        return _summary_of(exc)
-    return str(getattr(exc, "message", "")), [_pickled(member) or _legible(member) for member in members]
+    if packed is None and isinstance(members, tuple) and hasattr(exc, "derive"):  # a group has both, on each Python
+        return str(getattr(exc, "message", "")), [_described(member) for member in members]
+    return packed, _summary_of(exc)
 
 
 def _pickled(exc: BaseException) -> bytes | None:
     try:
         packed = pickle.dumps(exc, channel.PROTOCOL)
-        pickle.loads(packed)
+        pickle.loads(packed)  # fails if its constructor needs other arguments than its `args`
     except BaseException:  # whatever its `__reduce__` or its class raises
         return None
     return packed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from reprlib import repr as short_repr
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from anyio import Event
 
+from ._core import _slots
 from ._core._checks import (
     async_function_error,
     close_coroutine,
@@ -24,13 +26,13 @@ from ._core._checks import (
     require_sync,
     require_timeout,
 )
-from ._core._errors import ExecutorError, WrongFunctionError
-from ._core._futures import OneShotFuture
+from ._core._errors import CallTimeoutError, ExecutorError, WrongFunctionError
+from ._core._futures import BlockingFuture, OneShotFuture
 from ._core._references import to_send
 from ._eventloops._background import submit_to_background
-from ._eventloops._loops import current_loop, forget_library
-from ._eventloops._synccalls import call_from_sync
-from ._eventloops._timeouts import Timeout, within
+from ._eventloops._loops import current_loop, forget_library, running_loop
+from ._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
+from ._eventloops._timeouts import Timeout, seconds_to_look, within
 from ._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._eventloops._workers import lending
 
@@ -89,34 +91,98 @@ class ExecutorCall(Generic[T]):
         return lending(within(self._timeout, self._run, self._what_it_waits_for))
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
-        executor, loop, event = self._executor, current_loop(), Event()
+        loop, event = current_loop(), Event()
         await raise_if_cancelled(loop)
+        future = self._submit()
+        wake = partial(set_from_anywhere, loop, event)
+        future.add_done_callback(lambda _: wake())
+        if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
+            wake()
+        await wait_for_end(event, partial(self._cancel, future), timer)
+        error = self._error_of(future)
+        outcome: OneShotFuture[T] = OneShotFuture()
+        outcome.write(None if error is not None else future.result(), error)
+        return outcome
+
+    def run_sync(self) -> T:
+        """Make the call in a thread that belongs to no event loop, which needs none then. Return what it returned.
+
+        Who wakes us: the executor, as in `run`. Interrupted by a signal handler, we do as when cancelled; the second
+        time we stop waiting.
+        """
+        future: Future[T] | None = None
+        ended: BlockingFuture[None] = BlockingFuture()
+        try:
+            future = self._submit()
+            future.add_done_callback(lambda _: ended.write(None, None))
+            self._wait(future, ended)
+        except BaseException as exc:
+            late = isinstance(exc, CallTimeoutError)
+            if future is not None and not (late or future.cancel() or future.done()):
+                say_that_we_wait(exc, name_of(self._func))
+                with suppress(CallTimeoutError):
+                    self._wait(future, ended)
+            raise
+        error = self._error_of(future)
+        if error is None:
+            return future.result()
+        try:
+            raise error
+        finally:
+            del error, future, self  # the traceback of the error leads here
+
+    def _submit(self) -> Future[T]:
+        executor = self._executor
         try:
             if _runs_in_our_threads(executor):
                 call = partial(self._func, *self._args, **self._kwargs)
                 context = copy_context()
                 context.run(forget_library)
-                future: Future[T] = executor.submit(context.run, call)
-            else:
-                future = executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
+                return executor.submit(context.run, call)
+            return executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
         except Exception as exc:
             # The executor was shut down or is broken. Some libraries have an exception class of their own for that.
             if not isinstance(exc, RuntimeError) and not _is_of_library(exc, executor):
                 raise
             reason = f"was not accepted by its {type(executor).__name__}: {exc}"
             raise ExecutorError(name_of(self._func), reason) from exc
-        wake = partial(set_from_anywhere, loop, event)
-        future.add_done_callback(lambda _: wake())
-        if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
-            wake()
-        await wait_for_end(event, partial(self._cancel, future), timer)
-        return _outcome(future, executor, self._func, self._kwargs)
+
+    def _wait(self, future: Future[T], ended: BlockingFuture[None]) -> None:
+        def when_late() -> str:
+            self._cancel(future)
+            return self._what_it_waits_for()
+
+        # `done`: a signal handler may have raised while `add_done_callback` called it, which drops that
+        while not ended.ready.acquire(timeout=seconds_to_look(self._timeout, when_late)) and not future.done():
+            pass
 
     def _cancel(self, future: Future[T]) -> None:
         self._never_started = future.cancel()
 
     def _what_it_waits_for(self) -> str:
         return f"its turn in the {type(self._executor).__name__}" if self._never_started else ""
+
+    def _error_of(self, future: Future[T]) -> BaseException | None:
+        """Return what to raise for *future*, which is done, or None."""
+        try:
+            error = future.exception()
+        except CancelledError as exc:
+            error = ExecutorError(name_of(self._func), "was cancelled by its executor, not by its caller")
+            error.__cause__ = exc
+        return None if error is None else self._explained(error)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return *error*, or what says better what has happened."""
+        executor, func = self._executor, self._func
+        explained = error
+        if isinstance(error, BrokenExecutor):
+            explained = ExecutorError(name_of(func), f"was lost, as its executor broke: {error}")
+        elif _is_its_own(error, executor, func):
+            explained = ExecutorError(name_of(func), f"was lost by its {type(executor).__name__}: {error}")
+        if explained is not error:
+            explained.__cause__ = error
+        explain(explained, "in_executor", func, self._kwargs)
+        return explained
 
 
 _SENDING_BY_NAME = ("concurrent.futures.process", "concurrent.futures.interpreter")
@@ -160,31 +226,7 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
     )
 
 
-def _outcome(
-    future: Future[T], executor: Executor, func: Callable[..., object], kwargs: dict[str, Any]
-) -> OneShotFuture[T]:
-    """Return the outcome of a future that is done."""
-    outcome: OneShotFuture[T] = OneShotFuture()
-    name = name_of(func)
-    try:
-        error = future.exception()
-    except CancelledError as exc:
-        error = ExecutorError(name, "was cancelled by its executor, not by its caller")
-        error.__cause__ = exc
-    if isinstance(error, BrokenExecutor):
-        broken, error = error, ExecutorError(name, f"was lost, as its executor broke: {error}")
-        error.__cause__ = broken
-    elif error is not None and _is_its_own(error, executor, func):
-        own, error = error, ExecutorError(name, f"was lost by its {type(executor).__name__}: {error}")
-        error.__cause__ = own
-    if error is not None:
-        explain(error, "in_executor", func, kwargs)
-    outcome.write(None if error is not None else future.result(), error)
-    return outcome
-
-
-def _read(outcome: OneShotFuture[T], func: object, helper: str) -> T:
-    value = outcome.read()
+def _refuse_coroutine(value: T, func: object, helper: str) -> T:
     if close_coroutine(value):
         raise async_function_error(func, helper)
     return value
@@ -222,7 +264,8 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     """
     _require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    return _read(await ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
+    outcome = await ExecutorCall(executor, func, args, kwargs).run()
+    return _refuse_coroutine(outcome.read(), func, "run_in_executor")
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -242,8 +285,7 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
-        LoopStartError: If the background event loop cannot start.
-        LoopEndedError: If the interpreter is exiting.
+        LoopEndedError: In a worker thread, if its event loop ends.
         WrongFunctionError: If *executor* is not an executor, or *func* is async, returns a coroutine, or cannot be
             called.
         ExecutorError: If the executor does not accept the call, for example after its shutdown, or if it breaks, or
@@ -261,7 +303,11 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
 
 
 def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    return _read(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
+    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
+        value = call_from_sync(call.run, func, twin, instead, submit_to_background).read()
+    else:
+        value = call.run_sync()
+    return _refuse_coroutine(value, func, helper)
 
 
 class ExecutorPlace(NamedTuple):
@@ -281,7 +327,8 @@ class ExecutorPlace(NamedTuple):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        return _read(await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
+        outcome = await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run()
+        return _refuse_coroutine(outcome.read(), func, "in_executor")
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..concurrency._twins import _building as _building  # it sets `_family.make_twin`
-from ..concurrency._twins._calls import delete_attribute, make, set_attribute
+from ..concurrency._twins._calls import delete_attribute, make, make_without_defaults, set_attribute
 from ..concurrency._twins._twin import SyncTwin
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     call_class: _ClassCall
     call_maker: _Call
     call_operator: _Call
+    call_without_defaults: _Call
     default: _Default
     enter: _Use
     get_attribute: _Call
@@ -51,6 +52,7 @@ else:
         call_class,
         call_maker,
         call_operator,
+        call_without_defaults,
         default,
         enter,
         get_attribute,
@@ -68,6 +70,7 @@ __all__ = (
     "call_class",
     "call_maker",
     "call_operator",
+    "call_without_defaults",
     "default",
     "delete_attribute",
     "enter",
@@ -75,6 +78,7 @@ __all__ = (
     "iterate",
     "leave",
     "make",
+    "make_without_defaults",
     "original",
     "set_attribute",
     "step",

@@ -186,7 +186,24 @@ def _call_in_waiting_task(call: TaskCall[Any]) -> None:
         raise LoopEndedError("the event loop of this worker thread has ended") from None
 
 
-def from_thread_modules() -> list[Any]:
+def belongs_to_loop() -> bool:
+    """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
+
+    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
+    what this thread runs in the loop.
+    """
+    if thread.worker is not None:
+        return True
+    for module in _from_thread_modules():
+        try:
+            module.check_cancelled()
+        except RuntimeError:
+            continue
+        return True
+    return False
+
+
+def _from_thread_modules() -> list[Any]:
     """Return anyio's and trio's `from_thread`, as far as this may be a worker thread of theirs."""
     if thread.forked or threading.current_thread() is threading.main_thread():
         return []
@@ -200,7 +217,7 @@ def from_thread_modules() -> list[Any]:
 
 def _call_from_others_worker(call: TaskCall[Any]) -> bool:
     """Run *call* in the loop that awaits this worker thread, which others started. Return whether there is one."""
-    modules = from_thread_modules()
+    modules = _from_thread_modules()
     if not modules:
         return False
     entered = False

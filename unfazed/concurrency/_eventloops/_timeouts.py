@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOOK_UP_SECONDS = 1.0  # how soon Ctrl-C interrupts a sync wait on Windows; arbitrary
+
 
 class Timeout:
     """The time that one call may take, from the moment when the call is made, on any thread.
@@ -54,3 +56,16 @@ def within(
 ) -> Awaitable[T]:
     """Return the result of *run*, within *timeout* if there is one."""
     return run(None) if timeout is None else timeout.bound(run, what_it_waits_for)
+
+
+def seconds_to_look(timeout: Timeout | None, what_it_waits_for: Callable[[], str]) -> float:
+    """Return how many seconds a thread may wait at once, or raise the error if the time is up.
+
+    On Windows, Ctrl-C does not interrupt a wait.
+    """
+    if timeout is None:
+        return LOOK_UP_SECONDS
+    left = timeout.left()
+    if not left:
+        raise timeout.error(what_it_waits_for())
+    return min(left, LOOK_UP_SECONDS)

@@ -114,7 +114,7 @@ def read_payload(data: bytes | channel.Reader, func: object) -> Any:
         if isinstance(data, bytes) and _succeeds(load, data):
             raise  # unpickling works, so a signal handler raised it
         name = name_of(func)
-        raise NotSendableError(f"what {name}() returned or raised cannot be read in this process: {exc}") from exc
+        raise NotSendableError(f"what {name}() returned cannot be read in this process: {exc}") from exc
 
 
 def _succeeds(func: Callable[..., object], *args: object) -> bool:
@@ -125,25 +125,30 @@ def _succeeds(func: Callable[..., object], *args: object) -> bool:
     return True
 
 
-def _to_exception(about: Any) -> BaseException:
-    """Return the exception that *about* describes: itself, its text, its pickle, or the text and members of a group."""
+def _to_exception(about: tuple[Any, Any]) -> BaseException:
+    """Return the exception that `unfazed._worker.call` has described."""
     error: BaseException
-    if isinstance(about, BaseException):
-        return about
-    if isinstance(about, str):
-        return RemoteError(about)
-    if isinstance(about, bytes):
-        try:
-            error = load(about)
-        except Exception as exc:
-            error = RemoteError(f"an exception that cannot be read in this process: {exc}")
-        return error
     text, members = about
+    if not isinstance(members, list):
+        return _load_exception(*about)
     group: Any = vars(builtins).get("BaseExceptionGroup")
     if group is None:  # pragma: no cover  before Python 3.11: anyio installs the backport
         group = importlib.import_module("exceptiongroup").BaseExceptionGroup
     error = group(text, [_to_exception(member) for member in members])
     return error
+
+
+def _load_exception(pickled: bytes | None, text: str) -> BaseException:
+    """Return the exception that was *pickled*. If it cannot be read, return its *text* as an error."""
+    if pickled is None:
+        return RemoteError(text)
+    try:
+        error = load(pickled)
+    except Exception as exc:
+        if _succeeds(load, pickled):
+            raise  # unpickling works, so a signal handler raised it
+        return RemoteError(f"{text} (it cannot be read in this process: {exc})")
+    return error if isinstance(error, BaseException) else RemoteError(text)
 
 
 def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseException:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import Event
@@ -22,10 +22,10 @@ from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync, from_thread_modules, say_that_we_wait
-from .._eventloops._timeouts import within
+from .._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
+from .._eventloops._timeouts import LOOK_UP_SECONDS, seconds_to_look, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
-from .._eventloops._workers import lending, thread
+from .._eventloops._workers import lending
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
 from ._inbox import Inbox
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
     from ._call import Received
     from ._worker import WorkerProcess
-
-LOOK_UP_SECONDS: Final = 1.0  # how soon Ctrl-C interrupts a wait on Windows; arbitrary
 
 
 def run(call: ProcessCall) -> Awaitable[Any]:
@@ -117,7 +115,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    if _slots.is_interrupted() or running_loop() is not None or _belongs_to_loop():
+    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
@@ -146,17 +144,7 @@ def _wait_for_slot(call: ProcessCall, slot: _limits.Slot) -> None:
 
     _slots.queue(slot, wake)
     while not slot.held:  # if it is granted after this look, we are woken
-        granted.ready.acquire(timeout=_seconds_left(call))
-
-
-def _seconds_left(call: ProcessCall) -> float:
-    """Return how many seconds to wait before the next look. On Windows, Ctrl-C does not interrupt a wait."""
-    if call.timeout is None:
-        return LOOK_UP_SECONDS
-    left = call.timeout.left()
-    if not left:
-        raise call.timeout.error(call.what_it_waits_for())
-    return min(left, LOOK_UP_SECONDS)
+        granted.ready.acquire(timeout=seconds_to_look(call.timeout, call.what_it_waits_for))
 
 
 def _wait_in_slot(call: ProcessCall) -> Any:
@@ -237,7 +225,7 @@ class _Answer(OneShotFuture[Any]):
     def wait(self, call: ProcessCall) -> None:
         while not self.done:
             try:
-                told = self._told.get(timeout=_seconds_left(call))
+                told = self._told.get(timeout=seconds_to_look(call.timeout, call.what_it_waits_for))
             except Empty:
                 continue
             if told is not None:
@@ -253,20 +241,3 @@ def _background_limiter() -> CapacityLimiter | None:
 
 async def _ask_for_limiter() -> CapacityLimiter:
     return default_limiter.of(current_loop())
-
-
-def _belongs_to_loop() -> bool:
-    """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
-
-    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
-    what this thread runs in the loop.
-    """
-    if thread.worker is not None:
-        return True
-    for module in from_thread_modules():
-        try:
-            module.check_cancelled()
-        except RuntimeError:
-            continue
-        return True
-    return False

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CALLBACK, ITERABLE, ITERATOR = "async callback", "async iterable", "async or sync iterable"
 
 _wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # keys: function, parameter name
+_NO_DEFAULT = object()
+_defaults: WeakKeyDictionary[Any, Mapping[str, object]] = WeakKeyDictionary()  # keys: function, parameter name
 
 
 def turned_call(
@@ -39,6 +41,19 @@ def turned_call(
     if any(map(_may_be_sync, args)) or any(map(_may_be_sync, kwargs.values())):
         args, kwargs = _with_async(func, args, kwargs, site)
     return functools.partial(func, *map(to_async, args), **{name: to_async(value) for name, value in kwargs.items()})
+
+
+def without_defaults(func: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return *kwargs* without those that are defaults of *func*: its decorators may ask what was passed."""
+    key = getattr(func, "__func__", func)
+    defaults = _defaults.get(key)
+    if defaults is None:
+        defaults = _defaults[key] = {name: each.default for name, each in _signature(func).parameters.items()}
+    return {name: value for name, value in kwargs.items() if not _is_same(value, defaults.get(name, _NO_DEFAULT))}
+
+
+def _is_same(value: object, default: object) -> bool:
+    return value is default or (type(value) is type(default) and type(value) in LEAVES and value == default)
 
 
 def _may_be_sync(value: object) -> bool:

@@ -22,7 +22,7 @@ from .._eventloops._background import _run_in_time
 from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
-from ._arguments import turned_call
+from ._arguments import turned_call, without_defaults
 from ._family import Site
 from ._members import is_maker
 from ._values import LEAVES, to_async, to_sync
@@ -42,6 +42,12 @@ INSTEAD = "await {}(...)"
 def call(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
     """Call the method *name* of the async object. Return its result, converted for sync code."""
     return run(twin, getattr(twin._unfazed_state.target, name), args, kwargs)
+
+
+def call_without_defaults(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
+    """Do what `call` does, without the keyword arguments that are the function's defaults."""
+    func = getattr(twin._unfazed_state.target, name)
+    return run(twin, func, args, without_defaults(func, kwargs))
 
 
 def call_maker(twin: TwinBase, name: str, /, *args: object, **kwargs: object) -> Any:
@@ -104,6 +110,11 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
     family = twin._unfazed_family
     kwargs = {name: value for name, value in kwargs.items() if value is not _DEFAULT}
     family.remember(twin, _run_for_class(family, cls, args, kwargs).value, None)
+
+
+def make_without_defaults(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
+    """Do what `make` does, without the keyword arguments that are the constructor's defaults."""
+    make(twin, *args, **without_defaults(twin._unfazed_class, kwargs))
 
 
 def call_class(cls: type[TwinBase], name: str, /, *args: object, **kwargs: object) -> Any:

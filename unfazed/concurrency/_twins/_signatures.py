@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Decorators that type checkers or readers need. All others already act on the async function, which the twin calls.
 _KEPT = ("overload", "final", "deprecated")
+# Decorators that do not look at the arguments of a call. Any other one may ask which of them are there.
+_TRANSPARENT = (*_KEPT, "abstractmethod", "asynccontextmanager", "classmethod", "override", "staticmethod")
 # Async special methods, and the functions of `unfazed.twins` that the twin's methods call for them.
 SPECIAL = {
     "__aenter__": "enter",
@@ -188,7 +190,8 @@ class Function:
             passed = [first, "exc_type", "exc", "traceback"] if self._name == "__aexit__" else [first]
             return f"{helper(SPECIAL[self._name])}({', '.join(passed)})"
         if self._name == "__init__":
-            return f"{helper('make')}({', '.join([first, *self._arguments()])})"
+            maker = "make_without_defaults" if self._may_ask_for_arguments() else "make"
+            return f"{helper(maker)}({', '.join([first, *self._arguments()])})"
         if self._kind == "property":
             accessor = self._accessor()
             if accessor == "setter":
@@ -196,16 +199,33 @@ class Function:
             return f"{helper('get_attribute' if accessor == 'getter' else 'delete_attribute')}({first}, {name})"
         if self._kind == "staticmethod":
             return f"{helper('call_class')}({', '.join([self._translator.twin_name, name, *self._arguments(0)])})"
-        helpers = {"classmethod": "call_class", "maker": "call_maker", "operator": "call_operator", "method": "call"}
+        plain_call = "call_without_defaults" if self._may_ask_for_arguments() else "call"
+        helpers = {
+            "classmethod": "call_class",
+            "maker": "call_maker",
+            "operator": "call_operator",
+            "method": plain_call,
+        }
         return f"{helper(helpers[self._kind])}({', '.join([first, name, *self._arguments()])})"
+
+    def _may_ask_for_arguments(self) -> bool:
+        """Return whether a decorator may ask which arguments a call has. Then those not passed must not be there."""
+        if self._kind not in ("method", "operator") or isinstance(self._node.params.star_arg, cst.Param):
+            return False
+        decorators = (getattr(each.decorator, "func", each.decorator) for each in self._node.decorators)
+        return any((dotted_name(each) or "").rpartition(".")[2] not in _TRANSPARENT for each in decorators)
 
     def _arguments(self, skipped: int = 1) -> list[str]:
         """Return the arguments that the line passes on: all of them, positional if possible."""
         params = self._node.params
-        names = [param.name.value for param in self._own_parameters()][skipped:]
+        own = self._own_parameters()[skipped:]
+        by_name = params.kwonly_params
+        if self._may_ask_for_arguments():
+            by_name = [each for each in params.params if each.default is not None] + [*by_name]
+        names = [each.name.value for each in own if each not in by_name]
         if isinstance(params.star_arg, cst.Param):
             names.append(f"*{params.star_arg.name.value}")
-        names += [f"{param.name.value}={param.name.value}" for param in params.kwonly_params]
+        names += [f"{each.name.value}={each.name.value}" for each in by_name]
         if params.star_kwarg is not None:
             names.append(f"**{params.star_kwarg.name.value}")
         return names
