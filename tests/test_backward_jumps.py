@@ -10,7 +10,7 @@ import ast
 import dis
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -69,7 +69,7 @@ def unprotected_jumps(source: str) -> Iterator[tuple[str, int]]:
     """Yield the function and the line of each jump to the start of such a loop that its `try` does not count."""
     loops = [*_lines_of_protected_loops(ast.parse(source))]
     for code in _codes(compile(source, "source", "exec")):
-        bytecode = dis.Bytecode(code)
+        bytecode: Any = dis.Bytecode(code)  # typeshed does not know `exception_entries`
         for step in bytecode:
             line = step.positions.lineno if step.positions else None
             if step.opname != "JUMP_BACKWARD" or not any(line in loop for loop in loops):
