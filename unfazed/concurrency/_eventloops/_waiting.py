@@ -99,7 +99,7 @@ def _next_check(deadline: float) -> float:
     return min(deadline, current_time() + CHECK_SECONDS)
 
 
-async def _wait_and_check(event: Event, check: Callable[[], object]) -> None:
+async def wait_and_check(event: Event, check: Callable[[], object]) -> None:
     """Wait for *event*, and call *check* every `CHECK_SECONDS`."""
     while not event.is_set():
         with move_on_after(CHECK_SECONDS):
@@ -125,7 +125,7 @@ async def wait_for_end(
     try:
         if begin is not None:
             begin()
-        await (_wait_and_check(event, check) if check is not None and check_at_once else event.wait())
+        await (wait_and_check(event, check) if check is not None and check_at_once else event.wait())
         return
     except BaseException as exc:
         cancellation = exc

@@ -40,7 +40,7 @@ from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_and_check, wait_shielded
 from .._eventloops._workers import thread
 from ._threadrunner import ThreadRunner
 
@@ -163,7 +163,7 @@ class Feed(Generic[T]):
             if self._items or self._over:
                 return
             try:
-                await news.wait()
+                await wait_and_check(news, self._look_after_fetching)
                 continue
             except BaseException as exc:
                 cancellation = exc
@@ -181,6 +181,11 @@ class Feed(Generic[T]):
             fetching.cancel()
             cancellation = await wait_shielded(idle, cancellation, check=fetching.go_on)
         return cancellation
+
+    def _look_after_fetching(self) -> None:
+        """Find out whether signal handlers have ended the task that fetches ahead."""
+        if self._fetching is not None:
+            self._fetching.fail_if_lost()
 
     def _fetch_ahead(self) -> None:
         """Have a task fill the buffer, unless one does."""

@@ -45,7 +45,7 @@ from .._eventloops._limiters import NO_LIMIT
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._synccalls import GONE_CHECK_SECONDS
-from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_shielded
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_and_check, wait_shielded
 from .._threads._threadcall import ThreadCall, ThreadOptions
 from ._endings import ended_error, show_error
 
@@ -144,8 +144,10 @@ class ThreadRunner(Generic[T]):
 
         self._waiting = event
         self._steps.put(step)
-        if self._error is None:
+        if self._error is None and self._starts:
             await event.wait()
+        elif self._error is None:  # signal handlers may end the task that is to start the thread
+            await wait_and_check(event, self._hold.fail_if_lost)
         if self._error is not None:
             raise self._error
 
