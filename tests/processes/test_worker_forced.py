@@ -184,9 +184,9 @@ def test_what_a_signal_handler_raises_between_two_functions_is_the_error_of_the_
 ) -> None:
     monkeypatch.setattr(worker_call, "_initialize", once_before(worker_call._initialize, raise_alarm))
 
-    kind, (about, error, _) = outcome_of(pickle.dumps((int, (), {})))
+    kind, (about, (pickled, _), _) = outcome_of(pickle.dumps((int, (), {})))
 
-    assert (kind, about, type(error)) == (channel.OUTCOME, worker_call.ERROR, Alarm)
+    assert (kind, about, type(pickle.loads(pickled))) == (channel.OUTCOME, worker_call.ERROR, Alarm)
 
 
 # Log records
@@ -234,7 +234,7 @@ def test_a_record_that_cannot_be_read_is_reported(monkeypatch: pytest.MonkeyPatc
 
     _handling.handle(b"no pickle", _worker._call)
 
-    assert told == [pickle.UnpicklingError]
+    assert told in ([pickle.UnpicklingError], [KeyError])  # CPython's, PyPy's
 
 
 def test_a_worker_whose_records_cannot_be_taken_for_want_of_memory_is_ended(
