@@ -16,7 +16,7 @@ Options go to the decorators, which make a function that can be called both ways
 
 Iterators and context managers cross the border in the same words: `iterate_in_threadpool`,
 `iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
-an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one.
+an event loop in a thread of its own. `check_cancelled` stops functions in threads. `sync_twin` makes a class for sync code from an async one.
 """
 
 from .. import __version__ as __version__
@@ -51,6 +51,7 @@ from ._processes import (
 from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
 from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
+from ._threads._cancellation import check_cancelled
 from ._threads._threadcall import count_abandoned_threads
 from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
 from ._twins import sync_twin
@@ -75,6 +76,7 @@ __all__ = (
     "WorkerProcessError",
     "WrongFunctionError",
     "WrongOptionError",
+    "check_cancelled",
     "configure_background_eventloop",
     "configure_processpool",
     "contextmanager_in_eventloop_sync",

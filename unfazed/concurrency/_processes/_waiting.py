@@ -22,7 +22,7 @@ from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync, from_thread_modules, say_that_we_wait
+from .._eventloops._synccalls import belongs_to_others_loop, call_from_sync, say_that_we_wait
 from .._eventloops._timeouts import within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending, thread
@@ -258,15 +258,7 @@ async def _ask_for_limiter() -> CapacityLimiter:
 def _belongs_to_loop() -> bool:
     """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
 
-    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
-    what this thread runs in the loop.
+    If anyio's or trio's task has been cancelled, raise that: on asyncio, anyio does not deliver it to what this thread
+    runs in the loop.
     """
-    if thread.worker is not None:
-        return True
-    for module in from_thread_modules():
-        try:
-            module.check_cancelled()
-        except RuntimeError:
-            continue
-        return True
-    return False
+    return thread.worker is not None or belongs_to_others_loop()
