@@ -16,7 +16,8 @@ Options go to the decorators, which make a function that can be called both ways
 
 Iterators and context managers cross the border in the same words: `iterate_in_threadpool`,
 `iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
-an event loop in a thread of its own. `check_cancelled` stops functions in threads. `sync_twin` makes a class for sync code from an async one.
+an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one. `check_cancelled` stops
+a function in a thread, and `allow_blocking_loop` lets sync calls wait where an event loop runs.
 """
 
 from .. import __version__ as __version__
@@ -39,6 +40,7 @@ from ._core._errors import (
 )
 from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool
 from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
+from ._eventloops._blocking import allow_blocking_loop
 from ._eventloops._loopthread import EventLoopThread
 from ._executors import run_in_executor, run_in_executor_sync
 from ._processes import (
@@ -76,6 +78,7 @@ __all__ = (
     "WorkerProcessError",
     "WrongFunctionError",
     "WrongOptionError",
+    "allow_blocking_loop",
     "check_cancelled",
     "configure_background_eventloop",
     "configure_processpool",

@@ -86,6 +86,7 @@ class Worker:
 class _Thread(threading.local):
     worker: Worker | None = None  # while the thread runs a call of ours
     forked = False  # whether the process was forked by this thread: then it knows nothing of loops
+    is_loop_thread = False  # whether it is the thread of an `EventLoopThread`
     lost_loop: object = None  # the native loop that ran in it at that moment, and is lost
 
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from anyio import Event, get_cancelled_exc_class
 
-from .._core import _limits
+from .._core import _limits, _standing
 from .._core._futures import OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
@@ -80,6 +80,8 @@ class TaskRunner(TaskCall[None]):
         """Have the task run *call*, with the slot that *context* holds. From any thread; returns at once."""
         if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
             raise ended_error()
+        if _standing.live:
+            _standing.expect(self.loop.native, call, context.get(_standing.current_standing))
         call.set_loop(self.loop)
         self.loop.post(self._take, call, context.run(_limits.current_slot.get))
 
