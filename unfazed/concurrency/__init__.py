@@ -38,7 +38,16 @@ from ._core._errors import (
     WrongFunctionError,
     WrongOptionError,
 )
-from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool
+from ._dual import (
+    DualCallable,
+    DualContextManager,
+    DualIterator,
+    DualMethod,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+)
 from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
 from ._eventloops._blocking import allow_blocking_loop
 from ._eventloops._loopthread import EventLoopThread
@@ -62,6 +71,8 @@ __all__ = (
     "CallCancelledError",
     "CallTimeoutError",
     "DualCallable",
+    "DualContextManager",
+    "DualIterator",
     "DualMethod",
     "EventLoopThread",
     "ExecutorError",

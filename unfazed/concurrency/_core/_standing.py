@@ -122,10 +122,12 @@ def waits_for(native: object, chain: list[Standing]) -> Standing | None:
     return None
 
 
-def is_needed_by_caller(native: object) -> Standing | None:
-    """Return who waits for the current code on the loop *native*, which stands still; otherwise `None`."""
+def refuse_to_wait_for(native: object) -> None:
+    """Refuse to wait for the end of the loop *native*, if it stands still and waits for the current code."""
     standing = current_standing.get()
-    return None if standing is None else waits_for(native, [*standing.chain()])
+    blocked = None if standing is None else waits_for(native, [*standing.chain()])
+    if blocked is not None:
+        raise blocked.error()
 
 
 def _reset_after_fork() -> None:

@@ -18,7 +18,7 @@ from ._loops import running_loop
 from ._workers import thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from .._core._loop import Loop
 
@@ -44,7 +44,7 @@ settings = _Settings()
 
 
 @contextmanager
-def allow_blocking_loop() -> Iterator[None]:
+def allow_blocking_loop() -> Generator[None, None, None]:
     """Let sync calls wait on this thread though an event loop runs in it.
 
     Within the `with` block, sync calls of this package (`run_in_..._sync`, `.sync`, iterators, context managers,

@@ -190,9 +190,8 @@ class EventLoopThread:
         in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
-        blocked = _standing.live and self._loop is not None and _standing.is_needed_by_caller(self._loop.native)
-        if blocked:
-            raise blocked.error()
+        if _standing.live and self._loop is not None:
+            _standing.refuse_to_wait_for(self._loop.native)
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
             self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
