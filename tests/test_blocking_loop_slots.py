@@ -21,7 +21,7 @@ from unfazed.concurrency import (
     run_in_eventloop_sync,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency._core import _standing
+from unfazed.concurrency._core import _slots, _standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,6 +163,30 @@ def test_a_slot_of_another_loop_is_waited_for(background: Backend, limiter: anyi
         assert blocking.started.wait(GRACE_SECONDS)
         run(background, main)
         waiting.join(GRACE_SECONDS)
+
+
+def test_who_is_not_waited_for_is_not_refused(background: Backend, limiter: anyio.CapacityLimiter) -> None:
+    """It queues for the same slot, and gets it when the loop goes on."""
+    outcomes: list[Any] = []
+
+    def queue() -> None:
+        outcomes.append(captured(partial(in_threadpool(int, limiter=limiter).sync, "6")))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
+            await let_others_run()
+            other = threading.Thread(target=queue)
+            other.start()
+            wait_until(lambda: _slots._watched, "it does not queue")
+            with allow_blocking_loop(), pytest.raises(LoopThreadError, match=SLOT):
+                in_threadpool(int, limiter=limiter).sync("5")
+            assert not outcomes
+        await anyio.to_thread.run_sync(other.join, GRACE_SECONDS)
+
+    run(background, main)
+
+    assert outcomes == [(6, None)]
 
 
 @pytest.mark.parametrize("how", ["async with", "anyio's thread"])

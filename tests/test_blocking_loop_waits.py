@@ -20,6 +20,8 @@ from unfazed.concurrency import (
     LoopThreadError,
     allow_blocking_loop,
     contextmanager_in_eventloop_sync,
+    in_eventloop,
+    in_threadpool,
     iterate_in_eventloop_sync,
     run_in_eventloop,
     run_in_eventloop_sync,
@@ -185,6 +187,47 @@ def test_an_iterator_in_the_loop_is_not_waited_for_by_the_loop(loop_a: EventLoop
     loop_a.run_sync(main)
 
 
+def later_items_of_a_task(loop: EventLoopThread) -> Any:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        yield await loop.run(double, 1)
+
+    return iterate_in_eventloop_sync(items())
+
+
+def later_items_of_a_thread(loop: EventLoopThread) -> Any:
+    @in_threadpool
+    def items() -> Iterator[int]:
+        yield 1
+        yield loop.run_sync(double, 1)
+
+    made: Any = items
+    return made.sync()
+
+
+def in_a_shared_context(loop: Any) -> Any:
+    yield 1
+    yield in_threadpool(loop.run_sync, context=copy_context()).sync(double, 1)
+
+
+def in_a_shared_context_of_a_loop(loop: Any) -> Any:
+    yield 1
+    yield in_eventloop(loop.run, context=copy_context()).sync(double, 1)
+
+
+@pytest.mark.parametrize(
+    "begin", [later_items_of_a_task, later_items_of_a_thread, in_a_shared_context, in_a_shared_context_of_a_loop]
+)
+def test_it_is_refused_in_contexts_that_are_kept_as_well(
+    loop_a: EventLoopThread, begin: Callable[[EventLoopThread], Any]
+) -> None:
+    items = begin(loop_a)
+
+    assert loop_a.run_sync(blocking, partial(next, items)) == 1
+    with pytest.raises(LoopThreadError, match=STANDS):
+        loop_a.run_sync(blocking, partial(next, items))
+
+
 def test_of_two_loops_that_would_wait_for_each_other_one_is_refused(
     loop_a: EventLoopThread, loop_b: EventLoopThread
 ) -> None:
@@ -241,6 +284,12 @@ def test_the_loop_is_not_stopped_by_what_it_waits_for(loop_a: EventLoopThread) -
     with pytest.raises(LoopThreadError, match=STANDS):
         loop_a.run_sync(blocking, partial(run_in_threadpool_sync, loop_a.stop))
     assert loop_a.is_running()
+
+
+def test_another_loop_may_be_stopped(background: Backend, loop_a: EventLoopThread) -> None:
+    with EventLoopThread(*background) as other:
+        loop_a.run_sync(blocking, partial(run_in_threadpool_sync, other.stop))
+        assert not other.is_running()
 
 
 def test_what_outlives_the_wait_may_use_the_loop_again(loop_a: EventLoopThread, loop_b: EventLoopThread) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from anyio import CapacityLimiter
 from typing_extensions import assert_type
@@ -57,6 +57,17 @@ async def fetch(url: str, *, timeout: float = 1) -> list[int]:
 
 
 def returns_awaitable(url: str) -> Awaitable[str]:
+    raise NotImplementedError
+
+
+def returns_any(url: str) -> Any:
+    raise NotImplementedError
+
+
+T = TypeVar("T")
+
+
+def identity(value: T) -> T:
     raise NotImplementedError
 
 
@@ -169,6 +180,9 @@ async def both_sides() -> None:
     assert_type(await in_eventloop(fetch)("a", timeout=2), list[int])
     assert_type(in_eventloop(fetch, timeout=1).sync("a", timeout=2), list[int])
     assert_type(in_eventloop(returns_awaitable).sync("a"), str)
+    assert_type(await in_threadpool(returns_any)("a"), Any)
+    assert_type(in_threadpool(returns_any).sync("a"), Any)
+    assert_type(in_threadpool(identity).sync(b"a"), bytes)
     for dual in (decorated, decorated_with_options, decorated_elsewhere):
         assert_type(await dual("a", size=2), bytes)
         assert_type(dual.sync("a", size=2), bytes)
@@ -288,7 +302,7 @@ async def generators(of: Generators) -> None:
         assert_type(from_sync, bytes)
         assert_type(in_loop_from_sync, bytes)
 
-    rows(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    rows(1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     rows.sync("a", length=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     of.messages.sync(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     transaction.sync()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

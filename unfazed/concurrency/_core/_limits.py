@@ -275,14 +275,13 @@ class Limit:
             if slot.ended:
                 served += slot.give_back()
         for slot in tuple(self.queue):
-            if slot.standing is not None:
-                served += self._look_at(slot, [*slot.standing.chain()])
+            chain = [] if slot.standing is None else [*slot.standing.chain()]
+            if chain:
+                served += self._look_at(slot, chain)
         return served
 
     def _look_at(self, slot: Slot, chain: list[Standing]) -> list[Slot]:
         """Let *slot* in, or refuse it, if nobody can give one back before the loops in *chain* go on."""
-        if not chain:
-            return []
         stuck = {
             holder
             for holder in self.holders

@@ -1,9 +1,9 @@
 """Dual callables: functions that know where they run. Async code and sync code can both call them.
 
     _decorators.py   `in_threadpool`, `in_processpool`, `in_executor`, `in_eventloop`
-    _typing.py       what type checkers see of them
     _generators.py   `DualIterator` and `DualContextManager`: the same for generator and context manager functions
     _callable.py     `DualCallable`, which they make: a coroutine function with a `.sync` twin
+    _typing.py       what type checkers see of them
     _binding.py      what all of them have in common: they bind, copy and pickle as their function does
     _metadata.py     its name, docstring, annotations and options
 

@@ -10,15 +10,20 @@ from ._binding import BoundDual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
     from types import CodeType, CoroutineType
     from typing import Concatenate
 
     from typing_extensions import Self
 
+    from .._scoped._threaditerators import ThreadpoolIterator
+    from ._typing import Items, Manager, OnlyAny
+
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
 Owner = TypeVar("Owner")
+Item = TypeVar("Item")
 
 
 # Attributes that `inspect` and `asyncio` set on a sync function to mark it as a coroutine function.
@@ -86,16 +91,23 @@ class DualCallable(BoundDual, Generic[P, T]):
 
     __slots__ = ()
 
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]:
-        """Call the function from async code and await its result."""
-        coroutine: Any = self._place.run(self._func, args, kwargs)
-        coroutine.__name__, coroutine.__qualname__ = (
-            self.__name__,
-            self.__qualname__,
-        )  # for the warning if nobody awaits it
-        return cast("CoroutineType[Any, Any, T]", coroutine)
-
     if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self: DualCallable[P, OnlyAny], /, *args: P.args, **kwargs: P.kwargs
+        ) -> CoroutineType[Any, Any, Any]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self: DualCallable[P, Items[Item]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> ThreadpoolIterator[Item]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self: DualCallable[P, Manager[Item]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> AbstractAsyncContextManager[Item, bool | None]: ...
+        @overload
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
 
         @property
         def sync(self) -> Callable[P, T]:
@@ -103,6 +115,14 @@ class DualCallable(BoundDual, Generic[P, T]):
             ...
 
     else:
+
+        def __call__(self, /, *args, **kwargs):
+            """Call the function from async code and await its result."""
+            coroutine = self._place.run(self._func, args, kwargs)
+            # for the warning if nobody awaits it
+            coroutine.__name__, coroutine.__qualname__ = self.__name__, self.__qualname__
+            return coroutine
+
         sync = _SyncFace()
 
     # `inspect` takes an object with these attributes for a function, because compiled functions have them too. So

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from typing_extensions import Unpack
 
-    from .._scoped._threaditerators import ThreadpoolIterator
     from ._binding import Place
     from ._generators import DualContextManager, DualIterator
     from ._typing import (
@@ -32,15 +31,13 @@ if TYPE_CHECKING:
         AsyncManager,
         EventloopOptions,
         ExecutorOptions,
-        Items,
         IteratorMember,
         IteratorMethod,
-        Manager,
         ManagerMember,
         ManagerMethod,
+        OnlyAny,
         ProcessOptions,
         TakesMember,
-        ThreadDecorator,
         ThreadOptions,
         _TakesCls,
         _TakesSelf,
@@ -109,31 +106,9 @@ class _Decorator:
 
 
 @overload
-def in_threadpool(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-    func: _TakesSelf[P, Items[T]], /, *, limiter: CapacityLimiter | None = None
-) -> IteratorMethod[P, T, ThreadpoolIterator[T]]: ...
-@overload
-def in_threadpool(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-    func: TakesMember[P, Items[T]], /, *, limiter: CapacityLimiter | None = None
-) -> IteratorMember[P, T, ThreadpoolIterator[T]]: ...
-@overload
-def in_threadpool(  # type: ignore[overload-overlap]
-    func: Callable[P, Items[T]], /, *, limiter: CapacityLimiter | None = None
-) -> DualIterator[P, T, ThreadpoolIterator[T]]: ...
-@overload
-def in_threadpool(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-    func: _TakesSelf[P, Manager[T]], /, *, limiter: CapacityLimiter | None = None
-) -> ManagerMethod[P, T]: ...
-@overload
-def in_threadpool(  # type: ignore[overload-overlap]
-    func: TakesMember[P, Manager[T]], /, *, limiter: CapacityLimiter | None = None
-) -> ManagerMember[P, T]: ...
-@overload
-def in_threadpool(  # type: ignore[overload-overlap]
-    func: Callable[P, Manager[T]], /, *, limiter: CapacityLimiter | None = None
-) -> DualContextManager[P, T]: ...
-@overload
-def in_threadpool(func: _TakesSelf[P, T], /, **options: Unpack[ThreadOptions]) -> _Method[P, T]: ...
+def in_threadpool(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, T], /, **options: Unpack[ThreadOptions]
+) -> _Method[P, T]: ...
 @overload
 def in_threadpool(
     func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
@@ -143,7 +118,7 @@ def in_threadpool(
 @overload
 def in_threadpool(func: Callable[P, T], /, **options: Unpack[ThreadOptions]) -> DualCallable[P, T]: ...
 @overload
-def in_threadpool(**options: Unpack[ThreadOptions]) -> ThreadDecorator: ...
+def in_threadpool(**options: Unpack[ThreadOptions]) -> _Decorator: ...
 def in_threadpool(
     func: Any = None,
     /,
@@ -310,6 +285,8 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
     return _make(ExecutorPlace(executor, timeout), func, others)
 
 
+@overload
+def in_eventloop(func: Callable[P, OnlyAny], /, **options: Unpack[EventloopOptions]) -> DualCallable[P, Any]: ...
 @overload
 def in_eventloop(  # pyright: ignore[reportOverlappingOverload]
     func: _TakesSelf[P, AsyncItems[T]], /

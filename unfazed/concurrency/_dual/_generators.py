@@ -96,11 +96,15 @@ class DualIterator(BoundDual, Generic[P, T, AsyncItems]):
         def __code__(self) -> CodeType:
             """Of an async generator function, so that `inspect` and frameworks see one."""
             if type(self._place) is EventloopPlace:
-                return _async_generator_function.__code__
+                return _AS_ASYNC_GENERATOR
             raise AttributeError("__code__")
 
         __defaults__ = None
         __kwdefaults__ = None
+
+
+_CODE: CodeType = cast("Any", DualIterator).__call__.__code__
+_AS_ASYNC_GENERATOR: Final = _CODE.replace(co_flags=_CODE.co_flags | inspect.CO_ASYNC_GENERATOR)
 
 
 @final
@@ -177,11 +181,6 @@ def _enter(dual: BoundDual, manager: AbstractContextManager[Any, bool | None]) -
     if isinstance(dual._place, ThreadPlace):
         return contextmanager_in_threadpool(manager, limiter=dual._place.limiter)
     return manager
-
-
-async def _async_generator_function() -> AsyncIterator[None]:
-    """Be one: nobody calls it."""
-    yield
 
 
 def dual_for(place: Any, func: Any) -> type[BoundDual] | None:

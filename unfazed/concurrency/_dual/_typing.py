@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from typing_extensions import TypedDict
 
-    from .._scoped._threaditerators import ThreadpoolIterator
     from ._callable import DualCallable, DualMethod
     from ._decorators import _Method
     from ._generators import DualContextManager, DualIterator
@@ -53,11 +52,15 @@ if TYPE_CHECKING:
 
     TakesMember: TypeAlias = _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T]
 
-    # What functions give of which we make a `DualIterator` or a `DualContextManager`.
+    # What functions give of which we make a `DualIterator` or a `DualContextManager`. Of sync ones they see a
+    # `DualCallable`, which knows these by itself: an overload for them would take generic functions for such ones.
     Items: TypeAlias = Generator[T, Any, Any]
-    AsyncItems: TypeAlias = AsyncIterator[T]
     Manager: TypeAlias = _GeneratorContextManager[T]
+    AsyncItems: TypeAlias = AsyncIterator[T]
     AsyncManager: TypeAlias = _AsyncGeneratorContextManager[T]
+
+    class OnlyAny:
+        """Nothing is one of these. But `Any` passes for it, and must not pass for what is above."""
 
     class IteratorMethod(Generic[P, T, Iterated]):
         @property
@@ -91,43 +94,11 @@ if TYPE_CHECKING:
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T, bool | None]: ...
         def __get__(self, instance: object, owner: type | None = None, /) -> DualContextManager[P, T]: ...
 
-    class ThreadDecorator(Protocol):
-        """What `in_threadpool` returns without a function."""
-
-        @overload
-        def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-            self, func: _TakesSelf[P, Items[T]], /
-        ) -> IteratorMethod[P, T, ThreadpoolIterator[T]]: ...
-        @overload
-        def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-            self, func: TakesMember[P, Items[T]], /
-        ) -> IteratorMember[P, T, ThreadpoolIterator[T]]: ...
-        @overload
-        def __call__(  # type: ignore[overload-overlap]
-            self, func: Callable[P, Items[T]], /
-        ) -> DualIterator[P, T, ThreadpoolIterator[T]]: ...
-        @overload
-        def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-            self, func: _TakesSelf[P, Manager[T]], /
-        ) -> ManagerMethod[P, T]: ...
-        @overload
-        def __call__(  # type: ignore[overload-overlap]
-            self, func: TakesMember[P, Manager[T]], /
-        ) -> ManagerMember[P, T]: ...
-        @overload
-        def __call__(  # type: ignore[overload-overlap]
-            self, func: Callable[P, Manager[T]], /
-        ) -> DualContextManager[P, T]: ...
-        @overload
-        def __call__(self, func: _TakesSelf[P, T], /) -> _Method[P, T]: ...
-        @overload
-        def __call__(self, func: TakesMember[P, T], /) -> DualMethod[P, T]: ...
-        @overload
-        def __call__(self, func: Callable[P, T], /) -> DualCallable[P, T]: ...
-
     class AsyncDecorator(Protocol):
         """What `in_eventloop` returns without a function."""
 
+        @overload
+        def __call__(self, func: Callable[P, OnlyAny], /) -> DualCallable[P, Any]: ...
         @overload
         def __call__(  # pyright: ignore[reportOverlappingOverload]
             self, func: _TakesSelf[P, AsyncItems[T]], /

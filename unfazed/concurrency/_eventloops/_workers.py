@@ -112,6 +112,7 @@ def _reset_after_fork() -> None:
     """In a forked child: the loops' threads do not exist here."""
     thread.worker = None
     thread.forked = True
+    thread.is_loop_thread = False
     loop = running_loop()
     thread.lost_loop = loop and loop.native
 
