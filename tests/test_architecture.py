@@ -25,8 +25,8 @@ FLOORS = {  # of the rooms, and of the files that are rooms of their own
     "_executors": 2,
     "_processes": 2,
     "_threads": 2,
-    "_dual": 3,
     "_scoped": 3,
+    "_dual": 4,
     "_twins": 4,
     "__init__": 5,
 }

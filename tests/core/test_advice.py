@@ -283,7 +283,7 @@ def test_an_async_context_manager_function_is_sent_to_the_right_helper(caller: C
     wrong: Any = connection
     hidden: Any = lambda: connection()  # noqa: E731
     wrap: Any = in_eventloop
-    calls: list[Callable[[], Any]] = [partial(wrap, wrong)]
+    calls: list[Callable[[], Any]] = [partial(caller.dual, wrap(hidden))]
     calls += [partial(caller, "eventloop", each) for each in (wrong, hidden)]
     for call in calls:
         with pytest.raises(WrongFunctionError, match=r"\(\) gives an async context manager: enter it") as caught:

@@ -143,7 +143,7 @@ async def test_an_alarm_as_a_runner_takes_a_call_is_the_calls_answer(monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_wake_up", raise_alarm)
-        runner._take(call, None)
+        runner._take(call, None, None)
 
     with pytest.raises(Alarm):
         call.future.read()

@@ -117,7 +117,13 @@ def test_notebook(folder: Path) -> None:
         "from unfazed.concurrency import run_in_threadpool_sync\n"
         "try:\n    run_in_threadpool_sync(int)\nexcept RuntimeError as exc:\n    print(exc)"
     )
-    cells = [nbformat.v4.new_code_cell(source) for source in (RECIPES["notebook"], sync)]
+    allowed = (
+        "from unfazed.concurrency import *\n"
+        "configure_background_eventloop(allow_blocking_loop=True)\n"
+        "async def twice(number):\n    return 2 * number\n"
+        "print(run_in_threadpool_sync(int, '1'), run_in_eventloop_sync(twice, 1))"
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in (RECIPES["notebook"], sync, allowed)]
     notebook = nbformat.v4.new_notebook(cells=cells)
 
     nbclient.NotebookClient(notebook, timeout=HANG_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
@@ -125,6 +131,8 @@ def test_notebook(folder: Path) -> None:
     outputs = [output.text for cell in notebook.cells for output in cell.outputs]
     assert outputs[0] == f"1000 {zlib.crc32(bytes(1000))}\n"
     assert "await run_in_threadpool(int" in outputs[1]
+    assert "configure_background_eventloop(allow_blocking_loop=True)" in outputs[1]
+    assert outputs[2] == "1 2\n"
 
 
 # ---- pytest

@@ -16,7 +16,8 @@ Options go to the decorators, which make a function that can be called both ways
 
 Iterators and context managers cross the border in the same words: `iterate_in_threadpool`,
 `iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
-an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one.
+an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one. `check_cancelled` stops
+a function in a thread, and `allow_blocking_loop` lets sync calls wait where an event loop runs.
 """
 
 from .. import __version__ as __version__
@@ -37,8 +38,18 @@ from ._core._errors import (
     WrongFunctionError,
     WrongOptionError,
 )
-from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_processpool, in_threadpool
+from ._dual import (
+    DualCallable,
+    DualContextManager,
+    DualIterator,
+    DualMethod,
+    in_eventloop,
+    in_executor,
+    in_processpool,
+    in_threadpool,
+)
 from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
+from ._eventloops._blocking import allow_blocking_loop
 from ._eventloops._loopthread import EventLoopThread
 from ._executors import run_in_executor, run_in_executor_sync
 from ._processes import (
@@ -51,6 +62,7 @@ from ._processes import (
 from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
 from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
+from ._threads._cancellation import check_cancelled
 from ._threads._threadcall import count_abandoned_threads
 from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
 from ._twins import sync_twin
@@ -59,6 +71,8 @@ __all__ = (
     "CallCancelledError",
     "CallTimeoutError",
     "DualCallable",
+    "DualContextManager",
+    "DualIterator",
     "DualMethod",
     "EventLoopThread",
     "ExecutorError",
@@ -75,6 +89,8 @@ __all__ = (
     "WorkerProcessError",
     "WrongFunctionError",
     "WrongOptionError",
+    "allow_blocking_loop",
+    "check_cancelled",
     "configure_background_eventloop",
     "configure_processpool",
     "contextmanager_in_eventloop_sync",

@@ -96,7 +96,7 @@ def require_sync(func: Callable[..., object], helper: str) -> None:
 def require_async(func: Callable[..., object], helper: str) -> None:
     """Refuse what cannot run in an event loop, as far as we can tell without a call."""
     require_callable(func, helper)
-    if inspect.isasyncgenfunction(inspect.unwrap(func)):
+    if not inspect.iscoroutinefunction(func) and inspect.isasyncgenfunction(inspect.unwrap(func)):
         name = name_of(func)
         if is_of_contextlib(func):
             raise WrongFunctionError(f"{called(helper)} runs async functions, and {name}() {enter_it(name)}")

@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._errors import InUseError
 from ._limits import current_slot
+from ._standing import current_standing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextvars import Context
+
+    from ._limits import Slot
+    from ._standing import Standing
 
 T = TypeVar("T")
 
@@ -68,16 +72,17 @@ class ContextLease:
             _leases.pop(id(self.context), None)
 
     def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
-        """Run *func* in the context, with the slot of the current call."""
-        result: T = self._enter(_with_slot, current_slot.get(), func, mark_context)
+        """Run *func* in the context, on behalf of the current call."""
+        result: T = self._enter(_on_behalf, current_slot.get(), current_standing.get(), func, mark_context)
         return result
 
     async def run_async(self, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
-        """Run *func* in the context, with the slot of the current call.
+        """Run *func* in the context, on behalf of the current call.
 
         The context is entered for each step: before Python 3.11, a task takes no context to run in.
         """
-        result: T = await self._run_steps(_with_slot_async(current_slot.get(), func, mark_context))
+        running = _on_behalf_async(current_slot.get(), current_standing.get(), func, mark_context)
+        result: T = await self._run_steps(running)
         return result
 
     def _enter(self, func: Callable[..., Any], *args: Any) -> Any:
@@ -114,23 +119,29 @@ class ContextLease:
             del sent
 
 
-def _with_slot(slot: Any, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
-    """Run *func* with *slot* as the current one. After that, the context has the slot that it had before."""
+def _on_behalf(
+    slot: Slot | None, standing: Standing | None, func: Callable[[], T], mark_context: Callable[[], None]
+) -> T:
+    """Run *func* on behalf of a call with this *slot*. After that, the context has what it had before."""
     mark_context()
-    token = current_slot.set(slot)
+    tokens = current_slot.set(slot), current_standing.set(standing)
     try:
         return func()
     finally:
-        current_slot.reset(token)
+        current_slot.reset(tokens[0])
+        current_standing.reset(tokens[1])
 
 
-async def _with_slot_async(slot: Any, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
+async def _on_behalf_async(
+    slot: Slot | None, standing: Standing | None, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]
+) -> T:
     mark_context()
-    token = current_slot.set(slot)
+    tokens = current_slot.set(slot), current_standing.set(standing)
     try:
         return await func()
     finally:
-        current_slot.reset(token)
+        current_slot.reset(tokens[0])
+        current_standing.reset(tokens[1])
 
 
 _leases: dict[int, ContextLease] = {}

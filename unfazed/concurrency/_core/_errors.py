@@ -17,19 +17,33 @@ class UnfazedError(Exception):
 class LoopThreadError(UnfazedError, RuntimeError):
     """Raised when a sync helper is called in a thread where an event loop is running: it would block that loop.
 
+    Also raised when a call needs an event loop that stands still until this call has ended (`allow_blocking_loop`).
+
     Args:
         helper: The name of the sync helper.
         instead: The code to write instead.
+        needed: What the call needs, if it is part of what the sync helper waits for; otherwise empty.
     """
 
-    def __init__(self, helper: str, instead: str) -> None:
-        super().__init__(helper, instead)
+    def __init__(self, helper: str, instead: str, needed: str = "") -> None:
+        super().__init__(helper, instead, needed)
         self.helper = helper
         self.instead = instead
+        self.needed = needed
         self.in_ipython: bool = _ipython_runs()
 
     def __str__(self) -> str:
-        in_notebook = "; in a notebook, `await` works at the top level of a cell" if self.in_ipython else ""
+        if self.needed:
+            return (
+                f"this needs {self.needed}, which stands still: it waits in {self.helper}() for what this is part of; "
+                f"write `{self.instead}` there instead"
+            )
+        in_notebook = (
+            "; in a notebook, `await` works at the top level of a cell, and after "
+            "`configure_background_eventloop(allow_blocking_loop=True)` sync calls work, too"
+            if self.in_ipython
+            else ""
+        )
         return (
             f"{self.helper}() would block the event loop that is running in this thread: write `{self.instead}` here, "
             f"or call the sync function that this is in with `await run_in_threadpool(...)` further up{in_notebook}"

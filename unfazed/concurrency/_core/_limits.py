@@ -14,6 +14,9 @@ The rules, which let calls nest to any depth without a deadlock:
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
    is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
    for each other. At most `total_tokens` calls that are not nested come in this way.
+4. An event loop that stands still on purpose (`_standing.py`) gives no slots back. If its tasks hold slots on which
+   nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
+   for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
 
 Nothing here takes a lock or wakes anybody: `_slots.py` calls all of it while it holds the lock. `Slot()` itself and
 reading `held` need no lock.
@@ -28,10 +31,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from ._standing import waits_for
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from anyio import CapacityLimiter
+
+    from ._standing import Standing
 
 STALL_SECONDS: Final = 0.05  # long enough to be no ordinary wait, short enough not to be noticed; otherwise arbitrary
 
@@ -57,6 +64,10 @@ class Slot:
     woken = False  # its caller has been told that it was granted
     work: object = "others' threads"  # what runs on it, for messages: a function, or a name
     abandoned = False  # nobody waits any more for what runs on it
+    ended = False  # what ran on it has ended, but its caller may not have given it back yet
+    awaited_in: object = None  # the native loop whose task alone can give it back
+    standing: Standing | None = None  # while queued: the loop that stands still until its caller goes on
+    refused: Standing | None = None  # why it is never granted: this loop would wait for ever
     waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
     wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
     lender: Slot | None = None  # whose slot it runs on; None: its own
@@ -88,6 +99,7 @@ class Slot:
         if limit.queue:
             limit.dequeue(self)
             served = limit.serve(lender)
+        self.awaited_in = None
         self.given_up = True  # last, so that `release` tries again if this was interrupted
         self.limiter = None
         return served
@@ -255,6 +267,45 @@ class Limit:
         slot.extra = True
         self.extras += 1
         return [self.grant_queued(slot)]
+
+    def look_at_standing(self) -> list[Slot]:
+        """Serve or refuse those who queue on behalf of a loop that stands still. Return them, to be woken (rule 4)."""
+        served: list[Slot] = []
+        for slot in self.holders.copy():
+            if slot.ended:
+                served += slot.give_back()
+        for slot in tuple(self.queue):
+            chain = [] if slot.standing is None else [*slot.standing.chain()]
+            if chain:
+                served += self._look_at(slot, chain)
+        return served
+
+    def _look_at(self, slot: Slot, chain: list[Standing]) -> list[Slot]:
+        """Let *slot* in, or refuse it, if nobody can give one back before the loops in *chain* go on."""
+        stuck = {
+            holder
+            for holder in self.holders
+            if holder.awaited_in is not None and waits_for(holder.awaited_in, chain) is not None
+        }
+        others = self.holders - stuck
+        if not all(holder.waits for holder in others):
+            return []
+        if not others and (stuck or self._is_borrowed_for(chain)):
+            slot.refused = chain[0]
+            return [slot]
+        return [self.grant_queued(slot)] if others and stuck else []
+
+    def _is_borrowed_for(self, chain: list[Standing]) -> bool:
+        """Return whether a task of the loops in *chain* may have borrowed tokens by anyio's own means.
+
+        anyio does not say which task waits for one of its threads.
+        """
+        borrowers = self.limiter.statistics().borrowers if self.limiter.borrowed_tokens else ()
+        for borrower in borrowers:
+            get_loop = getattr(borrower, "get_loop", None)  # an asyncio task has one
+            if get_loop is None or waits_for(get_loop(), chain) is not None:
+                return True
+        return False
 
     def repair(self) -> None:
         """Compute again what follows from `holders` and `queue`: something raised while they changed."""

@@ -54,6 +54,10 @@ class Loop(Protocol):
     def mark_context(self) -> None:
         """Say in the current context which library runs here: the context may come from another one's program."""
 
+    def cancellation(self) -> BaseException:
+        """Return a new exception of the library's cancellation class. Any thread may raise it, also without a loop."""
+        ...
+
     def forget_cancellation(self) -> None:
         """Say that the current task has handled a cancellation and goes on."""
 

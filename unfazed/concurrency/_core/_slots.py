@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import LoopStateError
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
+from ._standing import current_standing, live
 from ._threadstart import start_thread
 
 if TYPE_CHECKING:
@@ -147,12 +148,21 @@ def queue(slot: Slot, wake: Callable[[], bool]) -> bool:
     """Let *slot* run now if the rules allow it, or queue it. Return whether it may run now.
 
     If it queues, *wake* is called when it is granted, from any thread, perhaps more than once. *wake* must return at
-    once, and say whether its caller is still there. `release` ends the wait.
+    once, and say whether its caller is still there. `release` ends the wait. If the slot is refused, *wake* is
+    called as well, and `require` raises.
     """
+    if live:
+        slot.standing = current_standing.get()
     _locked(_queue, slot, wake)
     if _watched:
         _have_a_watcher()
     return slot.held
+
+
+def require(slot: Slot) -> None:
+    """Raise `LoopThreadError` if *slot* was refused: whoever queues for it would wait for ever."""
+    if slot.refused is not None and not slot.held:
+        raise slot.refused.error("a slot that is taken in ")
 
 
 def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
@@ -297,6 +307,8 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
             unwoken[slot] = True
     for limit in list(_watched):
         served += limit.serve()
+        if live:
+            served += limit.look_at_standing()
         served += limit.relieve(time.monotonic())
         if not limit.queue:
             limit.watched = False

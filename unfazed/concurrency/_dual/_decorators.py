@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from .._core._checks import refuse_options, visible_names
 from .._eventloops._background import EventloopPlace
 from .._executors import ExecutorPlace
 from .._processes import ProcessPlace
 from .._threads._threadpool import ThreadPlace
-from ._callable import DualCallable, DualMethod, Place
+from ._callable import DualCallable, DualMethod
+from ._generators import dual_for, refuse_class
 from ._metadata import PLACES, described
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
     from types import CoroutineType
     from typing import Concatenate
 
     from anyio import CapacityLimiter
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import Unpack
+
+    from ._binding import Place
+    from ._generators import DualContextManager, DualIterator
+    from ._typing import (
+        AsyncDecorator,
+        AsyncItems,
+        AsyncManager,
+        EventloopOptions,
+        ExecutorOptions,
+        IteratorMember,
+        IteratorMethod,
+        ManagerMember,
+        ManagerMethod,
+        OnlyAny,
+        ProcessOptions,
+        TakesMember,
+        ThreadOptions,
+        _TakesCls,
+        _TakesSelf,
+    )
 
 P = ParamSpec("P")
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 if TYPE_CHECKING:
-    # What type checkers see of a decorated method. They recognise it by the name of its first parameter, and see its
-    # type without that parameter. Otherwise they would refuse to let a subclass override it or a protocol match it.
-
-    class _TakesSelf(Protocol[P, T_co]):
-        def __call__(
-            _me,  # noqa: N805
-            self: Any,
-            *args: P.args,
-            **kwargs: P.kwargs,
-        ) -> T_co: ...
-
-    class _TakesCls(Protocol[P, T_co]):
-        def __call__(
-            _me,  # noqa: N805
-            cls: Any,
-            *args: P.args,
-            **kwargs: P.kwargs,
-        ) -> T_co: ...
 
     class _Method(Generic[P, T]):
         """A dual callable for a method: looking it up gives a `DualCallable`."""
@@ -70,8 +72,12 @@ def _make(place: Place, func: Any, others: dict[str, object]) -> Any:
 
 def _wrap(place: Place, func: Any) -> Any:
     is_method = issubclass(type(func), (classmethod, staticmethod))
-    place.require(func.__func__ if is_method else func)
-    make: Any = DualCallable
+    plain = func.__func__ if is_method else func
+    refuse_class(place, plain)
+    make: Any = dual_for(place, plain)
+    if make is None:
+        place.require(plain)
+        make = DualCallable
     dual = make(place, func)
     return cast("Any", DualMethod(dual)) if is_method else dual
 
@@ -99,59 +105,20 @@ class _Decorator:
         return f"<{helper}({', '.join([*first, *options])})>"
 
 
-if TYPE_CHECKING:
-
-    class _AsyncDecorator(Protocol):
-        """The same for async functions."""
-
-        @overload
-        def __call__(  # pyright: ignore[reportOverlappingOverload]
-            self, func: _TakesSelf[P, Awaitable[T]], /
-        ) -> _Method[P, T]: ...
-        @overload
-        def __call__(
-            self,
-            func: _TakesCls[P, Awaitable[T]] | classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]],
-            /,
-        ) -> DualMethod[P, T]: ...
-        @overload
-        def __call__(self, func: Callable[P, Awaitable[T]], /) -> DualCallable[P, T]: ...
-
-    class _ThreadOptions(TypedDict, total=False):
-        limiter: CapacityLimiter | None
-        abandon_on_cancel: bool
-        timeout: float | None
-        context: Context | None
-
-    class _ProcessOptions(TypedDict, total=False):
-        limiter: CapacityLimiter | None
-        kill_on_cancel: bool
-        timeout: float | None
-        initializer: Callable[[], object] | None
-        max_calls: int | None
-
-    class _ExecutorOptions(TypedDict, total=False):
-        timeout: float | None
-
-    class _EventloopOptions(TypedDict, total=False):
-        timeout: float | None
-        context: Context | None
-
-
 @overload
 def in_threadpool(  # pyright: ignore[reportOverlappingOverload]
-    func: _TakesSelf[P, T], /, **options: Unpack[_ThreadOptions]
+    func: _TakesSelf[P, T], /, **options: Unpack[ThreadOptions]
 ) -> _Method[P, T]: ...
 @overload
 def in_threadpool(
     func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
     /,
-    **options: Unpack[_ThreadOptions],
+    **options: Unpack[ThreadOptions],
 ) -> DualMethod[P, T]: ...
 @overload
-def in_threadpool(func: Callable[P, T], /, **options: Unpack[_ThreadOptions]) -> DualCallable[P, T]: ...
+def in_threadpool(func: Callable[P, T], /, **options: Unpack[ThreadOptions]) -> DualCallable[P, T]: ...
 @overload
-def in_threadpool(**options: Unpack[_ThreadOptions]) -> _Decorator: ...
+def in_threadpool(**options: Unpack[ThreadOptions]) -> _Decorator: ...
 def in_threadpool(
     func: Any = None,
     /,
@@ -165,7 +132,9 @@ def in_threadpool(
     """Make a dual callable that runs a sync function in a worker thread; also a decorator.
 
     `await f(...)` does the same as `run_in_threadpool`, and `f.sync(...)` does the same as `run_in_threadpool_sync`,
-    with these options.
+    with these options. Put on a generator function it makes a `DualIterator` (`async for ... in f(...)`,
+    `for ... in f.sync(...)`), and on a `@contextmanager` function a `DualContextManager` (`async with f(...)`,
+    `with f.sync(...)`). Both run in a worker thread, and take no option but *limiter*.
 
     Args:
         func: A sync function, a method, any callable object, a `classmethod` or a `staticmethod`. Without it, a
@@ -184,10 +153,12 @@ def in_threadpool(
         is cancelled.
 
     Returns:
-        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
+        A `DualCallable`, `DualIterator` or `DualContextManager`. For a `classmethod` or a `staticmethod`, an attribute
+        that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is async, or cannot be called. From a call, if *func* returns a coroutine.
+        WrongFunctionError: If *func* is async, cannot be called, or is a class with async methods. From a call, if
+            *func* returns a coroutine.
         WrongOptionError: If an option has a wrong value, or there is no such option.
         CallTimeoutError: From a call, if it has not ended in time.
         InUseError: From a call, if *context* is in use.
@@ -201,18 +172,18 @@ def in_threadpool(
 
 @overload
 def in_processpool(  # pyright: ignore[reportOverlappingOverload]
-    func: _TakesSelf[P, T], /, **options: Unpack[_ProcessOptions]
+    func: _TakesSelf[P, T], /, **options: Unpack[ProcessOptions]
 ) -> _Method[P, T]: ...
 @overload
 def in_processpool(
     func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
     /,
-    **options: Unpack[_ProcessOptions],
+    **options: Unpack[ProcessOptions],
 ) -> DualMethod[P, T]: ...
 @overload
-def in_processpool(func: Callable[P, T], /, **options: Unpack[_ProcessOptions]) -> DualCallable[P, T]: ...
+def in_processpool(func: Callable[P, T], /, **options: Unpack[ProcessOptions]) -> DualCallable[P, T]: ...
 @overload
-def in_processpool(**options: Unpack[_ProcessOptions]) -> _Decorator: ...
+def in_processpool(**options: Unpack[ProcessOptions]) -> _Decorator: ...
 def in_processpool(
     func: Any = None,
     /,
@@ -267,21 +238,21 @@ def in_processpool(
 
 @overload
 def in_executor(  # pyright: ignore[reportOverlappingOverload]
-    executor: Executor, func: _TakesSelf[P, T], /, **options: Unpack[_ExecutorOptions]
+    executor: Executor, func: _TakesSelf[P, T], /, **options: Unpack[ExecutorOptions]
 ) -> _Method[P, T]: ...
 @overload
 def in_executor(
     executor: Executor,
     func: _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T],
     /,
-    **options: Unpack[_ExecutorOptions],
+    **options: Unpack[ExecutorOptions],
 ) -> DualMethod[P, T]: ...
 @overload
 def in_executor(
-    executor: Executor, func: Callable[P, T], /, **options: Unpack[_ExecutorOptions]
+    executor: Executor, func: Callable[P, T], /, **options: Unpack[ExecutorOptions]
 ) -> DualCallable[P, T]: ...
 @overload
-def in_executor(executor: Executor, /, **options: Unpack[_ExecutorOptions]) -> _Decorator: ...
+def in_executor(executor: Executor, /, **options: Unpack[ExecutorOptions]) -> _Decorator: ...
 def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | None = None, **others: object) -> Any:
     """Make a dual callable that runs a sync function in an executor; also a decorator.
 
@@ -315,26 +286,47 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
 
 
 @overload
+def in_eventloop(func: Callable[P, OnlyAny], /, **options: Unpack[EventloopOptions]) -> DualCallable[P, Any]: ...
+@overload
 def in_eventloop(  # pyright: ignore[reportOverlappingOverload]
-    func: _TakesSelf[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]
+    func: _TakesSelf[P, AsyncItems[T]], /
+) -> IteratorMethod[P, T, AsyncGenerator[T, None]]: ...
+@overload
+def in_eventloop(func: TakesMember[P, AsyncItems[T]], /) -> IteratorMember[P, T, AsyncGenerator[T, None]]: ...
+@overload
+def in_eventloop(func: Callable[P, AsyncItems[T]], /) -> DualIterator[P, T, AsyncGenerator[T, None]]: ...
+@overload
+def in_eventloop(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, AsyncManager[T]], /
+) -> ManagerMethod[P, T]: ...
+@overload
+def in_eventloop(func: TakesMember[P, AsyncManager[T]], /) -> ManagerMember[P, T]: ...
+@overload
+def in_eventloop(func: Callable[P, AsyncManager[T]], /) -> DualContextManager[P, T]: ...
+@overload
+def in_eventloop(  # pyright: ignore[reportOverlappingOverload]
+    func: _TakesSelf[P, Awaitable[T]], /, **options: Unpack[EventloopOptions]
 ) -> _Method[P, T]: ...
 @overload
 def in_eventloop(
     func: _TakesCls[P, Awaitable[T]] | classmethod[Any, P, Awaitable[T]] | staticmethod[P, Awaitable[T]],
     /,
-    **options: Unpack[_EventloopOptions],
+    **options: Unpack[EventloopOptions],
 ) -> DualMethod[P, T]: ...
 @overload
-def in_eventloop(func: Callable[P, Awaitable[T]], /, **options: Unpack[_EventloopOptions]) -> DualCallable[P, T]: ...
+def in_eventloop(func: Callable[P, Awaitable[T]], /, **options: Unpack[EventloopOptions]) -> DualCallable[P, T]: ...
 @overload
-def in_eventloop(**options: Unpack[_EventloopOptions]) -> _AsyncDecorator: ...
+def in_eventloop(**options: Unpack[EventloopOptions]) -> AsyncDecorator: ...
 def in_eventloop(
     func: Any = None, /, *, timeout: float | None = None, context: Context | None = None, **others: object
 ) -> Any:
     """Make a dual callable of an async function; also a decorator.
 
     `await f(...)` runs the function in the current task, and `f.sync(...)` does the same as `run_in_eventloop_sync`,
-    with these options.
+    with these options. Put on an async generator function it makes a `DualIterator`: `f(...)` is the async generator
+    itself, and `for ... in f.sync(...)` does the same as `iterate_in_eventloop_sync`. Put on an `@asynccontextmanager`
+    function it makes a `DualContextManager`: `f(...)` is the async context manager itself, and `with f.sync(...)` does
+    the same as `contextmanager_in_eventloop_sync`. Both take no options.
 
     Args:
         func: An async function, a method, any callable that returns an awaitable, a `classmethod` or a `staticmethod`.
@@ -349,11 +341,12 @@ def in_eventloop(
         function's cleanup, however long that takes.
 
     Returns:
-        A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
+        A `DualCallable`, `DualIterator` or `DualContextManager`. For a `classmethod` or a `staticmethod`, an attribute
+        that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *func* is an async generator, or cannot be called. From a call, if *func* does not return
-            an awaitable.
+        WrongFunctionError: If *func* is a class (`sync_twin` is for these), or cannot be called. From a call, if *func*
+            does not return an awaitable.
         WrongOptionError: If an option has a wrong value, or there is no such option.
         CallTimeoutError: From a call, if it has not ended in time.
         InUseError: From a call, if *context* is in use.

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pickle
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from anyio import CapacityLimiter
 
@@ -18,7 +18,7 @@ from .._processes import ProcessPlace
 from .._threads._threadpool import ThreadPlace
 
 if TYPE_CHECKING:
-    from ._callable import DualCallable
+    from ._binding import BoundDual
 
 PLACES: Final[dict[type, str]] = {
     ThreadPlace: "in_threadpool",
@@ -28,13 +28,13 @@ PLACES: Final[dict[type, str]] = {
 }
 
 
-def copy_metadata(dual: DualCallable[..., Any], func: Any) -> None:
+def copy_metadata(dual: BoundDual, func: Any) -> None:
     """Give *dual* the name, the docstring and the attributes of *func*."""
     inner = func
     while isinstance(inner, functools.partial):
         inner = inner.func
     if hasattr(inner, "__name__"):
-        functools.update_wrapper(dual, inner)
+        functools.update_wrapper(cast("Any", dual), inner)
         dual.__annotations__ = _annotations_of(inner)
         dual.__dict__.setdefault("__qualname__", dual.__name__)
     else:  # a callable object: its attributes are not metadata

@@ -3,6 +3,7 @@
     _background.py    a call in an event loop; the background event loop
     _loopthread.py    `EventLoopThread`: an event loop in a thread of its own
     _synccalls.py     how sync code finds a loop, and waits for it
+    _blocking.py      who may block an event loop with a sync call
     _loopchecks.py    what a loop may be asked to run, and with which options it may be started
     _workers.py       what a worker thread of ours knows: its loop, its slot, the call that it waits for
     _waiting.py       how async code waits, despite cancellation

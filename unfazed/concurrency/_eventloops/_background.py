@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from .._core._checks import explain, name_of, require_async, require_context, require_timeout
+from .._core._checks import explain, name_of, require_async, require_context, require_flag, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
+from ._blocking import settings
 from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, require_backend, require_backend_options
 from ._loops import current_loop
@@ -39,22 +40,38 @@ _successors: dict[EventLoopThread | None, EventLoopThread] = {}  # keys: the loo
 _settings: tuple[str, dict[str, Any] | None] | None = None
 
 
-def configure_background_eventloop(*, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> None:
-    """Choose the backend of the background event loop, before its first use.
+def configure_background_eventloop(
+    *,
+    backend: str | None = None,
+    backend_options: dict[str, Any] | None = None,
+    allow_blocking_loop: bool | None = None,
+) -> None:
+    """Choose the backend of the background event loop, before its first use, and who may wait for it.
 
     Without this call, the environment variable `UNFAZED_BACKEND` decides ("asyncio" or "trio"). Without that, it is
     asyncio. A forked child may choose again, before its own first use.
 
     Args:
-        backend: "asyncio" or "trio".
+        backend: "asyncio" or "trio"; `None`, the default, is asyncio. If only *allow_blocking_loop* is given, the
+            backend stays as it is.
         backend_options: The `backend_options` of `anyio.run`, such as `{"use_uvloop": True}`.
+        allow_blocking_loop: Whether sync calls may wait on a thread whose own event loop runs, in the whole program:
+            for notebooks, and for plugins of frameworks that own the loop. That loop stands still meanwhile, as
+            `allow_blocking_loop()` says, which is the same for a `with` block. It may be changed at any time. `None`
+            leaves it as it is; at first it is `False`.
 
     Raises:
-        WrongOptionError: If there is no such backend, or it has no such option. The first call that needs the loop
-            checks the environment variable.
+        WrongOptionError: If there is no such backend, it has no such option, or *allow_blocking_loop* is not True or
+            False. The first call that needs the loop checks the environment variable.
         LoopStateError: If the background event loop is running already.
     """
     global _settings
+    if allow_blocking_loop is not None:
+        require_flag(allow_blocking_loop, "allow_blocking_loop", "configure_background_eventloop")
+        settings.allow_blocking_loop = allow_blocking_loop
+        if backend is None and backend_options is None:
+            return
+    backend = "asyncio" if backend is None else backend
     require_backend(backend, "configure_background_eventloop(backend=...)")
     require_backend_options(backend_options, backend, "configure_background_eventloop")
     if _background_thread is not None and _background_thread._closed is None:

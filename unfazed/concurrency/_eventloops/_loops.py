@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from threading import main_thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anyio import move_on_after
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -84,6 +84,10 @@ class AsyncioLoop:
 
     def mark_context(self) -> None:
         _mark_context("asyncio")
+
+    def cancellation(self) -> BaseException:
+        cancellation: BaseException = sys.modules["asyncio"].CancelledError()
+        return cancellation
 
     def forget_cancellation(self) -> None:
         uncancel = getattr(_current_task(), "uncancel", None)  # since Python 3.11
@@ -183,6 +187,10 @@ class TrioLoop:
     def mark_context(self) -> None:
         _mark_context("trio")
 
+    def cancellation(self) -> BaseException:
+        """Return a `trio.Cancelled`, which only trio itself can make: so run a loop in this thread for that."""
+        return cast("BaseException", sys.modules["trio"].run(_cancelled_task))
+
     def forget_cancellation(self) -> None:
         pass  # a cancelled scope stays cancelled
 
@@ -193,6 +201,18 @@ class TrioLoop:
 
     async def end_other_tasks(self) -> None:
         pass  # trio cancels them itself
+
+
+async def _cancelled_task() -> BaseException:
+    trio = sys.modules["trio"]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as exc:
+            cancellation: BaseException = exc.with_traceback(None)
+            return cancellation
+    raise AssertionError("a cancelled scope cancels each checkpoint")  # pragma: no cover
 
 
 def _current_task() -> asyncio.Task[Any]:

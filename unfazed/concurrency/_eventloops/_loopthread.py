@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final
 import anyio
 from anyio import Event
 
+from .._core import _standing
 from .._core._checks import (
     explain,
     not_copied,
@@ -182,12 +183,15 @@ class EventLoopThread:
         Raises:
             WrongOptionError: If *timeout* is not a number of seconds.
             LoopStateError: From the loop's own thread, or from one of its workers: it would wait for itself.
+            LoopThreadError: If the loop stands still until this call has ended.
         """
         require_timeout(timeout, "stop")
         worker = thread.worker
         in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
+        if _standing.live and self._loop is not None:
+            _standing.refuse_to_wait_for(self._loop.native)
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
             self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
@@ -231,6 +235,8 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
+        if _standing.live:
+            _standing.expect(loop.native, call, context.get(_standing.current_standing))
         # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget
@@ -261,6 +267,7 @@ class EventLoopThread:
         if not self._main_claim.acquire(blocking=False):
             return
         self._thread = threading.current_thread()
+        thread.is_loop_thread = True
         _running.add(self)
         if _exiting:  # otherwise `_end_all_loops` sees us: it sets `_exiting` before it looks at `_running`
             self._closed = "the interpreter is exiting"

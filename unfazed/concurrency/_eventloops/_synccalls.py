@@ -3,7 +3,8 @@
     a worker thread that we started        the loop that awaits it          `thread.worker`
     a worker thread that others started    the loop that awaits it          `_call_from_others_worker`
     any other thread                       the loop that *submit* names: for most calls the background event loop
-    a thread whose own loop is running     `LoopThreadError`
+    a thread whose own loop is running     `LoopThreadError`, unless the user has allowed to block that loop: then as
+                                           any other thread
 
 No thread and no loop starts here.
 """
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import RunFinishedError, from_thread, to_thread
 
-from .._core import _limits, _slots
+from .._core import _limits, _slots, _standing
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
 from .._core._futures import BlockingFuture, OneShotFuture
+from .._core._standing import Standing, current_standing
 from .._core._taskcall import TaskCall
+from ._blocking import may_be_blocked
 from ._loops import current_loop, running_loop
 from ._waiting import call_in
 from ._workers import thread
@@ -54,12 +57,19 @@ def say_that_we_wait(exc: BaseException, name: str) -> None:
         print(f"\nCtrl-C: waiting for {name}() to end; press it again to stop waiting", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def refuse_in_loop(func: object, helper: str, instead: str) -> None:
-    """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`."""
+def refuse_in_loop(func: object, helper: str, instead: str) -> Standing | None:
+    """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`.
+
+    If the user has allowed to block that loop, return it: it is about to stand still.
+    """
     here = running_loop()
-    if here is not None and here.native is not thread.lost_loop:
-        name = name_of(func)
-        raise LoopThreadError(helper.format(name), instead.format(name))
+    if here is None or here.native is thread.lost_loop:
+        return None
+    name = name_of(func)
+    helper, instead = helper.format(name), instead.format(name)
+    if not may_be_blocked(here):
+        raise LoopThreadError(helper, instead)
+    return Standing(here.native, helper, instead)
 
 
 def call_from_sync(
@@ -72,6 +82,7 @@ def call_from_sync(
     always: bool = False,
     offer: Callable[[OneShotFuture[T]], None] | None = None,
     patience: Patience | None = None,
+    blocks: Standing | None = None,
 ) -> T:
     """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
@@ -86,8 +97,14 @@ def call_from_sync(
         always: Use *submit* in any case.
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
         patience: Shared by several calls that are one for the user.
+        blocks: The loop of this thread, which stands still. Then *submit* is always used.
     """
-    refuse_in_loop(func, helper, instead)
+    if blocks is None:
+        blocks = refuse_in_loop(func, helper, instead)
+        if blocks is not None:
+            options: dict[str, Any] = {"always": always, "offer": offer, "patience": patience, "blocks": blocks}
+            result: T = _block(blocks, partial(call_from_sync, work, func, helper, instead, submit, **options))
+            return result
     if _slots.is_interrupted():  # this thread holds the lock of the slots, which whoever runs *work* needs
         raise LoopStateError(
             f"{helper.format(name_of(func))}() was called by a finalizer in the midst of another call of this thread, "
@@ -97,25 +114,40 @@ def call_from_sync(
     call = TaskCall(work, future, made_elsewhere=True)
     worker = thread.worker
     if worker is not None:
+        if _standing.live and blocks is None and not always:
+            _standing.expect(worker.way_back().native, call, current_standing.get())
         outer = worker.enter(call)
         try:
-            if worker.called_back_in_the_task:
+            if worker.called_back_in_the_task and blocks is None:
                 # That task only waits. If it ran the call itself, nested calls would pile up on its stack.
                 elsewhere = _elsewhere(submit if always else worker.submit, work, func, may_be_interrupted=always)
                 _call_in_waiting_task(TaskCall(elsewhere, future))
             else:
                 if offer is not None:
                     offer(future)
-                _call_and_wait(call, future, func, submit if always else worker.submit, patience, in_worker=True)
+                into = submit if always or blocks is not None else worker.submit
+                _call_and_wait(call, future, func, into, patience, in_worker=blocks is None)
         finally:
             worker.leave(call, outer)
-    elif not _call_from_others_worker(
+    elif blocks is not None or not _call_from_others_worker(
         TaskCall(_elsewhere(submit, work, func, may_be_interrupted=True), future) if always else call
     ):
         if offer is not None:
             offer(future)
         _call_and_wait(call, future, func, submit, patience)
     return future.read()
+
+
+def _block(standing: Standing, call: Callable[[], T]) -> T:
+    """Make *call* while the loop of this thread stands still."""
+    try:
+        try:
+            standing.begin()
+            return call()
+        finally:
+            standing.end()
+    finally:
+        standing.end()  # again: a signal handler may have raised in the first `finally`
 
 
 def _call_and_wait(
@@ -136,7 +168,7 @@ def _call_and_wait(
     try:
         submit_it()
         _wait(call, future, again)
-    except LoopEndedError:
+    except (LoopEndedError, LoopThreadError):
         raise
     except BaseException as exc:  # Ctrl-C, or another signal handler, raised here. The second time we do not wait
         patience = patience or Patience()
@@ -189,18 +221,10 @@ def _call_in_waiting_task(call: TaskCall[Any]) -> None:
 def belongs_to_loop() -> bool:
     """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
 
-    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
-    what this thread runs in the loop.
+    If the task that waits for anyio's or trio's thread is cancelled, raise the cancellation. On asyncio, anyio does not
+    deliver it to what this thread runs in the loop.
     """
-    if thread.worker is not None:
-        return True
-    for module in _from_thread_modules():
-        try:
-            module.check_cancelled()
-        except RuntimeError:
-            continue
-        return True
-    return False
+    return thread.worker is not None or belongs_to_others_loop()
 
 
 def _from_thread_modules() -> list[Any]:
@@ -213,6 +237,20 @@ def _from_thread_modules() -> list[Any]:
 
         modules.append(trio.from_thread)
     return modules
+
+
+def belongs_to_others_loop() -> bool:
+    """Return whether this is a worker thread that others started: anyio or trio.
+
+    If the task that waits for the thread is cancelled, raise the cancellation.
+    """
+    for module in _from_thread_modules():
+        try:
+            module.check_cancelled()
+        except RuntimeError:
+            continue
+        return True
+    return False
 
 
 def _call_from_others_worker(call: TaskCall[Any]) -> bool:

@@ -55,11 +55,15 @@ async def raise_if_cancelled(loop: Loop) -> None:
 async def wait_for_slot(slot: Slot, loop: Loop) -> None:
     """Queue for *slot* and wait in the current *loop* until it is granted. Whoever made it releases it.
 
-    Who wakes us: the thread that grants the slot, or the watcher.
+    Who wakes us: the thread that grants the slot, or the watcher, who also refuses it.
+
+    Raises:
+        LoopThreadError: If it cannot be granted, because a loop stands still until then.
     """
     event = Event()
     if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):
         await event.wait()
+        _slots.require(slot)
 
 
 async def wait_shielded(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .._core import _limits, _slots
 from ._loops import running_loop
@@ -33,7 +33,7 @@ class Worker:
     called_back_in_the_task = False  # whether the task that waits for the thread runs its calls (trio)
     call: TaskCall[Any] | None = None  # the call that the thread waits for
     _cancelled = False
-    _told = False  # whether the thread has seen the cancellation in a call that it waited for
+    _told = False  # whether the thread has seen the cancellation, in a call that it waited for or by `check_cancelled`
 
     def cancel(self) -> None:
         """Cancel the call that the thread waits for, or else its next one, as `task.cancel()` does with a task.
@@ -49,6 +49,11 @@ class Worker:
     def is_cancelled(self) -> bool:
         """Return whether the task that waits for the worker has been cancelled."""
         return self._cancelled
+
+    def raise_cancellation(self) -> NoReturn:
+        """Raise the cancellation in the worker thread. On asyncio, the calls that it makes after that go on."""
+        self._told = self.way_back().cancels_once
+        raise self.way_back().cancellation()
 
     def way_back(self) -> Loop:
         assert self.loop is not None, "set before the worker starts"
@@ -81,6 +86,7 @@ class Worker:
 class _Thread(threading.local):
     worker: Worker | None = None  # while the thread runs a call of ours
     forked = False  # whether the process was forked by this thread: then it knows nothing of loops
+    is_loop_thread = False  # whether it is the thread of an `EventLoopThread`
     lost_loop: object = None  # the native loop that ran in it at that moment, and is lost
 
 
@@ -106,6 +112,7 @@ def _reset_after_fork() -> None:
     """In a forked child: the loops' threads do not exist here."""
     thread.worker = None
     thread.forked = True
+    thread.is_loop_thread = False
     loop = running_loop()
     thread.lost_loop = loop and loop.native
 

@@ -52,6 +52,7 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     # Made before it is taken, and given back in two `finally`, for the reasons that `_threadcall.py` gives.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
     slot.work = call.func
+    slot.awaited_in = loop.native
     try:
         try:
             if not _slots.take(slot):
@@ -144,6 +145,7 @@ def _wait_for_slot(call: ProcessCall, slot: _limits.Slot) -> None:
 
     _slots.queue(slot, wake)
     while not slot.held:  # if it is granted after this look, we are woken
+        _slots.require(slot)
         granted.ready.acquire(timeout=seconds_to_look(call.timeout, call.what_it_waits_for))
 
 

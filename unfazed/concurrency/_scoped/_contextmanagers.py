@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
-from .._core._checks import in_brief, not_copied, require_limiter, visible_names, wrong_source
+from .._core._checks import in_brief, name_of, not_copied, require_limiter, visible_names, wrong_source
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import Patience, call_from_sync
@@ -159,10 +159,14 @@ class InTask(AbstractContextManager[T, "bool | None"]):
     """An async context manager, entered and left in one task: where `call_from_sync` finds it, or *submit* puts it."""
 
     def __init__(
-        self, manager: AbstractAsyncContextManager[T, bool | None], submit: Submit = submit_to_background
+        self,
+        manager: AbstractAsyncContextManager[T, bool | None],
+        submit: Submit = submit_to_background,
+        words: tuple[object, str, str] | None = None,
     ) -> None:
         self._manager = manager
         self._submit = submit
+        self._words = words or (manager, "contextmanager_in_eventloop_sync", "async with ...")  # for errors
         self._runner: TaskRunner | None = None
         self._entered = False
 
@@ -225,10 +229,9 @@ class InTask(AbstractContextManager[T, "bool | None"]):
         return suppressed
 
     def _call(self, work: Callable[[], Awaitable[Any]], submit: Submit, patience: Patience) -> Any:
-        helper, elsewhere = "contextmanager_in_eventloop_sync", submit is not submit_to_background
-        return call_from_sync(
-            work, self._manager, helper, "async with ...", submit, always=elsewhere, patience=patience
-        )
+        func, helper, instead = self._words
+        elsewhere = submit is not submit_to_background
+        return call_from_sync(work, func, helper, instead, submit, always=elsewhere, patience=patience)
 
     async def _enter(self) -> T:
         value = await self._manager.__aenter__()
@@ -283,3 +286,13 @@ def contextmanager_in_eventloop_sync(
         helper = "contextmanager_in_eventloop_sync"
         raise wrong_source(manager, helper, "an async context manager", "with", "__enter__")
     return InTask(manager)
+
+
+def enter_in_eventloop(
+    manager: AbstractAsyncContextManager[T, bool | None], func: object, helper: str, instead: str
+) -> AbstractContextManager[T, bool | None]:
+    """Do the same for a dual: errors name its function *func*, as in `call_from_sync`."""
+    kind: Any = type(manager)
+    if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+        raise wrong_source(manager, helper.format(name_of(func)), "an async context manager", "with", "__enter__")
+    return InTask(manager, words=(func, helper, instead))

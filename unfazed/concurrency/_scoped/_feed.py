@@ -47,6 +47,8 @@ from ._threadrunner import ThreadRunner
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from anyio import CapacityLimiter
+
 T = TypeVar("T")
 
 CHECKPOINT_ITEMS: Final = 100  # after how many items that did not have to be awaited other tasks may run; arbitrary
@@ -57,8 +59,9 @@ _END: Final = object()  # what follows the last item
 class Feed(Generic[T]):
     """A sync iterable in its thread, and the items that it has given."""
 
-    def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
+    def __init__(self, iterable: Iterable[T], prefetch: int, limiter: CapacityLimiter | None = None) -> None:
         self._iterable = iterable
+        self._limiter = limiter
         self._iterator: Iterator[T] | None = None
         self._ahead = max(1, prefetch)  # how many items to fetch at a time
         self._prefetch = prefetch
@@ -148,7 +151,7 @@ class Feed(Generic[T]):
         if self._over:
             return
         if self._runner is None:
-            self._runner = ThreadRunner("iterate_in_threadpool", self._close)
+            self._runner = ThreadRunner("iterate_in_threadpool", self._close, self._limiter)
         if not self._prefetch:
             try:
                 await self._runner.run(self._fetch)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from .._core._checks import in_brief, wrong_source
+from .._core._checks import in_brief, name_of, wrong_source
 from .._core._errors import LoopEndedError, LoopThreadError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import Patience, call_from_sync
@@ -79,19 +79,34 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     if not hasattr(type(aiterable), "__aiter__"):
         helper = "iterate_in_eventloop_sync"
         raise wrong_source(aiterable, helper, "an async iterable", "for ... in", "__iter__")
-    steps: Any = iterate_steps(Steps(aiterable), aiterable)
-    steps.__name__ = "iterate_in_eventloop_sync"
-    steps.__qualname__ = f"{steps.__name__}({in_brief(aiterable)})"
-    return cast("Generator[T, None, None]", steps)
+    items: Any = iterate_steps(Steps(aiterable), aiterable)
+    items.__name__ = "iterate_in_eventloop_sync"
+    items.__qualname__ = f"{items.__name__}({in_brief(aiterable)})"
+    return cast("Generator[T, None, None]", items)
+
+
+def iterate_in_task(aiterable: AsyncIterable[T], func: object, helper: str, instead: str) -> Generator[T, None, None]:
+    """Do the same for a dual: errors name its function *func*, as in `call_from_sync`."""
+    if not hasattr(type(aiterable), "__aiter__"):
+        raise wrong_source(aiterable, helper.format(name_of(func)), "an async iterable", "for ... in", "__iter__")
+    items: Any = iterate_steps(Steps(aiterable), func, helper=helper, instead=instead)
+    items.__name__ = helper.format(getattr(func, "__name__", ""))
+    items.__qualname__ = f"{helper.format(name_of(func))}(...)"
+    return cast("Generator[T, None, None]", items)
 
 
 def iterate_steps(
-    steps: Steps[T], source: object, submit: Submit = submit_to_background, *, always: bool = False
+    steps: Steps[T],
+    source: object,
+    submit: Submit = submit_to_background,
+    *,
+    always: bool = False,
+    helper: str = "iterate_in_eventloop_sync",
+    instead: str = "async for ... in {}(...)",
 ) -> Generator[T, None, None]:
     """Iterate in one task, which `call_from_sync` starts with *submit* and *always*."""
     runner = TaskRunner(steps.close)
     patience = Patience()
-    helper, instead = "iterate_in_eventloop_sync", "async for ... in {}(...)"
     try:
         try:
             call_from_sync(runner.start, source, helper, instead, submit, always=always, patience=patience)

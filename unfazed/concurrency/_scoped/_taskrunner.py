@@ -37,6 +37,7 @@ from anyio import Event, get_cancelled_exc_class
 
 from .._core import _limits
 from .._core._futures import OneShotFuture, without_our_frame
+from .._core._standing import current_standing, expect, live
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from .._core._loop import Loop
+    from .._core._standing import Standing
 
 T = TypeVar("T")
 
@@ -64,7 +66,7 @@ class TaskRunner(TaskCall[None]):
         super().__init__(self._serve, OneShotFuture())
         self._last = last
         self._process = os.getpid()  # in a forked child, the copy of the loop takes calls and never runs
-        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None]] = deque()
+        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None, Standing | None]] = deque()
         self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
@@ -77,11 +79,14 @@ class TaskRunner(TaskCall[None]):
         submit_here(self, copy_context())
 
     def take(self, call: TaskCall[Any], context: Context) -> None:
-        """Have the task run *call*, with the slot that *context* holds. From any thread; returns at once."""
+        """Have the task run *call*, on behalf of the call of *context*. From any thread; returns at once."""
         if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
             raise ended_error()
+        standing = context.get(current_standing)
+        if live:
+            expect(self.loop.native, call, standing)
         call.set_loop(self.loop)
-        self.loop.post(self._take, call, context.run(_limits.current_slot.get))
+        self.loop.post(self._take, call, context.run(_limits.current_slot.get), standing)
 
     def leave(self) -> None:
         """Have the task do its last step, after the current call. From any thread; returns at once."""
@@ -93,14 +98,14 @@ class TaskRunner(TaskCall[None]):
         self._leaving = self._left = True
         return await last()
 
-    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None) -> None:
+    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None, standing: Standing | None) -> None:
         if call.accepted:
             return
         try:
             if self._is_over() or not self.accepted:  # not begun, because that was interrupted
                 call.end(ended_error())
             else:
-                self._calls.append((call, slot))
+                self._calls.append((call, slot, standing))
                 self._wake_up()
             call.task_has_ended = self._is_over
             call.accepted = True
@@ -158,7 +163,7 @@ class TaskRunner(TaskCall[None]):
     def _end(self) -> None:
         """Refuse the calls that queue, and all that come."""
         self.over = True
-        for call, _ in self._calls:
+        for call, *_ in self._calls:
             call.end(ended_error())
 
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
@@ -167,9 +172,10 @@ class TaskRunner(TaskCall[None]):
                 self._wake = Event()
                 await self._wake.wait()
                 continue
-            call, slot = self._calls[0]
+            call, slot, standing = self._calls[0]
             self._current = call
             _limits.current_slot.set(slot)
+            current_standing.set(standing)
             if self._reason is not None:
                 call.expect_the_end(self._reason)
             await call.run(abort)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, final
 
-from .._core._checks import not_copied, require_count, visible_names, wrong_source
+from .._core._checks import not_copied, require_count, require_limiter, visible_names, wrong_source
 from ._feed import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from anyio import CapacityLimiter
 
 T = TypeVar("T")
 
@@ -21,8 +23,8 @@ class ThreadpoolIterator(Generic[T]):
     underneath is closed.
     """
 
-    def __init__(self, iterable: Iterable[T], prefetch: int) -> None:
-        self._feed = Feed(iterable, prefetch)  # refers not to us, so that its thread does not keep us alive
+    def __init__(self, iterable: Iterable[T], prefetch: int, limiter: CapacityLimiter | None = None) -> None:
+        self._feed = Feed(iterable, prefetch, limiter)  # refers not to us, so that its thread does not keep us alive
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
@@ -64,17 +66,21 @@ class ThreadpoolIterator(Generic[T]):
             feed.drop()
 
 
-def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> ThreadpoolIterator[T]:
+def iterate_in_threadpool(
+    iterable: Iterable[T], /, *, prefetch: int = 0, limiter: CapacityLimiter | None = None
+) -> ThreadpoolIterator[T]:
     """Iterate over a sync iterable that blocks, from async code.
 
     The whole iteration has a worker thread of its own, and one context: a copy of the one in which its first step is
-    taken. It holds a slot of anyio's default thread limiter while it fetches items, and none while it waits for its
-    consumer. So any number of iterations can be open at once.
+    taken. It holds a slot while it fetches items, and none while it waits for its consumer. So any number of iterations
+    can be open at once.
 
     Args:
         iterable: An iterable, an iterator, or what a generator function returned.
         prefetch: How many items may be fetched in advance, from the first step on. With 0, the default, each item is
             fetched when it is asked for. An item that has been fetched is delivered without waiting for more.
+        limiter: Bounds how many fetch items at once, from any loop or thread; `None`, the default, is anyio's default
+            thread limiter.
 
     Cancellation:
         As for `run_in_threadpool`, the wait ends when the current item has been fetched. That item is not lost: the
@@ -88,7 +94,7 @@ def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> Thr
 
     Raises:
         WrongFunctionError: If *iterable* is not an iterable.
-        WrongOptionError: If *prefetch* is not a number of items.
+        WrongOptionError: If *prefetch* is not a number of items, or *limiter* is not a limiter.
         BaseException: From a step, whatever the iterable raised there; `StopAsyncIteration` as a `RuntimeError`.
 
     Example:
@@ -98,4 +104,5 @@ def iterate_in_threadpool(iterable: Iterable[T], /, *, prefetch: int = 0) -> Thr
     if not (hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")):
         raise wrong_source(iterable, "iterate_in_threadpool", "an iterable", "async for ... in", "__aiter__")
     require_count(prefetch, "prefetch", "iterate_in_threadpool")
-    return ThreadpoolIterator(iterable, prefetch)
+    require_limiter(limiter, "iterate_in_threadpool")
+    return ThreadpoolIterator(iterable, prefetch, limiter)

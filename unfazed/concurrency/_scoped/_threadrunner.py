@@ -40,6 +40,7 @@ from anyio import Event, to_thread
 
 from .._core import _slots
 from .._core._futures import OneShotFuture
+from .._core._standing import current_standing
 from .._core._taskcall import TaskCall
 from .._eventloops._limiters import NO_LIMIT
 from .._eventloops._loops import current_loop
@@ -136,9 +137,10 @@ class ThreadRunner(Generic[T]):
         if self._leaving:
             raise ended_error()
         self._ensure_started()
-        loop, event = self.loop, Event()
+        loop, event, standing = self.loop, Event(), current_standing.get()
 
         def step() -> None:
+            current_standing.set(standing)
             work()
             set_from_anywhere(loop, event)
 

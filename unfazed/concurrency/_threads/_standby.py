@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event, to_thread
 
+from .._core import _standing
 from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
@@ -58,6 +59,8 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
     owner = running_background()
     loop = None if owner is None else loop_of(owner)
     if owner is not None and loop is not None and thread_call.may_bypass(loop):
+        if _standing.live:
+            _standing.expect(loop.native, call, context.get(_standing.current_standing))
         thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
             direct_call = _DirectCall(thread_call, call, context)

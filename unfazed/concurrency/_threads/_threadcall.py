@@ -255,6 +255,7 @@ class ThreadCall(Worker, Generic[T]):
             if self._kwargs and error.__traceback__ is None:  # the function has not even begun, or is a builtin one
                 explain(error, self._helper, self._func, self._kwargs)
         thread.worker = None
+        self.slot.ended = True
         if self._sync_caller is not None:
             self._give_back()  # before its caller goes on. Otherwise the loop does it, which is faster
         if not self.outcome.write(value, error):

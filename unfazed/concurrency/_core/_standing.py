@@ -1,0 +1,140 @@
+"""Event loops that stand still: a sync call waits on the thread of each, and the user has allowed that.
+
+What the call needs must not need that loop, or both would wait for ever. So the context of the call says which loops
+stand still because of it, and everything that is done on behalf of the call inherits that. Who is about to have a loop
+run something asks first, by `expect`.
+
+    who needs the loop that stands still              what happens
+    ------------------------------------------------  -----------------------------------------
+    a call made on behalf of the call that blocks it  `LoopThreadError`
+    a call made on behalf of another loop that stands the same, if each would wait for the other
+    any other call                                    it waits until the loop goes on
+
+Guarantee: of two threads that are about to wait for each other's loop, at least one is refused. Each adds its call to
+`_needs` before it looks at the other's.
+
+Assumptions: `list.append`, `list.remove` and `list.copy` are atomic, with and without a GIL (Python's documentation,
+"Thread Safety Guarantees"). A forked child starts with none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, final
+
+from ._errors import LoopThreadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._taskcall import TaskCall
+
+current_standing: ContextVar[Standing | None] = ContextVar("unfazed_current_standing", default=None)
+"""The call on behalf of which the current code runs, if that call blocks a loop."""
+
+live: list[Standing] = []  # all that stand still now; nearly always empty, which is all that other calls look at
+
+
+@final
+class Standing:
+    """An event loop that stands still, from `begin` to `end`.
+
+    Args:
+        native: The library's own object for the loop.
+        helper: What the user called, which blocks the loop.
+        instead: What to write instead.
+    """
+
+    def __init__(self, native: object, helper: str, instead: str) -> None:
+        self.native: object = native
+        self.over = False
+        self._helper = helper
+        self._instead = instead
+        self._thread = threading.current_thread().name
+        self._outer = current_standing.get()
+        self._needs: list[tuple[object, TaskCall[Any]]] = []  # calls on its behalf: the loop of each, and the call
+
+    def begin(self) -> None:
+        current_standing.set(self)
+        live.append(self)
+
+    def end(self) -> None:
+        """End it. It may be called twice."""
+        self.over = True
+        with suppress(ValueError):
+            live.remove(self)
+        if current_standing.get() is self:
+            current_standing.set(self._outer)
+        self.native = None  # contexts may keep us, and must not keep the loop
+        self._needs.clear()
+
+    def chain(self) -> Iterator[Standing]:
+        """Iterate over the loops that stand still because of this call: its own first."""
+        standing: Standing | None = self
+        while standing is not None:
+            if not standing.over:
+                yield standing
+            standing = standing._outer
+
+    def error(self, needed: str = "") -> LoopThreadError:
+        """Return the error for what needs the loop, or something that is *needed* from it."""
+        return LoopThreadError(self._helper, self._instead, f"{needed}the event loop of the thread {self._thread!r}")
+
+    def add(self, native: object, call: TaskCall[Any]) -> None:
+        self._needs.append((native, call))
+        for need in self._needs.copy():
+            if need[1].future.done:
+                self.forget(*need)
+
+    def forget(self, native: object, call: TaskCall[Any]) -> None:
+        with suppress(ValueError):  # another thread has done it
+            self._needs.remove((native, call))
+
+    def needs(self) -> list[object]:
+        """Return the loops that calls on our behalf wait for."""
+        return [native for native, call in self._needs.copy() if not call.future.done]
+
+
+def expect(native: object, call: TaskCall[Any], standing: Standing | None) -> None:
+    """Refuse *call*, made on behalf of *standing*, if its loop *native* stands still until the call has ended."""
+    chain = [] if standing is None else [*standing.chain()]
+    for each in chain:
+        each.add(native, call)
+    blocked = waits_for(native, chain)
+    if blocked is not None:
+        for each in chain:
+            each.forget(native, call)
+        raise blocked.error()
+
+
+def waits_for(native: object, chain: list[Standing]) -> Standing | None:
+    """Return the member of *chain* that the loop *native* waits for, if it stands still, directly or by others."""
+    reached, loops = [native], live.copy()
+    for target in reached:  # which grows
+        for standing in loops:
+            if standing.native is target:
+                if standing in chain:
+                    return standing
+                reached += [each for each in standing.needs() if each not in reached]
+    return None
+
+
+def refuse_to_wait_for(native: object) -> None:
+    """Refuse to wait for the end of the loop *native*, if it stands still and waits for the current code."""
+    standing = current_standing.get()
+    blocked = None if standing is None else waits_for(native, [*standing.chain()])
+    if blocked is not None:
+        raise blocked.error()
+
+
+def _reset_after_fork() -> None:
+    """In a forked child: the loops that stood still do not exist here."""
+    live.clear()
+    current_standing.set(None)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
+    os.register_at_fork(after_in_child=_reset_after_fork)
