@@ -118,7 +118,7 @@ async def test_a_call_that_a_runner_lost_is_found_when_the_runner_has_ended(how:
     await let_others_run()
     call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, _futures.OneShotFuture())
     call.set_loop(_loops.current_loop())
-    runner._take(call, None)
+    runner._take(call, None, None)
     runner._calls.clear()  # lost
 
     assert not call.go_on()
