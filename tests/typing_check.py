@@ -59,27 +59,34 @@ async def from_async_code() -> None:
     assert_type(await run_in_processpool(read, "a", encoding="b"), bytes)
     assert_type(await run_in_eventloop(fetch, "a", timeout=2), list[int])
     assert_type(await run_in_eventloop(returns_awaitable, "a"), str)
+    assert_type(await run_in_eventloop(fetch("a", timeout=2)), list[int])
+    assert_type(await run_in_eventloop(returns_awaitable("a")), str)
     assert_type(await run_in_executor(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
     assert_type(await concurrecy.run_in_threadpool(read, "a"), bytes)
     with EventLoopThread("trio", {"restrict_keyboard_interrupt_to_checkpoints": True}, name="loop") as loop:
         assert_type(await loop.run(fetch, "a"), list[int])
         assert_type(loop.run_sync(fetch, "a", timeout=2), list[int])
+        assert_type(await loop.run(fetch("a")), list[int])
+        assert_type(loop.run_sync(fetch("a")), list[int])
 
     await run_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await run_in_threadpool(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await run_in_processpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    await run_in_eventloop(read, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await run_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await run_in_eventloop(fetch("a"), "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def from_sync_code() -> None:
     assert_type(run_in_threadpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_processpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_eventloop_sync(fetch, "a", timeout=2), list[int])
+    assert_type(run_in_eventloop_sync(fetch("a", timeout=2)), list[int])
     assert_type(run_in_executor_sync(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
 
     run_in_threadpool_sync(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run_in_processpool_sync(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    run_in_eventloop_sync(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    run_in_eventloop_sync(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    run_in_eventloop_sync(read("a"))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 # Dual callables

@@ -61,10 +61,14 @@ def is_async(func: object) -> bool:
 
 
 def close_coroutine(value: object) -> bool:
-    """Close *value* if it is a coroutine, because it would warn that nobody awaited it. Return whether it is one."""
+    """Close *value* if it is a coroutine, because it would warn that nobody awaited it. Return whether it is one.
+
+    One that has begun elsewhere is left alone.
+    """
     if not isinstance(value, CoroutineType):
         return False
-    value.close()
+    if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
     return True
 
 
@@ -231,6 +235,7 @@ _OPTIONS: Final = {
     "in_executor": ("timeout",),
     "in_eventloop": ("timeout", "context"),
 }
+EVENTLOOP_OPTIONS: Final = _OPTIONS["in_eventloop"]
 # Options that a helper does not have but users may try, because other libraries or our other helpers have them. For
 # each: what to write instead, or why there is no such option.
 _INSTEAD: Final = {

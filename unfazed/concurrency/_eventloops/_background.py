@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from anyio import to_thread
 
@@ -18,7 +18,7 @@ from .._core._checks import explain, name_of, require_async, require_context, re
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from ._limiters import NO_LIMIT
-from ._loopchecks import async_work, require_backend, require_backend_options
+from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
 from ._loopthread import EventLoopThread
 from ._synccalls import call_from_sync
@@ -100,14 +100,19 @@ async def _background_from_async() -> EventLoopThread:
     return await to_thread.run_sync(_background, limiter=NO_LIMIT)
 
 
-async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+@overload
+async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+@overload
+async def run_in_eventloop(func: Awaitable[T], /) -> T: ...
+async def run_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an async function on the background event loop and await its result in the current loop.
 
     So sync threads, asyncio and trio can share an object that is bound to one loop, such as a connection pool. The
     function runs in a new task, in a copy of the caller's context.
 
     Args:
-        func: An async function. Its positional and keyword arguments follow, whatever their names.
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
 
     Cancellation:
         The function is cancelled on the background event loop. The call waits for its cleanup, however often the caller
@@ -117,7 +122,8 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
+        WrongFunctionError: If *func* cannot be called and is no awaitable, or does not return one. If it is a coroutine
+            that was awaited before, or an asyncio future of another loop, or has arguments after it.
         CallCancelledError: If the function was cancelled there, but not by this call.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the background event loop has ended because the interpreter is exiting.
@@ -127,22 +133,29 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
         `rows = await run_in_eventloop(pool.fetch, "select 1")`
     """
     work = async_work(func, args, kwargs, "run_in_eventloop")
-    background = await _background_from_async()
     try:
+        background = await _background_from_async()
         return await lending(background.run(work))
     except TypeError as exc:
         explain(exc, "run_in_eventloop", func, kwargs)
         raise
+    finally:
+        close_unless_begun(work)
 
 
-def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+@overload
+def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+@overload
+def run_in_eventloop_sync(func: Awaitable[T], /) -> T: ...
+def run_in_eventloop_sync(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an async function from sync code and wait for its result.
 
     In a worker thread of an event loop (ours, anyio's, Starlette's, trio's) the function runs in that loop, elsewhere
     on the background event loop. It runs in a new task, in a copy of the caller's context.
 
     Args:
-        func: An async function. Its positional and keyword arguments follow, whatever their names.
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
 
     Cancellation:
         In a worker thread the function is cancelled with the task that waits for the thread, and this call raises the
@@ -154,7 +167,8 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
-        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
+        WrongFunctionError: If *func* cannot be called and is no awaitable, or does not return one. If it is a coroutine
+            that was awaited before, or an asyncio future of another loop, or has arguments after it.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the event loop has ended, for example because the interpreter is exiting.
         BaseException: Whatever *func* raised, with its traceback.
@@ -168,6 +182,8 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
     except TypeError as exc:
         explain(exc, "run_in_eventloop_sync", func, kwargs)
         raise
+    finally:
+        close_unless_begun(work)
 
 
 class EventloopPlace(NamedTuple):
