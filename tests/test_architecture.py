@@ -25,6 +25,7 @@ FLOORS = {  # of the rooms, and of the files that are rooms of their own
     "_processes": 2,
     "_threads": 2,
     "_dual": 3,
+    "_many": 3,
     "_scoped": 3,
     "_twins": 4,
     "__init__": 5,

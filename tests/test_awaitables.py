@@ -157,8 +157,19 @@ def test_a_task_of_another_loop_is_refused() -> None:
 
 def test_a_worker_may_hand_over_a_task_of_its_own_loop() -> None:
     async def main() -> None:
-        task = asyncio.ensure_future(fetch("a"))
-        assert await run_in_threadpool(run_in_eventloop_sync, task) == ("a", 1)
+        future = asyncio.get_running_loop().create_future()
+
+        async def end_it() -> None:
+            future.set_result("set in its own loop")
+
+        def wait() -> str:
+            asyncio.run_coroutine_threadsafe(end_it(), loop)
+            return str(run_in_eventloop_sync(future))
+
+        loop = asyncio.get_running_loop()
+        future_of_task = asyncio.ensure_future(fetch("a"))
+        assert await run_in_threadpool(run_in_eventloop_sync, future_of_task) == ("a", 1)
+        assert await run_in_threadpool(wait) == "set in its own loop"
 
     asyncio.run(main())
 

@@ -6,7 +6,7 @@ that are not needed.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
@@ -16,7 +16,9 @@ from unfazed_compat import asyncer, starlette, stdlib
 
 from unfazed import concurrecy
 from unfazed.concurrency import (
+    CallGroup,
     EventLoopThread,
+    Handle,
     in_eventloop,
     in_executor,
     in_processpool,
@@ -29,6 +31,10 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    start_in_eventloop,
+    start_in_executor,
+    start_in_processpool,
+    start_in_threadpool,
     sync_twin,
 )
 from unfazed.twins import SyncTwin, call
@@ -72,7 +78,7 @@ async def from_async_code() -> None:
     await run_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await run_in_threadpool(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await run_in_processpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    await run_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await run_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     await run_in_eventloop(fetch("a"), "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -85,8 +91,59 @@ def from_sync_code() -> None:
 
     run_in_threadpool_sync(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run_in_processpool_sync(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    run_in_eventloop_sync(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    run_in_eventloop_sync(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     run_in_eventloop_sync(read("a"))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# Calls that are started
+
+
+async def started(executor: Executor, loop: EventLoopThread) -> None:
+    assert_type(start_in_threadpool(read, "a", encoding="b"), Handle[bytes])
+    assert_type(start_in_processpool(read, "a"), Handle[bytes])
+    assert_type(start_in_executor(executor, read, "a"), Handle[bytes])
+    assert_type(start_in_eventloop(fetch, "a", timeout=2), Handle[list[int]])
+    assert_type(start_in_eventloop(fetch("a")), Handle[list[int]])
+    assert_type(loop.start(fetch, "a"), Handle[list[int]])
+    assert_type(loop.start(fetch("a")), Handle[list[int]])
+    assert_type(decorated.start("a", size=2), Handle[bytes])
+    assert_type(decorated_async.start("a"), Handle[list[int]])
+    assert_type(Holder().read.start("a", size=2), Handle[bytes])
+    assert_type(Holder.of_class.start("a"), Handle[bytes])
+
+    handle = start_in_threadpool(read, "a")
+    assert_type(await handle, bytes)
+    assert_type(handle.result(timeout=1), bytes)
+    assert_type(handle.exception(), BaseException | None)
+    assert_type(handle.cancel(), bool)
+    assert_type(wait([handle]).done, set[Future[bytes]])
+    assert_type(next(as_completed([handle])), Future[bytes])
+
+    start_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    start_in_processpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    start_in_executor(read, "a")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    start_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    start_in_eventloop(fetch("a"), "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    loop.start(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    decorated.start(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def groups(executor: Executor) -> None:
+    with CallGroup() as group:
+        assert_type(group.start_in_threadpool(read, "a", encoding="b"), Handle[bytes])
+        assert_type(group.start_in_processpool(read, "a"), Handle[bytes])
+        assert_type(group.start_in_executor(executor, read, "a"), Handle[bytes])
+        assert_type(group.start_in_eventloop(fetch, "a", timeout=2), Handle[list[int]])
+        assert_type(group.start_in_eventloop(fetch("a")), Handle[list[int]])
+        assert_type(group.add(decorated.start("a")), Handle[bytes])
+        group.start_in_threadpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        group.add(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(group, CallGroup)
+
+
+async def groups_in_async_code() -> None:
+    async with CallGroup() as group:
+        assert_type(await group.start_in_threadpool(read, "a"), bytes)
 
 
 # Dual callables

@@ -114,6 +114,14 @@ class Start:
         """Return whether it will never begin."""
         return bool(self._said) and self._said[0] is _PREVENTED
 
+    def is_decided(self) -> bool:
+        """Return whether it has begun or was prevented."""
+        return bool(self._said)
+
+    def has_begun(self) -> bool:
+        """Return whether it has begun."""
+        return bool(self._said) and self._said[0] is not _PREVENTED
+
 
 def without_our_frame(exc: BaseException) -> BaseException:
     """Take the frame that caught *exc* off its traceback: it tells the user nothing, and refers back to *exc*."""

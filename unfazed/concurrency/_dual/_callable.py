@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .._eventloops._handle import Handle
+
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
@@ -50,6 +52,8 @@ class Place(Protocol):
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def start(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Handle[Any]: ...
 
     def _asdict(self) -> dict[str, Any]: ...
 
@@ -141,6 +145,14 @@ class DualCallable(Dual, Generic[P, T]):
             self.__qualname__,
         )  # for the warning if nobody awaits it
         return cast("CoroutineType[Any, Any, T]", coroutine)
+
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
+        """Start a call, from sync or async code, and return its handle at once: as `start_in_threadpool` and its like.
+
+        An async function runs on the background event loop. `handle.cancel()` cancels the call as its options say.
+        """
+        handle: Handle[T] = self._place.start(self._func, args, kwargs)
+        return handle
 
     if TYPE_CHECKING:
 
@@ -268,6 +280,7 @@ class DualMethod(Generic[P, T]):
 
         @property
         def sync(self) -> Callable[P, T]: ...
+        def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
 
     else:

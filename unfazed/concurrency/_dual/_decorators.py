@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from typing_extensions import TypedDict, Unpack
 
+    from .._eventloops._handle import Handle
+
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
         @property
         def sync(self) -> Callable[P, T]: ...
+        def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
         @overload
         def __get__(self, instance: None, owner: type, /) -> DualCallable[Concatenate[Any, P], T]: ...

@@ -21,6 +21,7 @@ from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
 from ._loopthread import EventLoopThread
+from ._starting import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from .._core._taskcall import TaskCall
+    from ._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -186,6 +188,53 @@ def run_in_eventloop_sync(func: Any, /, *args: Any, **kwargs: Any) -> Any:
         close_unless_begun(work)
 
 
+@overload
+def start_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
+@overload
+def start_in_eventloop(func: Awaitable[T], /) -> Handle[T]: ...
+def start_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+    """Start an async function on the background event loop, and return its handle at once; from sync or async code.
+
+    It runs in a new task, in a copy of the caller's context, and outlives the caller and the caller's loop.
+
+    Args:
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
+
+    Cancellation:
+        Nothing here waits. `handle.cancel()` keeps a function that has not begun from beginning; one that runs is
+        cancelled and cleans up, and the handle is done after that. Whoever waits for the handle and is cancelled stops
+        waiting; the call goes on. At exit it is cancelled.
+
+    Returns:
+        A `Handle`: a `concurrent.futures.Future` that can also be awaited.
+
+    Raises:
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* cannot be called and is no awaitable. If it is a coroutine that was awaited
+            before, or an asyncio future of another loop, or has arguments after it. From the handle, if it does not
+            return an awaitable.
+        CallCancelledError: From the handle, if the function was cancelled there, but not by the handle.
+        BaseException: From the handle, whatever *func* raised, with its traceback.
+
+    Example:
+        `handle = start_in_eventloop(fetch(url))`, later `handle.result()` or `await handle`
+    """
+    return start_on_background(func, args, kwargs)
+
+
+def start_on_background(
+    func: Callable[..., Awaitable[T]] | Awaitable[T],
+    args: tuple[object, ...],
+    kwargs: dict[str, Any],
+    join: Join | None = None,
+) -> Handle[T]:
+    """Do what `start_in_eventloop` does, and have the handle join a group first."""
+    work = async_work(func, args, kwargs, "start_in_eventloop")
+    return start_work(work, func, kwargs, "start_in_eventloop", _background, join)
+
+
 class EventloopPlace(NamedTuple):
     """Where `in_eventloop` runs a function, and how."""
 
@@ -217,6 +266,16 @@ class EventloopPlace(NamedTuple):
         except TypeError as exc:
             explain(exc, "in_eventloop", func, kwargs)
             raise
+
+    def start(
+        self,
+        func: Callable[..., Awaitable[T]],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+        join: Join | None = None,
+    ) -> Handle[T]:
+        """Start a call on the background event loop, and have its handle join a group first."""
+        return start_work(self._work(func, args, kwargs), func, kwargs, "in_eventloop", _background, join)
 
     def _work(
         self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]

@@ -97,6 +97,12 @@ def close_unless_begun(work: Callable[[], Awaitable[Any]]) -> None:
         work.close()
 
 
+def require_its_loop(work: Callable[[], Awaitable[Any]], loop: Loop) -> None:
+    """Refuse *work* that is to await a future of another asyncio loop than *loop*."""
+    if isinstance(work, AwaitOnce):
+        work.require_loop(loop)
+
+
 @final
 class AwaitOnce(Generic[T]):
     """Awaits what a caller has handed over in place of a function: once, or never if `close` comes first."""
@@ -121,8 +127,8 @@ class AwaitOnce(Generic[T]):
 
     def require_new(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a coroutine that has begun elsewhere, and arguments next to what is there already."""
-        awaitable, name = self._awaitable, self.__qualname__
-        state = getcoroutinestate(awaitable) if isinstance(awaitable, CoroutineType) else CORO_CREATED
+        awaitable, name = cast("Any", self._awaitable), self.__qualname__
+        state = getcoroutinestate(awaitable) if issubclass(type(awaitable), CoroutineType) else CORO_CREATED
         if state != CORO_CREATED:
             problem = "was awaited before" if state == CORO_CLOSED else "is being awaited elsewhere"
             raise WrongFunctionError(

@@ -35,6 +35,7 @@ from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
 from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
+from ._starting import start_work
 from ._synccalls import Patience, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from .._core._loop import Loop
     from .._core._taskcall import TaskCall
+    from ._handle import Handle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,16 +138,28 @@ class EventLoopThread:
         """
         return self._require_running().native
 
-    def start(self) -> None:
-        """Start the thread and wait until its loop runs. `with` calls this.
+    @overload
+    def start(self, /) -> None: ...
+    @overload
+    def start(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
+    @overload
+    def start(self, func: Awaitable[T], /) -> Handle[T]: ...
+    def start(self, func: Any = None, /, *args: Any, **kwargs: Any) -> Handle[Any] | None:
+        """Without arguments: start the thread and wait until its loop runs, as `with` does. Otherwise start a call.
+
+        `start_in_eventloop` documents the arguments, the cancellation and the handle. The call runs in this loop.
 
         Raises:
-            LoopStateError: If the thread has been started before.
+            LoopStateError: If the thread has been started before; if a call is started before the thread.
             LoopStartError: If the backend is not installed, or does not accept its options.
-            LoopEndedError: If the interpreter is exiting.
+            LoopEndedError: If the loop has ended, or the interpreter is exiting.
+            WrongFunctionError: As for `start_in_eventloop`.
         """
+        if func is not None:
+            return start_work(async_work(func, args, kwargs, "start"), func, kwargs, "start", lambda: self)
         self._require_new()
         self._ensure_started()
+        return None
 
     def _require_new(self) -> None:
         if self._thread is not None:

@@ -198,6 +198,23 @@ def from_thread_modules() -> list[Any]:
     return modules
 
 
+def belongs_to_loop() -> bool:
+    """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
+
+    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
+    what this thread runs in the loop.
+    """
+    if thread.worker is not None:
+        return True
+    for module in from_thread_modules():
+        try:
+            module.check_cancelled()
+        except RuntimeError:
+            continue
+        return True
+    return False
+
+
 def _call_from_others_worker(call: TaskCall[Any]) -> bool:
     """Run *call* in the loop that awaits this worker thread, which others started. Return whether there is one."""
     modules = from_thread_modules()

@@ -22,10 +22,10 @@ from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import call_from_sync, from_thread_modules, say_that_we_wait
+from .._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
 from .._eventloops._timeouts import within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
-from .._eventloops._workers import lending, thread
+from .._eventloops._workers import lending
 from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
 from ._handling import is_handling
 from ._inbox import Inbox
@@ -117,7 +117,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    if _slots.is_interrupted() or running_loop() is not None or _belongs_to_loop():
+    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
@@ -253,20 +253,3 @@ def _background_limiter() -> CapacityLimiter | None:
 
 async def _ask_for_limiter() -> CapacityLimiter:
     return default_limiter.of(current_loop())
-
-
-def _belongs_to_loop() -> bool:
-    """Return whether this is a worker thread of an event loop: ours, anyio's or trio's.
-
-    If the task that waits for the thread is cancelled, raise the cancellation. On asyncio, anyio does not deliver it to
-    what this thread runs in the loop.
-    """
-    if thread.worker is not None:
-        return True
-    for module in from_thread_modules():
-        try:
-            module.check_cancelled()
-        except RuntimeError:
-            continue
-        return True
-    return False
