@@ -40,6 +40,7 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    start_in_threadpool,
     sync_twin,
 )
 
@@ -206,6 +207,16 @@ def all_call(callers: ThreadPoolExecutor, call: Callable[[], object]) -> None:
 
     for done in [callers.submit(some) for _ in range(CALLERS)]:
         done.result()
+
+
+@row("start_in_threadpool(...).result()")
+def started(stack: ExitStack, _: dict[str, Any]) -> SyncCalls:
+    executor = stack.enter_context(ThreadPoolExecutor())
+    return {
+        OURS: lambda: start_in_threadpool(nothing).result(),
+        "executor.submit().result()": lambda: executor.submit(nothing).result(),
+        "run_in_threadpool_sync": lambda: run_in_threadpool_sync(nothing),
+    }
 
 
 # ---- executors

@@ -170,7 +170,7 @@ def take_tour(paths: list[Path], console: Console) -> list[Run]:
             bar = progress.add_task(name, total=len(paths))
             run = Run(name)
             with EventLoopThread(backend) as loop:
-                loop.run_sync(watched, run, kind, paths, lambda bar=bar: progress.advance(bar))  # type: ignore[misc]
+                loop.run_sync(watched, run, kind, paths, lambda bar=bar: progress.advance(bar))  # type: ignore[call-overload]
             runs.append(run)
     return runs
 

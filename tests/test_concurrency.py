@@ -58,7 +58,7 @@ def test_every_public_name_has_a_docstring_with_its_sections() -> None:
         docstring = inspect.getdoc(value)
         assert docstring, name
         assert docstring.splitlines()[0].endswith("."), name
-        if re.match("run_in_|in_|iterate_in_|contextmanager_in_", name):
+        if re.match("run_in_|start_in_|in_|iterate_in_|contextmanager_in_", name):
             headings = [line for line in docstring.splitlines() if line.endswith(":") and not line.startswith(" ")]
             assert headings == ["Args:", "Cancellation:", "Returns:", "Raises:", "Example:"], name
 
@@ -71,7 +71,7 @@ def test_every_exception_that_a_docstring_names_exists() -> None:
             raised = [line.split(":")[0].strip() for line in block.splitlines() if line[4:5].isupper()]
             assert raised, name
             for error in raised:
-                assert error in unfazed.concurrency.__all__ or error == "BaseException", (name, error)
+                assert error in {*unfazed.concurrency.__all__, "BaseException", "ExceptionGroup"}, (name, error)
 
 
 def test_the_version_is_a_version() -> None:

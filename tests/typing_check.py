@@ -7,7 +7,7 @@ that are not needed.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
@@ -18,7 +18,9 @@ from unfazed_compat import asyncer, starlette, stdlib
 
 from unfazed import concurrecy
 from unfazed.concurrency import (
+    CallGroup,
     EventLoopThread,
+    Handle,
     ThreadpoolIterator,
     allow_blocking_loop,
     check_cancelled,
@@ -35,6 +37,10 @@ from unfazed.concurrency import (
     run_in_processpool_sync,
     run_in_threadpool,
     run_in_threadpool_sync,
+    start_in_eventloop,
+    start_in_executor,
+    start_in_processpool,
+    start_in_threadpool,
     sync_twin,
 )
 from unfazed.twins import SyncTwin, call
@@ -76,16 +82,21 @@ async def from_async_code() -> None:
     assert_type(await run_in_processpool(read, "a", encoding="b"), bytes)
     assert_type(await run_in_eventloop(fetch, "a", timeout=2), list[int])
     assert_type(await run_in_eventloop(returns_awaitable, "a"), str)
+    assert_type(await run_in_eventloop(fetch("a", timeout=2)), list[int])
+    assert_type(await run_in_eventloop(returns_awaitable("a")), str)
     assert_type(await run_in_executor(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
     assert_type(await concurrecy.run_in_threadpool(read, "a"), bytes)
     with EventLoopThread("trio", {"restrict_keyboard_interrupt_to_checkpoints": True}, name="loop") as loop:
         assert_type(await loop.run(fetch, "a"), list[int])
         assert_type(loop.run_sync(fetch, "a", timeout=2), list[int])
+        assert_type(await loop.run(fetch("a")), list[int])
+        assert_type(loop.run_sync(fetch("a")), list[int])
 
     await run_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await run_in_threadpool(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await run_in_processpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    await run_in_eventloop(read, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await run_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    await run_in_eventloop(fetch("a"), "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def from_sync_code() -> None:
@@ -95,11 +106,64 @@ def from_sync_code() -> None:
     assert_type(run_in_threadpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_processpool_sync(read, "a", encoding="b"), bytes)
     assert_type(run_in_eventloop_sync(fetch, "a", timeout=2), list[int])
+    assert_type(run_in_eventloop_sync(fetch("a", timeout=2)), list[int])
     assert_type(run_in_executor_sync(ThreadPoolExecutor(), read, "a", encoding="b"), bytes)
 
     run_in_threadpool_sync(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run_in_processpool_sync(read, "a", decoding="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    run_in_eventloop_sync(fetch)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    run_in_eventloop_sync(fetch)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    run_in_eventloop_sync(read("a"))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# Calls that are started
+
+
+async def started(executor: Executor, loop: EventLoopThread) -> None:
+    assert_type(start_in_threadpool(read, "a", encoding="b"), Handle[bytes])
+    assert_type(start_in_processpool(read, "a"), Handle[bytes])
+    assert_type(start_in_executor(executor, read, "a"), Handle[bytes])
+    assert_type(start_in_eventloop(fetch, "a", timeout=2), Handle[list[int]])
+    assert_type(start_in_eventloop(fetch("a")), Handle[list[int]])
+    assert_type(loop.start(fetch, "a"), Handle[list[int]])
+    assert_type(loop.start(fetch("a")), Handle[list[int]])
+    assert_type(decorated.start("a", size=2), Handle[bytes])
+    assert_type(decorated_async.start("a"), Handle[list[int]])
+    assert_type(Holder().read.start("a", size=2), Handle[bytes])
+    assert_type(Holder.of_class.start("a"), Handle[bytes])
+
+    handle = start_in_threadpool(read, "a")
+    assert_type(await handle, bytes)
+    assert_type(handle.result(timeout=1), bytes)
+    assert_type(handle.exception(), BaseException | None)
+    assert_type(handle.cancel(), bool)
+    assert_type(wait([handle]).done, set[Future[bytes]])
+    assert_type(next(as_completed([handle])), Future[bytes])
+
+    start_in_threadpool(read, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    start_in_processpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    start_in_executor(read, "a")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    start_in_eventloop(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    start_in_eventloop(fetch("a"), "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    loop.start(read, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    decorated.start(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def groups(executor: Executor) -> None:
+    with CallGroup() as group:
+        assert_type(group.start_in_threadpool(read, "a", encoding="b"), Handle[bytes])
+        assert_type(group.start_in_processpool(read, "a"), Handle[bytes])
+        assert_type(group.start_in_executor(executor, read, "a"), Handle[bytes])
+        assert_type(group.start_in_eventloop(fetch, "a", timeout=2), Handle[list[int]])
+        assert_type(group.start_in_eventloop(fetch("a")), Handle[list[int]])
+        assert_type(group.add(decorated.start("a")), Handle[bytes])
+        group.start_in_threadpool(read)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        group.add(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(group, CallGroup)
+
+
+async def groups_in_async_code() -> None:
+    async with CallGroup() as group:
+        assert_type(await group.start_in_threadpool(read, "a"), bytes)
 
 
 # Dual callables

@@ -205,11 +205,11 @@ def test_a_call_that_is_interrupted_as_it_asks_for_a_worker_never_begins(
 def test_a_call_may_get_another_answer_before_it_is_handed_over() -> None:
     call = _call.ProcessCall("run_in_processpool", int, (), {})
     call.expect(_waiting._Answer())
-    claimed = call._claimed
+    claimed = call._start
 
     call.expect(_waiting._Answer())
 
-    assert call._claimed is claimed
+    assert call._start is claimed
 
 
 def test_no_worker_starts_at_exit(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from unfazed.concurrency import EventLoopThread, LoopEndedError, run_in_eventloo
 from unfazed.concurrency._core import _limits
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
-from unfazed.concurrency._eventloops import _background, _loopthread, _synccalls, _workers
+from unfazed.concurrency._eventloops import _background, _bypassing, _synccalls, _workers
 from unfazed.concurrency._threads import _standby, _threadcall
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_the_end_of_the_loop_does_not_wait_for_a_call_that_ends_just_then(
     have_it_go(owner)
     wait_until(lambda: not owner._calls, "it does not go")
     call: TaskCall[None] = TaskCall(partial(anyio.sleep, 0), OneShotFuture())
-    _loopthread.bypass(owner, call, int)
+    _bypassing.bypass(owner, call, int)
     monkeypatch.setattr(call, "cancel", lambda _: call.end_bypassing(None))
 
     owner.stop(GRACE_SECONDS)
@@ -149,7 +149,7 @@ def test_a_call_that_is_handed_back_to_a_loop_that_has_ended_is_run_nowhere(
 
     def hand_back_late(*args: Any) -> None:
         in_plain_thread(owner.stop)
-        _loopthread.hand_back(*args)
+        _bypassing.hand_back(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(_standby, "hand_back", hand_back_late)

@@ -7,7 +7,11 @@ A call has a place, where it runs, and a caller, who waits for it. Every name sa
     await run_in_executor(executor, func, ...)      run_in_executor_sync(executor, func, ...)   any executor
     await run_in_eventloop(func, ...)               run_in_eventloop_sync(func, ...)            an event loop
 
-Options go to the decorators, which make a function that can be called both ways: `await read(path)`, `read.sync(path)`.
+With `start_in_` instead of `run_in_`, such a call starts and returns its `Handle` at once, from async and sync code: a
+`concurrent.futures.Future` that can also be awaited. In a `CallGroup`, calls that were started end together.
+
+Options go to the decorators, which make a function that can be called in all these ways: `await read(path)`,
+`read.sync(path)`, `read.start(path)`.
 
     in_threadpool(limiter=..., abandon_on_cancel=..., timeout=..., context=...)
     in_processpool(limiter=..., kill_on_cancel=..., timeout=..., initializer=..., max_calls=...)
@@ -48,14 +52,22 @@ from ._dual import (
     in_processpool,
     in_threadpool,
 )
-from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
+from ._eventloops._background import (
+    configure_background_eventloop,
+    run_in_eventloop,
+    run_in_eventloop_sync,
+    start_in_eventloop,
+)
 from ._eventloops._blocking import allow_blocking_loop
+from ._eventloops._handle import Handle
 from ._eventloops._loopthread import EventLoopThread
-from ._executors import run_in_executor, run_in_executor_sync
+from ._executors import run_in_executor, run_in_executor_sync, start_in_executor
+from ._many import CallGroup
 from ._processes import (
     configure_processpool,
     run_in_processpool,
     run_in_processpool_sync,
+    start_in_processpool,
     warm_up_processpool,
     warm_up_processpool_sync,
 )
@@ -64,11 +76,12 @@ from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
 from ._threads._cancellation import check_cancelled
 from ._threads._threadcall import count_abandoned_threads
-from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
+from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync, start_in_threadpool
 from ._twins import sync_twin
 
 __all__ = (
     "CallCancelledError",
+    "CallGroup",
     "CallTimeoutError",
     "DualCallable",
     "DualContextManager",
@@ -76,6 +89,7 @@ __all__ = (
     "DualMethod",
     "EventLoopThread",
     "ExecutorError",
+    "Handle",
     "InUseError",
     "LoopEndedError",
     "LoopStartError",
@@ -110,6 +124,10 @@ __all__ = (
     "run_in_processpool_sync",
     "run_in_threadpool",
     "run_in_threadpool_sync",
+    "start_in_eventloop",
+    "start_in_executor",
+    "start_in_processpool",
+    "start_in_threadpool",
     "sync_twin",
     "warm_up_processpool",
     "warm_up_processpool_sync",

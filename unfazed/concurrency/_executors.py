@@ -27,9 +27,10 @@ from ._core._checks import (
     require_timeout,
 )
 from ._core._errors import CallTimeoutError, ExecutorError, WrongFunctionError
-from ._core._futures import BlockingFuture, OneShotFuture
+from ._core._futures import BlockingFuture, OneShotFuture, Start
 from ._core._references import to_send
 from ._eventloops._background import submit_to_background
+from ._eventloops._handle import start_call
 from ._eventloops._loops import current_loop, forget_library, running_loop
 from ._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
 from ._eventloops._timeouts import Timeout, seconds_to_look, within
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio import CancelScope
+
+    from ._eventloops._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +69,10 @@ def _runs_in_our_threads(executor: Executor) -> bool:
 class ExecutorCall(Generic[T]):
     """One call in an executor."""
 
+    stops_when_cancelled = False
     _never_started = False  # as far as the executor can tell
+    _start: Start | None = None  # of a call that has a handle: whether it was submitted, or kept from that
+    _future: Future[T] | None = None  # what the executor has returned
 
     def __init__(
         self,
@@ -93,12 +99,14 @@ class ExecutorCall(Generic[T]):
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         loop, event = current_loop(), Event()
         await raise_if_cancelled(loop)
-        future = self._submit()
+        if self._start is not None and not self._start.begin():
+            return OneShotFuture()
+        future = self._future = self._submit()
         wake = partial(set_from_anywhere, loop, event)
         future.add_done_callback(lambda _: wake())
         if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
             wake()
-        await wait_for_end(event, partial(self._cancel, future), timer)
+        await wait_for_end(event, partial(self._cancel, future, wake), timer)
         error = self._error_of(future)
         outcome: OneShotFuture[T] = OneShotFuture()
         outcome.write(None if error is not None else future.result(), error)
@@ -149,15 +157,45 @@ class ExecutorCall(Generic[T]):
 
     def _wait(self, future: Future[T], ended: BlockingFuture[None]) -> None:
         def when_late() -> str:
-            self._cancel(future)
+            self._never_started = future.cancel()
             return self._what_it_waits_for()
 
         # `done`: a signal handler may have raised while `add_done_callback` called it, which drops that
         while not ended.ready.acquire(timeout=seconds_to_look(self._timeout, when_late)) and not future.done():
             pass
 
-    def _cancel(self, future: Future[T]) -> None:
+    def _cancel(self, future: Future[T], wake: Callable[[], object]) -> None:
         self._never_started = future.cancel()
+        if future.done():  # again: a signal handler may have raised in the thread that ended it
+            wake()
+
+    def start(self, helper: str, join: Join | None) -> Handle[T]:
+        """Start the call on the background event loop, and have its handle join a group first."""
+        self._start = Start()
+
+        def read(future: OneShotFuture[OneShotFuture[T]]) -> T:
+            return _refuse_coroutine(future.read().read(), self._func, helper)
+
+        return start_call(self, self.run, self._func, submit_to_background, read, join)
+
+    # For its handle
+
+    def prevent_start(self) -> bool:
+        """Keep the function from beginning, as far as the executor can. Return `False` if it has begun."""
+        assert self._start is not None, "set before there is a handle"
+        return self._start.prevent() or (self._future is not None and self._future.cancel())
+
+    def is_prevented(self) -> bool:
+        """Return whether the call was not submitted, or the executor has cancelled it."""
+        assert self._start is not None, "set before there is a handle"
+        return self._start.is_prevented() or (self._future is not None and self._future.cancelled())
+
+    def has_begun(self) -> bool:
+        """Return whether the executor says that the function runs."""
+        return self._future is not None and self._future.running()
+
+    def tell_cancelled(self) -> None:
+        """Do nothing: an executor cannot tell a function anything."""
 
     def _what_it_waits_for(self) -> str:
         return f"its turn in the {type(self._executor).__name__}" if self._never_started else ""
@@ -302,6 +340,52 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
 
 
+def start_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
+    """Start a call of a sync function in any executor, and return its handle at once; from sync or async code.
+
+    The background event loop submits the call to the executor and waits for it. In a `ThreadPoolExecutor` the function
+    runs in a copy of the caller's context.
+
+    Args:
+        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Nothing here waits. `handle.cancel()` keeps a function that the executor has not started from starting; one that
+        runs goes on. Whoever waits for the handle and is cancelled stops waiting; the call goes on.
+
+    Returns:
+        A `Handle`: a `concurrent.futures.Future` that can also be awaited.
+
+    Raises:
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called. From the handle,
+            if it returns a coroutine.
+        ExecutorError: From the handle, if the executor does not accept the call, or if it breaks, or loses or cancels
+            the call.
+        BaseException: From the handle, whatever *func* raised.
+
+    Example:
+        `handle = start_in_executor(one_thread, connection.execute, "select 1")`
+    """
+    return start_in_any_executor(executor, func, args, kwargs)
+
+
+def start_in_any_executor(
+    executor: Executor,
+    func: Callable[..., T],
+    args: tuple[object, ...],
+    kwargs: dict[str, Any],
+    join: Join | None = None,
+) -> Handle[T]:
+    """Do what `start_in_executor` does, and have the handle join a group first."""
+    helper = "start_in_executor"
+    _require_executor(executor, helper)
+    require_sync(func, helper)
+    return ExecutorCall(executor, func, args, kwargs).start(helper, join)
+
+
 def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
     if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
         value = call_from_sync(call.run, func, twin, instead, submit_to_background).read()
@@ -334,3 +418,9 @@ class ExecutorPlace(NamedTuple):
         """Run a call for sync code."""
         call = ExecutorCall(self.executor, func, args, kwargs, self.timeout)
         return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")
+
+    def start(
+        self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
+    ) -> Handle[T]:
+        """Start a call, and have its handle join a group first."""
+        return ExecutorCall(self.executor, func, args, kwargs, self.timeout).start("in_executor", join)

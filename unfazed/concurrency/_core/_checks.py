@@ -60,11 +60,15 @@ def is_async(func: object) -> bool:
     return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
-def close_coroutine(value: object) -> bool:
-    """Close *value* if it is a coroutine, because it would warn that nobody awaited it. Return whether it is one."""
-    if not isinstance(value, CoroutineType):
+def close_coroutine(value: Any) -> bool:
+    """Close *value* if it is a coroutine, because it would warn that nobody awaited it. Return whether it is one.
+
+    One that has begun elsewhere is left alone.
+    """
+    if not issubclass(type(value), CoroutineType):
         return False
-    value.close()
+    if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
     return True
 
 
@@ -135,6 +139,8 @@ def not_async_error(func: object, result: object, helper: str) -> WrongFunctionE
         "in_eventloop": f"in_threadpool({name})",
         "run": f"await run_in_threadpool({name}, ...)",
         "run_in_eventloop": f"await run_in_threadpool({name}, ...)",
+        "start": f"start_in_threadpool({name}, ...)",
+        "start_in_eventloop": f"start_in_threadpool({name}, ...)",
     }.get(helper, f"run_in_threadpool_sync({name}, ...)")
     return WrongFunctionError(
         f"{problem} gave {short_repr(result)}, which cannot be awaited: write `{instead}`, or just call it"
@@ -154,8 +160,11 @@ def async_function_error(func: object, helper: str) -> WrongFunctionError:
             f"{helper} runs a sync function, and {name}() is async: write a `def` that calls "
             f"`run_in_eventloop_sync({name})`"
         )
-    twin = f"{name}.sync(...)" if isinstance(func, Dual) else f"run_in_eventloop_sync({name}, ...)"
-    instead = twin if sync else f"await {name}(...)"
+    if helper.startswith("start"):
+        instead = f"{name}.start(...)" if isinstance(func, Dual) else f"start_in_eventloop({name}, ...)"
+    else:
+        twin = f"{name}.sync(...)" if isinstance(func, Dual) else f"run_in_eventloop_sync({name}, ...)"
+        instead = twin if sync else f"await {name}(...)"
     return WrongFunctionError(f"{called(helper)} runs sync functions, and {name}() is async: write `{instead}` instead")
 
 
@@ -231,6 +240,7 @@ _OPTIONS: Final = {
     "in_executor": ("timeout",),
     "in_eventloop": ("timeout", "context"),
 }
+EVENTLOOP_OPTIONS: Final = _OPTIONS["in_eventloop"]
 # Options that a helper does not have but users may try, because other libraries or our other helpers have them. For
 # each: what to write instead, or why there is no such option.
 _INSTEAD: Final = {

@@ -12,7 +12,7 @@ Safety Guarantees").
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,41 @@ class BlockingFuture(OneShotFuture[T]):
     def _wake(self) -> None:
         if self.ready.locked():  # otherwise this is the second time
             self.ready.release()
+
+
+_PREVENTED: Final[list[bool]] = [False]
+
+
+class Start:
+    """Whether something begins or is kept from that: whoever says so first, from any thread."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self) -> None:
+        self._said: list[list[bool]] = []  # the first one counts
+
+    def begin(self) -> bool:
+        """Say that it begins. Return whether it may: only once, and not if it was prevented."""
+        said = [True]  # a list, as equal constants are one object
+        self._said.append(said)
+        return self._said[0] is said
+
+    def prevent(self) -> bool:
+        """Keep it from beginning. Return `False` if it has begun."""
+        self._said.append(_PREVENTED)
+        return self._said[0] is _PREVENTED
+
+    def is_prevented(self) -> bool:
+        """Return whether it will never begin."""
+        return bool(self._said) and self._said[0] is _PREVENTED
+
+    def is_decided(self) -> bool:
+        """Return whether it has begun or was prevented."""
+        return bool(self._said)
+
+    def has_begun(self) -> bool:
+        """Return whether it has begun."""
+        return bool(self._said) and self._said[0] is not _PREVENTED
 
 
 def without_our_frame(exc: BaseException) -> BaseException:

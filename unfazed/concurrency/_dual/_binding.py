@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .._eventloops._handle import Handle
+
 
 class Place(Protocol):
     """Where a function runs, and how."""
@@ -33,6 +35,8 @@ class Place(Protocol):
     async def run(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def run_sync(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def start(self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Handle[Any]: ...
 
     def _asdict(self) -> dict[str, Any]: ...
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .._eventloops._handle import Handle
     from .._scoped._threaditerators import ThreadpoolIterator
     from ._typing import Items, Manager, OnlyAny
 
@@ -91,6 +92,14 @@ class DualCallable(BoundDual, Generic[P, T]):
 
     __slots__ = ()
 
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
+        """Start a call, from sync or async code, and return its handle at once: as `start_in_threadpool` and its like.
+
+        An async function runs on the background event loop. `handle.cancel()` cancels the call as its options say.
+        """
+        handle: Handle[T] = self._place.start(self._func, args, kwargs)
+        return handle
+
     if TYPE_CHECKING:
 
         @overload
@@ -158,6 +167,7 @@ class DualMethod(Generic[P, T]):
 
         @property
         def sync(self) -> Callable[P, T]: ...
+        def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
 
     else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from typing_extensions import Unpack
 
+    from .._eventloops._handle import Handle
     from ._binding import Place
     from ._generators import DualContextManager, DualIterator
     from ._typing import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
         @property
         def sync(self) -> Callable[P, T]: ...
+        def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> CoroutineType[Any, Any, T]: ...
         @overload
         def __get__(self, instance: None, owner: type, /) -> DualCallable[Concatenate[Any, P], T]: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from anyio import to_thread
 
@@ -19,9 +19,10 @@ from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from ._blocking import settings
 from ._limiters import NO_LIMIT
-from ._loopchecks import async_work, require_backend, require_backend_options
+from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
 from ._loopthread import EventLoopThread
+from ._starting import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from .._core._taskcall import TaskCall
+    from ._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,14 +119,19 @@ async def _background_from_async() -> EventLoopThread:
     return await to_thread.run_sync(_background, limiter=NO_LIMIT)
 
 
-async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+@overload
+async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+@overload
+async def run_in_eventloop(func: Awaitable[T], /) -> T: ...
+async def run_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an async function on the background event loop and await its result in the current loop.
 
     So sync threads, asyncio and trio can share an object that is bound to one loop, such as a connection pool. The
     function runs in a new task, in a copy of the caller's context.
 
     Args:
-        func: An async function. Its positional and keyword arguments follow, whatever their names.
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
 
     Cancellation:
         The function is cancelled on the background event loop. The call waits for its cleanup, however often the caller
@@ -134,7 +141,8 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
         What *func* returned.
 
     Raises:
-        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
+        WrongFunctionError: If *func* cannot be called and is no awaitable, or does not return one. If it is a coroutine
+            that was awaited before, or an asyncio future of another loop, or has arguments after it.
         CallCancelledError: If the function was cancelled there, but not by this call.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the background event loop has ended because the interpreter is exiting.
@@ -144,22 +152,29 @@ async def run_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **
         `rows = await run_in_eventloop(pool.fetch, "select 1")`
     """
     work = async_work(func, args, kwargs, "run_in_eventloop")
-    background = await _background_from_async()
     try:
+        background = await _background_from_async()
         return await lending(background.run(work))
     except TypeError as exc:
         explain(exc, "run_in_eventloop", func, kwargs)
         raise
+    finally:
+        close_unless_begun(work)
 
 
-def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+@overload
+def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+@overload
+def run_in_eventloop_sync(func: Awaitable[T], /) -> T: ...
+def run_in_eventloop_sync(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an async function from sync code and wait for its result.
 
     In a worker thread of an event loop (ours, anyio's, Starlette's, trio's) the function runs in that loop, elsewhere
     on the background event loop. It runs in a new task, in a copy of the caller's context.
 
     Args:
-        func: An async function. Its positional and keyword arguments follow, whatever their names.
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
 
     Cancellation:
         In a worker thread the function is cancelled with the task that waits for the thread, and this call raises the
@@ -171,7 +186,8 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
 
     Raises:
         LoopThreadError: If an event loop is running in this thread, which the call would block.
-        WrongFunctionError: If *func* cannot be called, or does not return an awaitable.
+        WrongFunctionError: If *func* cannot be called and is no awaitable, or does not return one. If it is a coroutine
+            that was awaited before, or an asyncio future of another loop, or has arguments after it.
         LoopStartError: If the background event loop cannot start.
         LoopEndedError: If the event loop has ended, for example because the interpreter is exiting.
         BaseException: Whatever *func* raised, with its traceback.
@@ -185,6 +201,55 @@ def run_in_eventloop_sync(func: Callable[P, Awaitable[T]], /, *args: P.args, **k
     except TypeError as exc:
         explain(exc, "run_in_eventloop_sync", func, kwargs)
         raise
+    finally:
+        close_unless_begun(work)
+
+
+@overload
+def start_in_eventloop(func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
+@overload
+def start_in_eventloop(func: Awaitable[T], /) -> Handle[T]: ...
+def start_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+    """Start an async function on the background event loop, and return its handle at once; from sync or async code.
+
+    It runs in a new task, in a copy of the caller's context, and outlives the caller and the caller's loop.
+
+    Args:
+        func: An async function. Its positional and keyword arguments follow, whatever their names. Or an awaitable,
+            such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
+
+    Cancellation:
+        Nothing here waits. `handle.cancel()` keeps a function that has not begun from beginning; one that runs is
+        cancelled and cleans up, and the handle is done after that. Whoever waits for the handle and is cancelled stops
+        waiting; the call goes on. At exit it is cancelled.
+
+    Returns:
+        A `Handle`: a `concurrent.futures.Future` that can also be awaited.
+
+    Raises:
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* cannot be called and is no awaitable. If it is a coroutine that was awaited
+            before, or an asyncio future of another loop, or has arguments after it. From the handle, if it does not
+            return an awaitable.
+        CallCancelledError: From the handle, if the function was cancelled there, but not by the handle.
+        BaseException: From the handle, whatever *func* raised, with its traceback.
+
+    Example:
+        `handle = start_in_eventloop(fetch(url))`, later `handle.result()` or `await handle`
+    """
+    return start_on_background(func, args, kwargs)
+
+
+def start_on_background(
+    func: Callable[..., Awaitable[T]] | Awaitable[T],
+    args: tuple[object, ...],
+    kwargs: dict[str, Any],
+    join: Join | None = None,
+) -> Handle[T]:
+    """Do what `start_in_eventloop` does, and have the handle join a group first."""
+    work = async_work(func, args, kwargs, "start_in_eventloop")
+    return start_work(work, func, kwargs, "start_in_eventloop", _background, join)
 
 
 class EventloopPlace(NamedTuple):
@@ -218,6 +283,16 @@ class EventloopPlace(NamedTuple):
         except TypeError as exc:
             explain(exc, "in_eventloop", func, kwargs)
             raise
+
+    def start(
+        self,
+        func: Callable[..., Awaitable[T]],
+        args: tuple[object, ...],
+        kwargs: dict[str, Any],
+        join: Join | None = None,
+    ) -> Handle[T]:
+        """Start a call on the background event loop, and have its handle join a group first."""
+        return start_work(self._work(func, args, kwargs), func, kwargs, "in_eventloop", _background, join)
 
     def _work(
         self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final, overload
 
 import anyio
 from anyio import Event
@@ -34,8 +34,9 @@ from .._core._checks import (
 )
 from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
 from .._core._threadstart import start_thread
-from ._loopchecks import async_work, require_backend, require_backend_options, require_name
+from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
+from ._starting import start_work
 from ._synccalls import Patience, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from .._core._loop import Loop
     from .._core._taskcall import TaskCall
+    from ._handle import Handle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,16 +139,28 @@ class EventLoopThread:
         """
         return self._require_running().native
 
-    def start(self) -> None:
-        """Start the thread and wait until its loop runs. `with` calls this.
+    @overload
+    def start(self, /) -> None: ...
+    @overload
+    def start(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]: ...
+    @overload
+    def start(self, func: Awaitable[T], /) -> Handle[T]: ...
+    def start(self, func: Any = None, /, *args: Any, **kwargs: Any) -> Handle[Any] | None:
+        """Without arguments: start the thread and wait until its loop runs, as `with` does. Otherwise start a call.
+
+        `start_in_eventloop` documents the arguments, the cancellation and the handle. The call runs in this loop.
 
         Raises:
-            LoopStateError: If the thread has been started before.
+            LoopStateError: If the thread has been started before; if a call is started before the thread.
             LoopStartError: If the backend is not installed, or does not accept its options.
-            LoopEndedError: If the interpreter is exiting.
+            LoopEndedError: If the loop has ended, or the interpreter is exiting.
+            WrongFunctionError: As for `start_in_eventloop`.
         """
+        if func is not None:
+            return start_work(async_work(func, args, kwargs, "start"), func, kwargs, "start", lambda: self)
         self._require_new()
         self._ensure_started()
+        return None
 
     def _require_new(self) -> None:
         if self._thread is not None:
@@ -196,7 +210,11 @@ class EventLoopThread:
         if self._thread is not None:
             self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
-    async def run(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @overload
+    async def run(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def run(self, func: Awaitable[T], /) -> T: ...
+    async def run(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run an async function in this loop and await its result in the current loop.
 
         `run_in_eventloop` documents the arguments, the cancellation and the errors.
@@ -209,8 +227,14 @@ class EventLoopThread:
         except TypeError as exc:
             explain(exc, "run", func, kwargs)
             raise
+        finally:
+            close_unless_begun(work)
 
-    def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @overload
+    def run_sync(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def run_sync(self, func: Awaitable[T], /) -> T: ...
+    def run_sync(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run an async function in this loop and wait for its result.
 
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
@@ -223,6 +247,8 @@ class EventLoopThread:
             self._left_behind = self._left_behind or patience.is_over
             explain(exc, "run_sync", func, kwargs)
             raise
+        finally:
+            close_unless_begun(work)
 
     def _require_running(self) -> Loop:
         """Return the loop, if it accepts calls."""
@@ -329,39 +355,6 @@ def loop_of(loop_thread: EventLoopThread) -> Loop | None:
 def submit_to(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
     """Have the loop of *loop_thread* run *call*, in *context* or a copy. Return at once, or raise if it has ended."""
     loop_thread._submit(call, context)
-
-
-def bypass(loop_thread: EventLoopThread, call: TaskCall[Any], abort: Callable[[], object]) -> bool:
-    """Add *call* to the calls of *loop_thread*, though a worker thread will run it instead of the loop.
-
-    The worker finishes the call, or `hand_back` gives it to the loop. A loop that ends waits for that. If the call is
-    cancelled, for example because the loop ends, *abort* is called in the loop's thread.
-
-    Return `False` if the loop has begun to end. It may not have seen the call, so hand the call back.
-    """
-    assert loop_thread._loop is not None, "it has been running"
-    call.bypass(loop_thread._loop, abort, loop_thread._forget_bypassing)
-    loop_thread._calls.add(call)
-    return loop_thread.is_running()  # after we added the call: `_closed` is set before `_serve` looks at the calls
-
-
-def hand_back(loop_thread: EventLoopThread, call: TaskCall[Any], context: Context) -> None:
-    """Have the loop of *loop_thread* run a call that was to bypass it. From any thread. Return at once."""
-    assert loop_thread._loop is not None, "it has been running"
-
-    def submit() -> None:
-        if call.future.done:  # it has been cancelled
-            return
-        call.hand_back()
-        try:
-            loop_thread._submit(call, context)
-        except Exception as exc:  # for example, the loop has ended
-            call.end(exc)
-
-    try:
-        loop_thread._loop.post(submit)  # not here: the loop's thread may be cancelling the call
-    except LoopEndedError:
-        submit()
 
 
 def _no_thread(loop_thread: EventLoopThread, exc: RuntimeError) -> LoopEndedError | LoopStartError:

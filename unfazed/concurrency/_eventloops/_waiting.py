@@ -193,3 +193,9 @@ def cancelled_classes() -> tuple[type[BaseException], ...]:
         if cancelled is not None:
             found.append(cancelled)
     return tuple(found)
+
+
+def is_only(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Return whether *error* is of these kinds, or a group that has only such members."""
+    members: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
+    return isinstance(error, kinds) if members is None else all(is_only(member, kinds) for member in members)

@@ -1,6 +1,7 @@
 """Calls in worker processes, as the parent process sees them.
 
     _api.py        the public functions, and the place of `in_processpool`
+    _started.py    a call that has a handle
     _waiting.py    how async code and sync code wait for a call
     _call.py       one call: its states, what it sends and what comes back
     _pool.py       the pool: which workers there are, and which call gets which; exit and fork
@@ -21,6 +22,8 @@ from ._api import (
     configure_processpool,
     run_in_processpool,
     run_in_processpool_sync,
+    start_in_process,
+    start_in_processpool,
     warm_up_processpool,
     warm_up_processpool_sync,
 )
@@ -30,6 +33,8 @@ __all__ = (
     "configure_processpool",
     "run_in_processpool",
     "run_in_processpool_sync",
+    "start_in_process",
+    "start_in_processpool",
     "warm_up_processpool",
     "warm_up_processpool_sync",
 )

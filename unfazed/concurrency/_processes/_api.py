@@ -25,10 +25,13 @@ from ._call import ProcessCall, ProcessOptions
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
+from ._started import start
 from ._waiting import run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .._eventloops._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,6 +124,48 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
     except TypeError as exc:
         explain(exc, helper, func, kwargs)
         raise
+
+
+def start_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
+    """Start a call of a sync function in a worker process, and return its handle at once; from sync or async code.
+
+    The call belongs to the background event loop, so it outlives the caller and the caller's loop. That loop's default
+    process limiter bounds how many run at once.
+
+    Args:
+        func: A sync function at the top level of a module. Its positional and keyword arguments follow, whatever
+            their names. All of them are pickled before this returns, so they may change after it; large ones take
+            their time here.
+
+    Cancellation:
+        Nothing here waits. `handle.cancel()` keeps a call that no worker has from beginning; one that runs goes on,
+        unless `in_processpool(func, kill_on_cancel=True).start(...)` has started it. Whoever waits for the handle and
+        is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+
+    Returns:
+        A `Handle`: a `concurrent.futures.Future` that can also be awaited. It gets a copy of what *func* returned.
+
+    Raises:
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* is async or cannot be called. From the handle, if it returns a coroutine.
+        NotSendableError: If *func* or its arguments cannot be pickled. From the handle, if its result cannot.
+        WorkerProcessError: From the handle, if the worker ends before it has answered, or cannot start.
+        RemoteError: From the handle, if what *func* raised cannot be pickled.
+        BaseException: From the handle, whatever *func* raised; its cause is a `RemoteTraceback`.
+
+    Example:
+        `handle = start_in_processpool(hash_file, path, algorithm="sha256")`
+    """
+    return start_in_process(func, args, kwargs)
+
+
+def start_in_process(
+    func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
+) -> Handle[T]:
+    """Do what `start_in_processpool` does, and have the handle join a group first."""
+    helper = "start_in_processpool"
+    return start(ProcessCall(helper, _require(func, helper), args, kwargs), kwargs, join)
 
 
 async def warm_up_processpool(count: int, /) -> None:
@@ -245,3 +290,9 @@ class ProcessPlace(ProcessOptions):
         except TypeError as exc:
             explain(exc, "in_processpool", func, kwargs)
             raise
+
+    def start(
+        self, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
+    ) -> Handle[Any]:
+        """Start a call, and have its handle join a group first."""
+        return start(ProcessCall("in_processpool", func, args, kwargs, self), kwargs, join)

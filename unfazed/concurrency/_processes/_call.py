@@ -10,9 +10,9 @@ The life of a `ProcessCall`. "thread" is the thread of a worker.
     -----------  ------------------------------------  --------------------  -------------------  ---------------------
     queued       `slot.held` is false                  direct, handed over   ended                ended
     direct       `_sent` is not empty, no `future`     ended, running        running              running, then killed
-    handed over  `future` is set, `_claimed` is free   pickling, running     ended                ended
-    pickling     `_claimed`, `_arguments` is not None  running, ended        pickling             ended after pickling
-    running      `_claimed`, `_arguments` is None      ended, handed over    running              ended, with its worker
+    handed over  `future` is set, `_start` is open     pickling, running     ended                ended
+    pickling     `_start` begun, `_arguments` is set   running, ended        pickling             ended after pickling
+    running      `_start` begun, `_arguments` is None  ended, handed over    running              ended, with its worker
     ended        `future.done`, `_ended`, or it was    -                     -                    -
                  read by its caller while direct
 
@@ -36,7 +36,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
 from contextvars import Context, copy_context
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, final
@@ -48,7 +47,7 @@ from ..._worker import channel, logs
 from .._core import _limits, _slots
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError
-from .._core._futures import without_our_frame
+from .._core._futures import Start, without_our_frame
 from .._eventloops._limiters import DefaultLimiter
 from .._eventloops._timeouts import Timeout
 from ._output import settings
@@ -114,13 +113,14 @@ class ProcessCall:
     timeout: Timeout | None = None
     slot: _limits.Slot | None = None
     killed = False  # whether to end it at once, with its worker
+    has_handle = False  # whether it was started: then either its handle claims it, or a worker
     sent = False  # whether the caller has sent it, before it was handed over
     tries = 0  # how many workers have died before they began it, or could not start
     future: OneShotFuture[Any] | None = None  # set before it is handed over
     _context: Context | None = None  # the caller's: user code runs in it
     _worker: WorkerProcess | None = None  # whose thread has claimed it
+    _start: Start  # begun by whoever sends the call, prevented by whoever withdraws it
     # Locks as flags, because `acquire` tests and sets in one step. Made before the call is handed over.
-    _claimed: Lock  # by whoever sends the call, or withdraws it
     _taken_over: Lock  # by the first thread that gets it
     _ended: Lock  # by whoever answers or kills it: a worker that goes on must not be killed
     _elsewhere: Callable[[Callable[[], object]], object] | None = None  # calls a function in the caller's thread
@@ -170,7 +170,7 @@ class ProcessCall:
     def claim(self, worker: WorkerProcess) -> bool:
         """Claim the call for *worker* and pickle it. Return `False` if it is withdrawn, killed, or not picklable."""
         self._worker = worker
-        if not self._claimed.acquire(blocking=False):
+        if not self._start.begin():
             return False
         arguments = self._arguments
         if arguments is None:
@@ -187,14 +187,14 @@ class ProcessCall:
 
     def is_claimed(self) -> bool:
         """Return whether a worker has the call, or it was withdrawn."""
-        return self._claimed.locked()
+        return self._start.is_decided()
 
     def return_claim(self) -> None:
         """Allow another worker to claim the call."""
         self.sent = False
         self._received.clear()
-        with suppress(RuntimeError):  # the worker died before it claimed the call
-            self._claimed.release()
+        if self._start.has_begun():  # otherwise the worker died before it claimed the call
+            self._start = Start()
         self._taken_over.release()
 
     def received(self) -> bytes:
@@ -246,9 +246,31 @@ class ProcessCall:
 
     # For the caller
 
+    def expect_handle(self) -> None:
+        """Say that it is started: its handle may claim it from now on."""
+        self._start = Start()
+        self.has_handle = True
+
+    def prevent_start(self) -> bool:
+        """Keep the call from beginning, for its handle, from any thread. Return `False` if a worker has it."""
+        if not self._start.prevent():
+            return False
+        _slots.pass_through()  # `expect` does the same: either we see the future, or it sees what we have done
+        if self.future is not None:
+            self.finish(None, None)
+        return True
+
+    def is_prevented(self) -> bool:
+        """Return whether it will never begin."""
+        return self._start.is_prevented()
+
+    def has_begun(self) -> bool:
+        """Return whether a worker has it."""
+        return self._start.has_begun()
+
     def send_directly(self, lease: list[WorkerProcess]) -> bool:
         """Move an idle worker to *lease*, and send it the call if it is small. Return whether it was sent."""
-        if not DIRECT or self._arguments is not None:
+        if not DIRECT or self._arguments is not None or self.has_handle:
             return False
         pool.take_any(lease)
         if not lease:
@@ -321,10 +343,16 @@ class ProcessCall:
         if self.future is None:
             self._context = context = copy_context()
             context.run(_limits.current_slot.set, self.slot)
-            self._claimed, self._taken_over, self._ended = Lock(), Lock(), Lock()
+            self._taken_over, self._ended = Lock(), Lock()
+            if not self.has_handle:
+                self._start = Start()
         if elsewhere is not None:
             self._elsewhere = lambda handle: elsewhere(lambda: self._in_context(handle))
         self.future = future
+        if self.has_handle:
+            _slots.pass_through()
+            if self._start.is_prevented():
+                self.finish(None, None)
 
     def hand_over(self, lease: list[WorkerProcess]) -> None:
         """Have a worker's thread run the call: the worker is the one in *lease*, an idle one, or a new one."""
@@ -365,7 +393,7 @@ class ProcessCall:
 
     def _withdraw(self) -> bool:
         """Keep the call from beginning. Return `False` if somebody has claimed it."""
-        if not self._claimed.acquire(blocking=False):
+        if not self._start.prevent():
             return False
         self.finish(None, None)
         return True

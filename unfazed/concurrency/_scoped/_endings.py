@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .._core._errors import LoopEndedError
-from .._eventloops._waiting import cancelled_classes
+from .._eventloops._waiting import cancelled_classes, is_only
 
 if TYPE_CHECKING:
     from .._core._futures import OneShotFuture
@@ -22,12 +22,6 @@ def show_error(outcome: OneShotFuture[Any]) -> None:
     try:
         outcome.read()
     except BaseException as exc:
-        if _is_only(exc, (LoopEndedError, *cancelled_classes())):
+        if is_only(exc, (LoopEndedError, *cancelled_classes())):
             return
         threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
-
-
-def _is_only(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
-    """Return whether *error* is of these kinds, or a group that has only such members."""
-    members: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
-    return isinstance(error, kinds) if members is None else all(_is_only(member, kinds) for member in members)

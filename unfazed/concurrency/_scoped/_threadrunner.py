@@ -64,7 +64,7 @@ T = TypeVar("T")
 class _StepCall(ThreadCall[T]):
     """One step, in the thread of a runner."""
 
-    chooses_its_thread = True
+    must_hand_over = True
 
     def __init__(self, runner: ThreadRunner[Any], helper: str, func: Callable[[], T]) -> None:
         super().__init__(helper, func, (), {}, ThreadOptions(runner.limiter))

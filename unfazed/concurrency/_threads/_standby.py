@@ -42,8 +42,9 @@ from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._background import running_background, submit_to_background
+from .._eventloops._bypassing import bypass, hand_back
 from .._eventloops._limiters import NO_LIMIT
-from .._eventloops._loopthread import bypass, hand_back, loop_of, submit_to
+from .._eventloops._loopthread import loop_of, submit_to
 from .._eventloops._waiting import set_from_anywhere, wait_shielded
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ The life of a `ThreadCall`. "loop" is the thread whose loop waits for the call, 
     state        how to tell                        thread takes it   caller is cancelled   wait ends     function ends
     -----------  ---------------------------------  ----------------  --------------------  ------------  -------------
     queued       `slot.held` is false               -                 ended (loop)          -             -
-    handed over  `slot.held`, nobody has `_begun`   running           ended (loop)          -             -
-    running      a worker has `_begun`              -                 cancelled             -             ended (loop)
+    handed over  `slot.held`, `_start` is open      running           ended (loop)          -             -
+    running      `_start` has begun                -                 cancelled             -             ended (loop)
     cancelled    the loop has claimed `outcome`     -                 cancelled             abandoned     ended (worker)
     abandoned    in `_abandoned`                    -                 -                     -             ended (worker)
     bypassing    a worker runs `run_bypassing`      running, or       ended (worker)        -             ended (worker)
@@ -23,12 +23,12 @@ never runs its function. What the function of a cancelled or abandoned call retu
 
 Guarantees:
 
-- Either the worker begins the call or somebody else prevents that: whoever acquires `_begun`, which nobody releases.
+- Either the worker begins the call or somebody else prevents that: `Start` decides. Also the thread of a handle may.
 - Either the worker writes the outcome or the loop claims it: `OneShotFuture` decides.
 - What a call takes it gives back, even if a signal handler raises at any bytecode of `_run`. So `_run` has two
   `finally`: the first may be interrupted.
 
-Assumptions: `Lock.acquire`, `list.append`, `set.add` and `set.discard` are atomic. So `_abandoned` needs no lock. A
+Assumptions: `list.append`, `set.add` and `set.discard` are atomic. So `_abandoned` needs no lock. A
 forked child starts with none.
 """
 
@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from anyio import CancelScope, Event, to_thread
@@ -44,7 +43,7 @@ from anyio import CancelScope, Event, to_thread
 from .._core import _limits, _slots
 from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._contexts import ContextLease
-from .._core._futures import OneShotFuture, without_our_frame
+from .._core._futures import OneShotFuture, Start, without_our_frame
 from .._eventloops._limiters import NO_LIMIT, DefaultLimiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
@@ -77,7 +76,7 @@ NO_OPTIONS: Final = ThreadOptions()
 class ThreadCall(Worker, Generic[T]):
     """One call in a worker thread. Error messages name *helper*."""
 
-    chooses_its_thread = False  # whether `hand_over` does not use just any thread of anyio's
+    must_hand_over = False  # whether `cancel` and `hand_over` are ours on trio, too, and not anyio's
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # set by `may_bypass`
     _lease: ContextLease | None = None  # of the context that the options name
@@ -101,7 +100,7 @@ class ThreadCall(Worker, Generic[T]):
         if options.timeout is not None:
             self._timeout = Timeout(options.timeout, name_of(func))
         self._parting: list[str] = []  # "ended" by the worker, "abandoned" by the loop: which came first
-        self._begun = Lock()
+        self._start = Start()
         self.outcome: OneShotFuture[T] = OneShotFuture()  # without `on_done`: anyio wakes the loop
 
     def answer_directly(self, sync_caller: OneShotFuture[OneShotFuture[T]]) -> None:
@@ -137,9 +136,26 @@ class ThreadCall(Worker, Generic[T]):
             self._give_back()
         return True
 
+    @property
+    def stops_when_cancelled(self) -> bool:
+        """Whether a call that runs is abandoned when it is cancelled."""
+        return self._options.abandon_on_cancel
+
     def prevent_start(self) -> bool:
         """Keep the worker from running the function. Return `False` if it has begun."""
-        return self._begun.acquire(blocking=False)
+        return self._start.prevent()
+
+    def is_prevented(self) -> bool:
+        """Return whether the worker will never run the function."""
+        return self._start.is_prevented()
+
+    def has_begun(self) -> bool:
+        """Return whether the worker has begun to run the function."""
+        return self._start.has_begun()
+
+    def tell_cancelled(self) -> None:
+        """Cancel the async calls that the worker waits for."""
+        self.cancel()
 
     def run(self) -> Awaitable[OneShotFuture[T]]:
         """Run the call in a worker thread of the current loop, and return its outcome.
@@ -164,7 +180,7 @@ class ThreadCall(Worker, Generic[T]):
         if context is not None:
             self._lease = ContextLease(context, name_of(self._func))
         in_the_task = (
-            loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.chooses_its_thread
+            loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.must_hand_over
         )
         try:
             try:
@@ -236,7 +252,7 @@ class ThreadCall(Worker, Generic[T]):
 
     def work(self) -> None:
         """Run the call, in the worker thread."""
-        if not self._begun.acquire(blocking=False):
+        if not self._start.begin():
             return
         assert self.slot is not None, "taken before the worker begins"
         _limits.current_slot.set(self.slot)

@@ -6,12 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .._core._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
+from .._eventloops._handle import start_call
 from .._eventloops._synccalls import call_from_sync
 from . import _standby
 from ._threadcall import ThreadCall, ThreadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .._core._futures import OneShotFuture
+    from .._eventloops._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +84,52 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
     return _wait_for(thread_call, func, "run_in_threadpool_sync", "await run_in_threadpool({}, ...)")
 
 
+def start_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
+    """Start a call of a sync function in a worker thread, and return its handle at once; from sync or async code.
+
+    The call belongs to the background event loop, so it outlives the caller and the caller's loop. That loop's default
+    thread limiter bounds how many run at once. The function runs in a copy of the caller's context.
+
+    Args:
+        func: A sync function. Its positional and keyword arguments follow, whatever their names.
+
+    Cancellation:
+        Nothing here waits. `handle.cancel()` keeps a function that has not started from starting; one that runs goes
+        on, unless `in_threadpool(func, abandon_on_cancel=True).start(...)` has started it. Whoever waits for the handle
+        and is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+
+    Returns:
+        A `Handle`: a `concurrent.futures.Future` that can also be awaited.
+
+    Raises:
+        LoopStartError: If the background event loop cannot start.
+        LoopEndedError: If the interpreter is exiting.
+        WrongFunctionError: If *func* is async or cannot be called. From the handle, if it returns a coroutine.
+        BaseException: From the handle, whatever *func* raised, with its traceback.
+
+    Example:
+        `handle = start_in_threadpool(path.read_text, encoding="utf-8")`, later `handle.result()` or `await handle`
+    """
+    return start_in_thread(func, args, kwargs)
+
+
+def start_in_thread(
+    func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
+) -> Handle[T]:
+    """Do what `start_in_threadpool` does, and have the handle join a group first."""
+    require_sync(func, "start_in_threadpool")
+    return _start(ThreadCall("start_in_threadpool", func, args, kwargs), func, join)
+
+
+def _start(thread_call: ThreadCall[T], func: Callable[..., T], join: Join | None) -> Handle[T]:
+    thread_call.must_hand_over = True  # so that `tell_cancelled` reaches what it waits for
+    return start_call(thread_call, thread_call.run, func, partial(_standby.submit, thread_call), _read, join)
+
+
+def _read(future: OneShotFuture[OneShotFuture[T]]) -> T:
+    return future.read().read()
+
+
 def _wait_for(thread_call: ThreadCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
     submit = partial(_standby.submit, thread_call)
     return call_from_sync(thread_call.run, func, helper, instead, submit, offer=thread_call.answer_directly).read()
@@ -109,3 +159,9 @@ class ThreadPlace(ThreadOptions):
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
         return _wait_for(ThreadCall("in_threadpool", func, args, kwargs, self), func, "{}.sync", "await {}(...)")
+
+    def start(
+        self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
+    ) -> Handle[T]:
+        """Start a call, and have its handle join a group first."""
+        return _start(ThreadCall("in_threadpool", func, args, kwargs, self), func, join)

@@ -73,7 +73,7 @@ class Program:
         body = textwrap.indent(textwrap.dedent(source), "    ")
         self._file.write_text(f"{prelude}\nif __name__ == '__main__':\n{body}")
         self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
-        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment["PYTHONPATH"] = os.pathsep.join(paths)  # for `processes`
         if interrupted_anywhere:  # in the measurement of coverage as well, which keeps its lock then
             for name in [name for name in self._environment if name.startswith("COV")]:

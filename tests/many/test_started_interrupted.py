@@ -1,0 +1,135 @@
+"""A signal handler that raises while a call is started, waited for or cancelled: it ends, and nothing stays taken.
+
+`interrupting.py` says how.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from conftest import captured, wait_until, wait_until_none
+from interrupting import EVERY_STEP, Alarm, Steps, numbers, raise_alarm
+
+import unfazed.concurrency
+from unfazed.concurrency import (
+    CallGroup,
+    Handle,
+    in_processpool,
+    start_in_eventloop,
+    start_in_executor,
+    start_in_processpool,
+    start_in_threadpool,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FOLDER = str(Path(unfazed.concurrency.__file__).parent)
+STEPS = 15  # about how many bytecodes of each operation are tried; arbitrary
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
+    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
+    pytest.mark.timeout(3600 if EVERY_STEP else 120),
+    pytest.mark.usefixtures("background"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # raised in `__del__`
+]
+
+executor: ThreadPoolExecutor
+
+
+async def one() -> int:
+    return 1
+
+
+def in_a_thread() -> None:
+    assert start_in_threadpool(int, "1").result() == 1
+
+
+def in_a_loop() -> None:
+    assert start_in_eventloop(one).result() == 1
+    assert start_in_eventloop(one()).exception() is None
+
+
+def in_a_process() -> None:
+    assert start_in_processpool(int, "1").result() == 1
+
+
+def in_an_executor() -> None:
+    assert start_in_executor(executor, int, "1").result() == 1
+
+
+def cancelled() -> None:
+    for handle in (
+        start_in_eventloop(anyio.sleep, 1000),
+        start_in_processpool(int),
+        in_processpool(int, kill_on_cancel=True).start(),
+        start_in_executor(executor, int),
+        start_in_threadpool(int),
+    ):
+        handle.cancel()
+        with suppress(CancelledError):
+            handle.result()
+
+
+def in_a_group() -> None:
+    with CallGroup() as group:
+        handles = [group.start_in_threadpool(int), group.start_in_eventloop(one)]
+    assert [handle.result() for handle in handles] == [0, 1]
+
+
+def in_a_group_that_fails() -> None:
+    error = captured(fail_in_group)[1]
+    if isinstance(error, Alarm):
+        raise error
+    assert isinstance(error, Exception)
+
+
+def fail_in_group() -> None:
+    with CallGroup() as group:
+        group.start_in_eventloop(anyio.sleep, 1000)
+        group.start_in_threadpool(int, "not a number").result()
+
+
+OPERATIONS: list[Callable[[], None]] = [
+    in_a_thread,
+    in_a_loop,
+    in_a_process,
+    in_an_executor,
+    cancelled,
+    in_a_group,
+    in_a_group_that_fails,
+]
+
+
+def unsettled() -> list[Any]:
+    """Return the handles whose call was started and has not ended."""
+    return [each for each in gc.get_objects() if type(each) is Handle and getattr(each, "_running", None)]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_a_signal_handler_raises_at_any_bytecode(operation: Callable[[], None]) -> None:
+    global executor
+    with ThreadPoolExecutor(1) as executor:
+        operation()
+        for when in numbers(operation, FOLDER, STEPS):
+            steps = Steps(raise_alarm, when, FOLDER)
+            with steps:
+                _, error = captured(operation)
+            assert error is None or "Alarm" in repr(error), (steps.where, error)
+            del error
+            for handle in unsettled():  # what was interrupted before it was returned goes on
+                handle.cancel()
+            with_what = steps.where
+            wait_until(lambda: not unsettled(), f"a call never ends: {with_what}")
+            operation()
+    wait_until_none(unsettled)
