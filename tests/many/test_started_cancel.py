@@ -35,7 +35,7 @@ from unfazed.concurrency._core import _limits
 from unfazed.concurrency._core._futures import OneShotFuture, Start
 from unfazed.concurrency._eventloops import _handle
 from unfazed.concurrency._eventloops._starting import LoopCall
-from unfazed.concurrency._executors import ExecutorCall
+from unfazed.concurrency._executors._call import ExecutorCall
 from unfazed.concurrency._processes import _call, _starting, _worker
 from unfazed.concurrency._processes._started import StartedCall
 

@@ -1,7 +1,7 @@
-"""A call in any `concurrent.futures.Executor`, from async and from sync code.
+"""One call in a `concurrent.futures.Executor`: how it is submitted, waited for, cancelled, and what its errors become.
 
-An executor may be a thread of one's own, another process pool, or a cluster. It decides where the function runs and how
-many run at once. So a call takes no slot here; but a worker that waits for one lends its slot, as always.
+The executor decides where the function runs and how many run at once. So a call takes no slot here; but a worker that
+waits for one lends its slot, as always.
 """
 
 from __future__ import annotations
@@ -11,49 +11,37 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from reprlib import repr as short_repr
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from anyio import Event
 
-from ._core import _slots
-from ._core._checks import (
+from .._core._checks import (
     async_function_error,
     close_coroutine,
     explain,
     name_of,
-    require_sync,
-    require_timeout,
 )
-from ._core._errors import CallTimeoutError, ExecutorError, WrongFunctionError
-from ._core._futures import BlockingFuture, OneShotFuture, Start
-from ._core._references import to_send
-from ._eventloops._background import submit_to_background
-from ._eventloops._handle import start_call
-from ._eventloops._loops import current_loop, forget_library, running_loop
-from ._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
-from ._eventloops._timeouts import Timeout, seconds_to_look, within
-from ._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
-from ._eventloops._workers import lending
+from .._core._errors import CallTimeoutError, ExecutorError
+from .._core._futures import BlockingFuture, OneShotFuture, Start
+from .._core._references import to_send
+from .._eventloops._background import submit_to_background
+from .._eventloops._handle import start_call
+from .._eventloops._loops import current_loop, forget_library
+from .._eventloops._synccalls import say_that_we_wait
+from .._eventloops._timeouts import Timeout, seconds_to_look, within
+from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
+from .._eventloops._workers import lending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio import CancelScope
 
-    from ._eventloops._handle import Handle, Join
+    from .._eventloops._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def _require_executor(executor: object, helper: str) -> None:
-    if not isinstance(executor, Executor):
-        raise WrongFunctionError(
-            f"{helper}() expected a concurrent.futures.Executor and then a function, got {short_repr(executor)}: "
-            f"write `{helper}(executor, func, ...)`"
-        )
 
 
 def _runs_in_our_threads(executor: Executor) -> bool:
@@ -174,7 +162,7 @@ class ExecutorCall(Generic[T]):
         self._start = Start()
 
         def read(future: OneShotFuture[OneShotFuture[T]]) -> T:
-            return _refuse_coroutine(future.read().read(), self._func, helper)
+            return refuse_coroutine(future.read().read(), self._func, helper)
 
         return start_call(self, self.run, self._func, submit_to_background, read, join)
 
@@ -264,163 +252,7 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
     )
 
 
-def _refuse_coroutine(value: T, func: object, helper: str) -> T:
+def refuse_coroutine(value: T, func: object, helper: str) -> T:
     if close_coroutine(value):
         raise async_function_error(func, helper)
     return value
-
-
-async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a sync function in any executor and await its result.
-
-    The same as `loop.run_in_executor`, but also on trio, with keyword arguments, and with cancellation that waits. In a
-    `ThreadPoolExecutor` the function runs in a copy of the caller's context. Other executors may run it in another
-    process or interpreter, where it has no such context. See the executor's documentation for what it needs of the
-    function and its arguments: most of those that use other processes pickle them.
-
-    Args:
-        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
-        func: A sync function. Its positional and keyword arguments follow, whatever their names.
-
-    Cancellation:
-        A function that the executor has not started never starts. If it runs, this call waits for its end, drops
-        what it returned or raised, and raises the cancellation. That holds for asyncio's own `task.cancel()` too. An
-        executor that cannot tell what runs (Dask's) also cancels a call that runs: then the function may run on unseen.
-
-    Returns:
-        What *func* returned.
-
-    Raises:
-        WrongFunctionError: If *executor* is not an executor, or *func* is async, returns a coroutine, or cannot be
-            called.
-        ExecutorError: If the executor does not accept the call, for example after its shutdown, or if it breaks, or
-            loses or cancels the call.
-        BaseException: Whatever *func* raised.
-
-    Example:
-        `rows = await run_in_executor(one_thread, connection.execute, "select 1")`
-    """
-    _require_executor(executor, "run_in_executor")
-    require_sync(func, "run_in_executor")
-    outcome = await ExecutorCall(executor, func, args, kwargs).run()
-    return _refuse_coroutine(outcome.read(), func, "run_in_executor")
-
-
-def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a sync function in any executor and wait for its result: `run_in_executor` for sync code.
-
-    Args:
-        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
-        func: A sync function. Its positional and keyword arguments follow, whatever their names.
-
-    Cancellation:
-        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
-        one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting. In a worker
-        thread, the call is cancelled with the task that waits for the thread.
-
-    Returns:
-        What *func* returned.
-
-    Raises:
-        LoopThreadError: If an event loop is running in this thread, which the call would block.
-        LoopEndedError: In a worker thread, if its event loop ends.
-        WrongFunctionError: If *executor* is not an executor, or *func* is async, returns a coroutine, or cannot be
-            called.
-        ExecutorError: If the executor does not accept the call, for example after its shutdown, or if it breaks, or
-            loses or cancels the call.
-        BaseException: Whatever *func* raised.
-
-    Example:
-        `rows = run_in_executor_sync(one_thread, connection.execute, "select 1")`
-    """
-    helper = "run_in_executor_sync"
-    _require_executor(executor, helper)
-    require_sync(func, helper)
-    call = ExecutorCall(executor, func, args, kwargs)
-    return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
-
-
-def start_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
-    """Start a call of a sync function in any executor, and return its handle at once; from sync or async code.
-
-    The background event loop submits the call to the executor and waits for it. In a `ThreadPoolExecutor` the function
-    runs in a copy of the caller's context.
-
-    Args:
-        executor: Any `concurrent.futures.Executor`: it decides where the function runs, and how many run at once.
-        func: A sync function. Its positional and keyword arguments follow, whatever their names.
-
-    Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that the executor has not started from starting; one that
-        runs goes on. Whoever waits for the handle and is cancelled stops waiting; the call goes on.
-
-    Returns:
-        A `Handle`: a `concurrent.futures.Future` that can also be awaited.
-
-    Raises:
-        LoopStartError: If the background event loop cannot start.
-        LoopEndedError: If the interpreter is exiting.
-        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called. From the handle,
-            if it returns a coroutine.
-        ExecutorError: From the handle, if the executor does not accept the call, or if it breaks, or loses or cancels
-            the call.
-        BaseException: From the handle, whatever *func* raised.
-
-    Example:
-        `handle = start_in_executor(one_thread, connection.execute, "select 1")`
-    """
-    return start_in_any_executor(executor, func, args, kwargs)
-
-
-def start_in_any_executor(
-    executor: Executor,
-    func: Callable[..., T],
-    args: tuple[object, ...],
-    kwargs: dict[str, Any],
-    join: Join | None = None,
-) -> Handle[T]:
-    """Do what `start_in_executor` does, and have the handle join a group first."""
-    helper = "start_in_executor"
-    _require_executor(executor, helper)
-    require_sync(func, helper)
-    return ExecutorCall(executor, func, args, kwargs).start(helper, join)
-
-
-def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
-        value = call_from_sync(call.run, func, twin, instead, submit_to_background).read()
-    else:
-        value = call.run_sync()
-    return _refuse_coroutine(value, func, helper)
-
-
-class ExecutorPlace(NamedTuple):
-    """Where `in_executor` runs a function, and how."""
-
-    executor: Executor
-    timeout: float | None = None
-
-    def check(self) -> None:
-        """Refuse wrong options."""
-        _require_executor(self.executor, "in_executor")
-        require_timeout(self.timeout, "in_executor")
-
-    def require(self, func: Callable[..., object]) -> None:
-        """Refuse what cannot run here."""
-        require_sync(func, "in_executor")
-
-    async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
-        """Run a call for async code."""
-        outcome = await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run()
-        return _refuse_coroutine(outcome.read(), func, "in_executor")
-
-    def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
-        """Run a call for sync code."""
-        call = ExecutorCall(self.executor, func, args, kwargs, self.timeout)
-        return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")
-
-    def start(
-        self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
-    ) -> Handle[T]:
-        """Start a call, and have its handle join a group first."""
-        return ExecutorCall(self.executor, func, args, kwargs, self.timeout).start("in_executor", join)

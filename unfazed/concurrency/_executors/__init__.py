@@ -1,0 +1,23 @@
+"""Calls in any `concurrent.futures.Executor`: a thread of one's own, another process pool, a cluster.
+
+    _api.py     the public functions, and the place of `in_executor`
+    _call.py    one call: how it is submitted, waited for, cancelled, and what its errors become
+
+A file imports from those below it.
+"""
+
+from ._api import (
+    ExecutorPlace,
+    run_in_executor,
+    run_in_executor_sync,
+    start_in_any_executor,
+    start_in_executor,
+)
+
+__all__ = (
+    "ExecutorPlace",
+    "run_in_executor",
+    "run_in_executor_sync",
+    "start_in_any_executor",
+    "start_in_executor",
+)
