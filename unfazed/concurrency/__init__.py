@@ -52,7 +52,7 @@ from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextm
 from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
 from ._threads._threadcall import count_abandoned_threads
-from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync
+from ._threads._threadpool import configure_threadpool, run_in_threadpool, run_in_threadpool_sync
 from ._twins import sync_twin
 
 __all__ = (
@@ -77,6 +77,7 @@ __all__ = (
     "WrongOptionError",
     "configure_background_eventloop",
     "configure_processpool",
+    "configure_threadpool",
     "contextmanager_in_eventloop_sync",
     "contextmanager_in_threadpool",
     "count_abandoned_threads",

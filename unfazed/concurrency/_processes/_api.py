@@ -21,7 +21,7 @@ from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
-from ._call import ProcessCall, ProcessOptions
+from ._call import ProcessCall, ProcessOptions, default_limiter
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
@@ -185,13 +185,16 @@ def warm_up_processpool_sync(count: int, /) -> None:
     call_from_sync(warm_up, warm_up, helper, f"await warm_up_processpool({count})", submit_to_background)
 
 
-def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
-    """Choose whether this process shows what its worker processes write and log.
+def configure_processpool(*, limit: int | None = None, output: bool = True, logs: bool = True) -> None:
+    """Choose how many calls run in worker processes at once, and whether this process shows what they write and log.
 
     It may be called at any time, and holds for all workers. If `sys.stderr` blocks, only workers that write wait for
     it. If a log handler blocks, only workers that log wait for it.
 
     Args:
+        limit: The total of anyio's default process limiter, in each event loop from its next call of ours on. A total
+            that was set by anyio's own means stays. `None` for what was chosen before, or else the environment variable
+            `UNFAZED_PROCESSES`, or else the number of CPUs that this process may use.
         output: Whether what workers write, with `print` or otherwise, appears on `sys.stderr`, in whole lines.
             Otherwise it is dropped.
         logs: Whether the loggers of this process handle the log records of workers: the logger of the same name, if
@@ -199,13 +202,17 @@ def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
             the function's modules add some, so warnings go to its output. Calls that run already are not affected.
 
     Raises:
-        WrongOptionError: If an option is not True or False.
+        WrongOptionError: If an option has a wrong value. The first call that needs the environment variable checks it.
 
     Example:
-        `configure_processpool(output=False)`
+        `configure_processpool(limit=4, output=False)`
     """
+    if limit is not None:
+        require_count(limit, "limit", "configure_processpool", at_least=1)
     require_flag(output, "output", "configure_processpool")
     require_flag(logs, "logs", "configure_processpool")
+    if limit is not None:
+        default_limiter.choose(limit)
     settings.output = output
     settings.logs = logs
 

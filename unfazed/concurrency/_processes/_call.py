@@ -89,21 +89,18 @@ class ProcessOptions(NamedTuple):
 NO_OPTIONS: Final = ProcessOptions()
 
 
-def _find_limiter() -> CapacityLimiter:
-    """Return the limiter of the current loop, with one token for each CPU that this process may use.
-
-    anyio counts all CPUs of the machine. Any other total was set by the user, and stays.
-    """
-    limiter = to_process.current_default_process_limiter()
-    if limiter.total_tokens == os.cpu_count():
-        if sys.version_info >= (3, 13):  # pragma: no cover  coverage is measured on an older Python
-            limiter.total_tokens = os.process_cpu_count() or 1
-        elif hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use all CPUs
-            limiter.total_tokens = len(os.sched_getaffinity(0))
-    return limiter
+def _usable_cpus() -> int:
+    """Return how many CPUs this process may use. anyio counts all those of the machine."""
+    if sys.version_info >= (3, 13):  # pragma: no cover  coverage is measured on an older Python
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use all CPUs
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # pragma: no cover  not on Linux
 
 
-default_limiter = DefaultLimiter(_find_limiter)
+default_limiter = DefaultLimiter(
+    to_process.current_default_process_limiter, "UNFAZED_PROCESSES", os.cpu_count() or 2, _usable_cpus
+)
 
 
 @final
