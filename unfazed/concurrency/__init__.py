@@ -7,7 +7,13 @@ A call has a place, where it runs, and a caller, who waits for it. Every name sa
     await run_in_executor(executor, func, ...)      run_in_executor_sync(executor, func, ...)   any executor
     await run_in_eventloop(func, ...)               run_in_eventloop_sync(func, ...)            an event loop
 
-Options go to the decorators, which make a function that can be called both ways: `await read(path)`, `read.sync(path)`.
+Many of them at once, bounded, as an iterator over the results:
+
+    async for result in map_in_threadpool(func, items)         for result in map_in_threadpool_sync(func, items)
+    and the same for `map_in_processpool`, `map_in_executor` and `map_in_eventloop`
+
+Options go to the decorators, which make a function that can be called both ways: `await read(path)`, `read.sync(path)`,
+`read.map(paths)`, `read.map.sync(paths)`.
 
     in_threadpool(limiter=..., abandon_on_cancel=..., timeout=..., context=...)
     in_processpool(limiter=..., kill_on_cancel=..., timeout=..., initializer=..., max_calls=...)
@@ -41,6 +47,15 @@ from ._dual import DualCallable, DualMethod, in_eventloop, in_executor, in_proce
 from ._eventloops._background import configure_background_eventloop, run_in_eventloop, run_in_eventloop_sync
 from ._eventloops._loopthread import EventLoopThread
 from ._executors import run_in_executor, run_in_executor_sync
+from ._many._mapasync import map_in_eventloop, map_in_executor, map_in_processpool, map_in_threadpool
+from ._many._mapdual import DualMap
+from ._many._mapiterators import AsyncMapIterator, MapIterator
+from ._many._mapsync import (
+    map_in_eventloop_sync,
+    map_in_executor_sync,
+    map_in_processpool_sync,
+    map_in_threadpool_sync,
+)
 from ._processes import (
     configure_processpool,
     run_in_processpool,
@@ -56,9 +71,11 @@ from ._threads._threadpool import configure_threadpool, run_in_threadpool, run_i
 from ._twins import sync_twin
 
 __all__ = (
+    "AsyncMapIterator",
     "CallCancelledError",
     "CallTimeoutError",
     "DualCallable",
+    "DualMap",
     "DualMethod",
     "EventLoopThread",
     "ExecutorError",
@@ -67,6 +84,7 @@ __all__ = (
     "LoopStartError",
     "LoopStateError",
     "LoopThreadError",
+    "MapIterator",
     "NotSendableError",
     "RemoteError",
     "RemoteTraceback",
@@ -87,6 +105,14 @@ __all__ = (
     "in_threadpool",
     "iterate_in_eventloop_sync",
     "iterate_in_threadpool",
+    "map_in_eventloop",
+    "map_in_eventloop_sync",
+    "map_in_executor",
+    "map_in_executor_sync",
+    "map_in_processpool",
+    "map_in_processpool_sync",
+    "map_in_threadpool",
+    "map_in_threadpool_sync",
     "run_in_eventloop",
     "run_in_eventloop_sync",
     "run_in_executor",

@@ -43,7 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _require_executor(executor: object, helper: str) -> None:
+def require_executor(executor: object, helper: str) -> None:
     if not isinstance(executor, Executor):
         raise WrongFunctionError(
             f"{helper}() expected a concurrent.futures.Executor and then a function, got {short_repr(executor)}: "
@@ -183,7 +183,7 @@ def _outcome(
     return outcome
 
 
-def _read(outcome: OneShotFuture[T], func: object, helper: str) -> T:
+def read_outcome(outcome: OneShotFuture[T], func: object, helper: str) -> T:
     value = outcome.read()
     if close_coroutine(value):
         raise async_function_error(func, helper)
@@ -220,9 +220,9 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     Example:
         `rows = await run_in_executor(one_thread, connection.execute, "select 1")`
     """
-    _require_executor(executor, "run_in_executor")
+    require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    return _read(await ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
+    return read_outcome(await ExecutorCall(executor, func, args, kwargs).run(), func, "run_in_executor")
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -254,14 +254,14 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
         `rows = run_in_executor_sync(one_thread, connection.execute, "select 1")`
     """
     helper = "run_in_executor_sync"
-    _require_executor(executor, helper)
+    require_executor(executor, helper)
     require_sync(func, helper)
     call = ExecutorCall(executor, func, args, kwargs)
     return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
 
 
 def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    return _read(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
+    return read_outcome(call_from_sync(call.run, func, twin, instead, submit_to_background), func, helper)
 
 
 class ExecutorPlace(NamedTuple):
@@ -272,7 +272,7 @@ class ExecutorPlace(NamedTuple):
 
     def check(self) -> None:
         """Refuse wrong options."""
-        _require_executor(self.executor, "in_executor")
+        require_executor(self.executor, "in_executor")
         require_timeout(self.timeout, "in_executor")
 
     def require(self, func: Callable[..., object]) -> None:
@@ -281,7 +281,9 @@ class ExecutorPlace(NamedTuple):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        return _read(await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor")
+        return read_outcome(
+            await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run(), func, "in_executor"
+        )
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""

@@ -16,6 +16,7 @@ from anyio import CapacityLimiter
 from .._core._checks import Dual, name_of, visible_names
 from .._core._errors import NotSendableError, WrongFunctionError
 from .._core._references import found_by_name, owner_of
+from .._many._mapdual import MapFace
 from ._metadata import PLACES, add_line, can_be_pickled, copy_metadata, described, options_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Concatenate
 
     from typing_extensions import Self
+
+    from .._many._mapdual import DualMap
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -149,8 +152,14 @@ class DualCallable(Dual, Generic[P, T]):
             """The same for sync code, which waits for the result."""
             ...
 
+        @property
+        def map(self) -> DualMap[P, T]:
+            """One call for each item: `.map(items)` and, for sync code, `.map.sync(items)` iterate over the results."""
+            ...
+
     else:
         sync = _SyncFace()
+        map = MapFace()
 
     # `inspect` takes an object with these attributes for a function, because compiled functions have them too. So
     # `inspect` and `asyncio` see a coroutine function on every Python, without the marker that only 3.12 and newer

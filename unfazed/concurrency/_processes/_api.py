@@ -34,7 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
+def require_sendable(func: Callable[P, T], helper: str) -> Callable[P, T]:
     """Return the function to send, or refuse *func*. From a dual callable, send the function that it wraps."""
     wrapped: Callable[P, T] = func.__wrapped__ if isinstance(func, Dual) else func
     require_sync(wrapped, helper)
@@ -75,7 +75,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
     Example:
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
-    call = ProcessCall("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs, at_once=True)
+    call = ProcessCall("run_in_processpool", require_sendable(func, "run_in_processpool"), args, kwargs, at_once=True)
     try:
         result: T = await run(call)
         return result
@@ -114,7 +114,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         `digest = run_in_processpool_sync(hash_file, path, algorithm="sha256")`
     """
     helper = "run_in_processpool_sync"
-    call = ProcessCall(helper, _require(func, helper), args, kwargs)
+    call = ProcessCall(helper, require_sendable(func, helper), args, kwargs)
     try:
         result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
         return result

@@ -112,6 +112,7 @@ class ProcessCall:
     slot: _limits.Slot | None = None
     killed = False  # whether to end it at once, with its worker
     sent = False  # whether the caller has sent it, before it was handed over
+    answer_bytes = 0  # how large the pickle of the answer was
     tries = 0  # how many workers have died before they began it, or could not start
     future: OneShotFuture[Any] | None = None  # set before it is handed over
     _context: Context | None = None  # the caller's: user code runs in it
@@ -153,6 +154,10 @@ class ProcessCall:
     @property
     def name(self) -> str:
         return name_of(self.func)
+
+    def transferred(self) -> int:
+        """Return how large the pickles of the call and of its answer were: the larger of the two."""
+        return max(sum(map(len, self.request)), self.answer_bytes)
 
     def what_it_waits_for(self) -> str:
         """Return what to say if the call still waits for a slot when its time is up; "" for any other call."""
@@ -297,6 +302,7 @@ class ProcessCall:
 
     def read(self, worker: WorkerProcess, kind: bytes, data: bytes | channel.Reader) -> Any:
         """Read the answer from *data*: return the value, or raise the error."""
+        self.answer_bytes = len(data) if isinstance(data, bytes) else data.left
         payload = read_payload(data, self.func)
         if self.initializer is not None and (kind == channel.VALUE or payload[0] != outcomes.INITIALIZER_ERROR):
             worker.initialized.add(self.initializer)
