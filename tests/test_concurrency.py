@@ -46,10 +46,10 @@ def test_all_public_names_are_listed_in_order() -> None:
 
 def test_each_sync_twin_has_the_same_parameters() -> None:
     for name in unfazed.concurrency.__all__:
-        if name.startswith("run_in_") and name.endswith("_sync"):
+        if name.startswith(("run_in_", "map_in_")) and name.endswith("_sync"):
             twin = getattr(unfazed.concurrency, name.removesuffix("_sync"))
-            expected = inspect.signature(twin).parameters
-            assert inspect.signature(getattr(unfazed.concurrency, name)).parameters == expected
+            expected = [*inspect.signature(twin).parameters]
+            assert [*inspect.signature(getattr(unfazed.concurrency, name)).parameters] == expected
 
 
 def test_every_public_name_has_a_docstring_with_its_sections() -> None:
@@ -58,7 +58,7 @@ def test_every_public_name_has_a_docstring_with_its_sections() -> None:
         docstring = inspect.getdoc(value)
         assert docstring, name
         assert docstring.splitlines()[0].endswith("."), name
-        if re.match("run_in_|start_in_|in_|iterate_in_|contextmanager_in_", name):
+        if re.match("run_in_|start_in_|map_in_|in_|iterate_in_|contextmanager_in_", name):
             headings = [line for line in docstring.splitlines() if line.endswith(":") and not line.startswith(" ")]
             assert headings == ["Args:", "Cancellation:", "Returns:", "Raises:", "Example:"], name
 

@@ -16,9 +16,11 @@ from unfazed_compat import asyncer, starlette, stdlib
 
 from unfazed import concurrecy
 from unfazed.concurrency import (
+    AsyncMapIterator,
     CallGroup,
     EventLoopThread,
     Handle,
+    MapIterator,
     allow_blocking_loop,
     check_cancelled,
     configure_background_eventloop,
@@ -26,6 +28,14 @@ from unfazed.concurrency import (
     in_executor,
     in_processpool,
     in_threadpool,
+    map_in_eventloop,
+    map_in_eventloop_sync,
+    map_in_executor,
+    map_in_executor_sync,
+    map_in_processpool,
+    map_in_processpool_sync,
+    map_in_threadpool,
+    map_in_threadpool_sync,
     run_in_eventloop,
     run_in_eventloop_sync,
     run_in_executor,
@@ -44,7 +54,7 @@ from unfazed.twins import SyncTwin, call
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable
+    from collections.abc import AsyncIterator, Awaitable
     from contextlib import AbstractContextManager
 
     import trio
@@ -161,6 +171,47 @@ def groups(executor: Executor) -> None:
 async def groups_in_async_code() -> None:
     async with CallGroup() as group:
         assert_type(await group.start_in_threadpool(read, "a"), bytes)
+
+
+# Many calls
+
+
+def scale(path: str, size: int = 1, unit: str = "px") -> bytes:
+    raise NotImplementedError
+
+
+def add_four(a: int, b: int, c: int, d: int) -> int:
+    raise NotImplementedError
+
+
+async def fetch_page(url: str, retries: int = 1) -> list[int]:
+    raise NotImplementedError
+
+
+async def many_from_async_code(names: list[str], stream: AsyncIterator[str]) -> None:
+    assert_type(map_in_threadpool(scale, names), AsyncMapIterator[bytes])
+    assert_type(map_in_threadpool(scale, stream, range(9), limit=3), AsyncMapIterator[bytes])
+    assert_type(map_in_processpool(scale, names, [1], "ab", chunk=2, ordered=False), AsyncMapIterator[bytes])
+    assert_type(map_in_executor(ThreadPoolExecutor(), scale, names), AsyncMapIterator[bytes])
+    assert_type(map_in_eventloop(fetch_page, names, [1, 2]), AsyncMapIterator[list[int]])
+    assert_type(map_in_threadpool(add_four, [1], [2], [3], [4]), AsyncMapIterator[int])
+    assert_type(map_in_threadpool(scale, names, return_exceptions=True), AsyncMapIterator[bytes | Exception])
+    assert_type([page async for page in map_in_eventloop(fetch_page, names)], list[list[int]])
+    assert_type(decorated.map(names), AsyncMapIterator[bytes])
+    assert_type(decorated_async.map(names, return_exceptions=True), AsyncMapIterator[list[int] | Exception])
+
+
+def many_from_sync_code(names: list[str], holder: Holder) -> None:
+    assert_type(map_in_threadpool_sync(scale, names), MapIterator[bytes])
+    assert_type(map_in_processpool_sync(scale, names, [1], chunk=2), MapIterator[bytes])
+    assert_type(map_in_executor_sync(ThreadPoolExecutor(), scale, names, [1], "ab"), MapIterator[bytes])
+    assert_type(map_in_eventloop_sync(fetch_page, names), MapIterator[list[int]])
+    assert_type(map_in_threadpool_sync(add_four, [1], [2], [3], [4]), MapIterator[int])
+    assert_type(map_in_threadpool_sync(scale, names, return_exceptions=True), MapIterator[bytes | Exception])
+    assert_type(list(map_in_threadpool_sync(scale, names)), list[bytes])
+    assert_type(decorated.map.sync(names, limit=2), MapIterator[bytes])
+    assert_type(holder.read.map.sync(names), MapIterator[bytes])
+    assert_type(Holder.of_class.map.sync(names), MapIterator[bytes])
 
 
 # Dual callables

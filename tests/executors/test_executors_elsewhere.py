@@ -17,6 +17,7 @@ import anyio
 import process_functions as functions
 import pytest
 from conftest import BACKENDS, GRACE_SECONDS, Caller, _backends, wait_until
+from map_helpers import collect
 
 from unfazed.concurrency import CallTimeoutError, ExecutorError, in_executor, run_in_executor
 
@@ -136,6 +137,24 @@ def test_a_function_is_wrapped_where_the_executor_is_known(caller: Caller, elsew
     echo = in_executor(elsewhere.executor, functions.echo)
 
     assert (caller.run(echo, 1) if caller.kind == "async" else echo.sync(1)) == ((1,), {})
+
+
+def test_many_calls_at_once(caller: Caller, elsewhere: Elsewhere) -> None:
+    for options in ({}, {"limit": 3, "ordered": False}):
+        results = collect(
+            caller,
+            "executor",
+            functions.plain_add,
+            range(QUEUED),
+            range(QUEUED),
+            executor=elsewhere.executor,
+            **options,
+        )
+        assert sorted(total for total, _ in results) == [2 * number for number in range(QUEUED)]
+        assert os.getpid() not in {pid for _, pid in results}
+    with pytest.raises(TypeError, match="unsupported operand") as caught:
+        collect(caller, "executor", functions.plain_add, [1, None], [1, 1], executor=elsewhere.executor)
+    assert "item 1, (None, 1), of map_in_executor" in caught.value.__notes__[0]
 
 
 @pytest.mark.anyio

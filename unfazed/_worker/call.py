@@ -23,6 +23,16 @@ PLAIN = frozenset((type(None), bool, int, float))  # their pickles are small, ex
 _initialized: set[bytes] = set()
 
 
+class Results:
+    """The results of several calls in one. If they cannot be pickled, those are sent that can be."""
+
+    if TYPE_CHECKING:
+
+        def without_unsendable(self) -> Results:
+            """Return the same with failures instead of results that cannot be pickled."""
+            ...
+
+
 def run(request: Reader, initializer: bytes | None = None) -> list[bytes]:
     """Run a pickled `(func, args, kwargs)` in this process.
 
@@ -89,15 +99,44 @@ def _run(request: Reader) -> list[bytes]:
     except MemoryError as exc:
         return _error(exc)
     except BaseException as exc:  # whatever its `__reduce__` raises
-        return _outcome(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {_reason_of(exc)}", _text_of(exc))
+        if isinstance(value, Results):
+            return channel.in_frame(channel.VALUE, channel.pickle_in_pieces(value.without_unsendable()))
+        return channel.in_frame(channel.OUTCOME, [_unsendable(value, exc)])
+
+
+def unsendable(value: object) -> bytes | None:
+    """Return the pickled outcome that says why *value* cannot be sent, or `None` if it can be."""
+    if isinstance(value, CoroutineType):
+        value.close()
+        return packed_outcome(COROUTINE, None, "")
+    try:
+        pickle.dumps(value, channel.PROTOCOL)
+    except MemoryError as exc:
+        return packed_error(exc)
+    except BaseException as exc:  # as above
+        return _unsendable(value, exc)
+    return None
+
+
+def _unsendable(value: object, exc: BaseException) -> bytes:
+    return packed_outcome(UNSENDABLE_VALUE, f"{type(value).__qualname__}: {_reason_of(exc)}", _text_of(exc))
+
+
+def packed_outcome(kind: str, about: object, text: str) -> bytes:
+    return pickle.dumps((kind, about, text), channel.PROTOCOL)
 
 
 def _outcome(kind: str, about: object, text: str) -> list[bytes]:
-    return channel.in_frame(channel.OUTCOME, [pickle.dumps((kind, about, text), channel.PROTOCOL)])
+    return channel.in_frame(channel.OUTCOME, [packed_outcome(kind, about, text)])
 
 
 def _error(exc: BaseException, kind: str = ERROR) -> list[bytes]:
-    return _outcome(kind, _described(exc), _text_of(exc))
+    return channel.in_frame(channel.OUTCOME, [packed_error(exc, kind)])
+
+
+def packed_error(exc: BaseException, kind: str = ERROR) -> bytes:
+    """Return the pickled outcome of a call that raised *exc*."""
+    return packed_outcome(kind, _described(exc), _text_of(exc))
 
 
 def _described(exc: BaseException) -> tuple[object, object]:

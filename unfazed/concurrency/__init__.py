@@ -10,8 +10,13 @@ A call has a place, where it runs, and a caller, who waits for it. Every name sa
 With `start_in_` instead of `run_in_`, such a call starts and returns its `Handle` at once, from async and sync code: a
 `concurrent.futures.Future` that can also be awaited. In a `CallGroup`, calls that were started end together.
 
+Many of them at once, bounded, as an iterator over the results:
+
+    async for result in map_in_threadpool(func, items)         for result in map_in_threadpool_sync(func, items)
+    and the same for `map_in_processpool`, `map_in_executor` and `map_in_eventloop`
+
 Options go to the decorators, which make a function that can be called in all these ways: `await read(path)`,
-`read.sync(path)`, `read.start(path)`.
+`read.sync(path)`, `read.start(path)`, `read.map(paths)`, `read.map.sync(paths)`.
 
     in_threadpool(limiter=..., abandon_on_cancel=..., timeout=..., context=...)
     in_processpool(limiter=..., kill_on_cancel=..., timeout=..., initializer=..., max_calls=...)
@@ -63,6 +68,15 @@ from ._eventloops._handle import Handle
 from ._eventloops._loopthread import EventLoopThread
 from ._executors import run_in_executor, run_in_executor_sync, start_in_executor
 from ._many import CallGroup
+from ._many._mapasync import map_in_eventloop, map_in_executor, map_in_processpool, map_in_threadpool
+from ._many._mapdual import DualMap
+from ._many._mapiterators import AsyncMapIterator, MapIterator
+from ._many._mapsync import (
+    map_in_eventloop_sync,
+    map_in_executor_sync,
+    map_in_processpool_sync,
+    map_in_threadpool_sync,
+)
 from ._processes import (
     configure_processpool,
     run_in_processpool,
@@ -76,16 +90,23 @@ from ._scoped._taskiterators import iterate_in_eventloop_sync
 from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
 from ._threads._cancellation import check_cancelled
 from ._threads._threadcall import count_abandoned_threads
-from ._threads._threadpool import run_in_threadpool, run_in_threadpool_sync, start_in_threadpool
+from ._threads._threadpool import (
+    configure_threadpool,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+    start_in_threadpool,
+)
 from ._twins import sync_twin
 
 __all__ = (
+    "AsyncMapIterator",
     "CallCancelledError",
     "CallGroup",
     "CallTimeoutError",
     "DualCallable",
     "DualContextManager",
     "DualIterator",
+    "DualMap",
     "DualMethod",
     "EventLoopThread",
     "ExecutorError",
@@ -95,6 +116,7 @@ __all__ = (
     "LoopStartError",
     "LoopStateError",
     "LoopThreadError",
+    "MapIterator",
     "NotSendableError",
     "RemoteError",
     "RemoteTraceback",
@@ -107,6 +129,7 @@ __all__ = (
     "check_cancelled",
     "configure_background_eventloop",
     "configure_processpool",
+    "configure_threadpool",
     "contextmanager_in_eventloop_sync",
     "contextmanager_in_threadpool",
     "count_abandoned_threads",
@@ -116,6 +139,14 @@ __all__ = (
     "in_threadpool",
     "iterate_in_eventloop_sync",
     "iterate_in_threadpool",
+    "map_in_eventloop",
+    "map_in_eventloop_sync",
+    "map_in_executor",
+    "map_in_executor_sync",
+    "map_in_processpool",
+    "map_in_processpool_sync",
+    "map_in_threadpool",
+    "map_in_threadpool_sync",
     "run_in_eventloop",
     "run_in_eventloop_sync",
     "run_in_executor",

@@ -162,6 +162,8 @@ class NotSendableError(UnfazedError, TypeError, pickle.PicklingError):
         problem: What cannot be sent, and what to write instead.
     """
 
+    has_not_begun = False  # whether it was raised before the function was called
+
 
 class WorkerProcessError(UnfazedError, RuntimeError):
     """Raised when a worker process cannot start, or ends before it has answered a call.

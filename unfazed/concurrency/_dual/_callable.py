@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from .._core._checks import visible_names
+from .._many._mapdual import MapFace
 from ._binding import BoundDual
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._eventloops._handle import Handle
+    from .._many._mapdual import DualMap
     from .._scoped._threaditerators import ThreadpoolIterator
     from ._typing import Items, Manager, OnlyAny
 
@@ -123,6 +125,11 @@ class DualCallable(BoundDual, Generic[P, T]):
             """The same for sync code, which waits for the result."""
             ...
 
+        @property
+        def map(self) -> DualMap[P, T]:
+            """One call for each item: `.map(items)` and, for sync code, `.map.sync(items)` iterate over the results."""
+            ...
+
     else:
 
         def __call__(self, /, *args, **kwargs):
@@ -133,6 +140,7 @@ class DualCallable(BoundDual, Generic[P, T]):
             return coroutine
 
         sync = _SyncFace()
+        map = MapFace()
 
     # `inspect` takes an object with these attributes for a function, because compiled functions have them too. So
     # `inspect` and `asyncio` see a coroutine function on every Python, without the marker that only 3.12 and newer

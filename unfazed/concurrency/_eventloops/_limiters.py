@@ -1,12 +1,21 @@
-"""The limiters that we give to anyio, and those that anyio has."""
+"""The limiters that we give to anyio, and those that anyio has, with the totals that the program has chosen.
+
+A default limiter gets the total that `configure_threadpool` or `configure_processpool` has chosen, or else an
+environment variable: with the first call of ours in its loop, and with the first one after each change. That happens in
+the loop's own thread, because anyio's limiters are not thread-safe. A total that somebody else has set stays.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, final
 from weakref import ref
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
+
+from .._core._errors import WrongOptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +44,30 @@ NO_LIMIT = NoLimit()
 
 @final
 class DefaultLimiter:
-    """anyio's default limiter of each loop, remembered: anyio takes longer to find it than all else that we do."""
+    """anyio's default limiter of each loop, remembered: anyio takes longer to find it than all else that we do.
 
-    def __init__(self, ask: Callable[[], CapacityLimiter]) -> None:
+    Args:
+        ask: Returns the limiter of the current loop.
+        variable: The environment variable with its total. The first call that needs a limiter reads it.
+        anyios_total: The total that anyio gives it.
+        usual_total: Returns the total if nobody has chosen one.
+    """
+
+    def __init__(
+        self, ask: Callable[[], CapacityLimiter], variable: str, anyios_total: int, usual_total: Callable[[], int]
+    ) -> None:
         self._ask = ask
+        self._variable = variable
+        self._usual_total = usual_total
         self._known: dict[int, tuple[CapacityLimiter, ref[object]]] = {}  # by the id of the loop, while it lives
+        self._chosen: int | None = None
+        self._default: int | None = None  # if none is chosen: of the variable, or the usual one
+        self._ours: set[float] = {anyios_total}  # with another total, somebody else has set it
+
+    def choose(self, total: int) -> None:
+        """Have all loops use *total* from their next call on."""
+        self._chosen = total
+        self._known = {}  # not cleared: a thread that is in `of` may add to the old one what it found before
 
     def known(self, loop: Loop) -> CapacityLimiter | None:
         """Return the limiter of *loop*, if a call there has asked for it before."""
@@ -47,11 +75,42 @@ class DefaultLimiter:
         return known and known[0]
 
     def of(self, loop: Loop) -> CapacityLimiter:
-        """Return the limiter of *loop*, which runs in this thread."""
-        native = loop.native
-        known = self._known.get(id(native))
+        """Return the limiter of *loop*, which runs in this thread.
+
+        Raises:
+            WrongOptionError: If the environment variable is not a number of calls.
+        """
+        native, all_known = loop.native, self._known
+        known = all_known.get(id(native))
         if known is not None:
             return known[0]
+        total = self._chosen or self._default
+        if total is None:
+            total = self._default = self._read_variable() or self._usual_total()
         limiter = self._ask()
-        self._known[id(native)] = limiter, ref(native, partial(self._known.pop, id(native)))
+        if limiter.total_tokens in self._ours and limiter.total_tokens != total:
+            self._ours.add(total)
+            limiter.total_tokens = total
+        all_known[id(native)] = limiter, ref(native, partial(all_known.pop, id(native)))
         return limiter
+
+    def _read_variable(self) -> int | None:
+        value = os.environ.get(self._variable)
+        if not value:
+            return None
+        try:
+            total = int(value)
+        except ValueError:
+            total = 0
+        if total < 1:
+            raise WrongOptionError(
+                f"the environment variable {self._variable} must be a whole number, 1 or more, not {short_repr(value)}"
+            )
+        return total
+
+
+ANYIOS_THREADS = 40  # anyio documents it
+
+thread_limiter = DefaultLimiter(
+    to_thread.current_default_thread_limiter, "UNFAZED_THREADS", ANYIOS_THREADS, lambda: ANYIOS_THREADS
+)

@@ -18,7 +18,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyio import RunFinishedError, from_thread, to_thread
+from anyio import RunFinishedError, from_thread
 
 from .._core import _limits, _slots, _standing
 from .._core._checks import name_of
@@ -27,6 +27,7 @@ from .._core._futures import BlockingFuture, OneShotFuture
 from .._core._standing import Standing, current_standing
 from .._core._taskcall import TaskCall
 from ._blocking import may_be_blocked
+from ._limiters import thread_limiter
 from ._loops import current_loop, running_loop
 from ._waiting import call_in
 from ._workers import thread
@@ -263,7 +264,7 @@ def _call_from_others_worker(call: TaskCall[Any]) -> bool:
     async def enter() -> None:
         nonlocal entered
         entered = True
-        slot = _limits.Slot(to_thread.current_default_thread_limiter())
+        slot = _limits.Slot(thread_limiter.of(current_loop()))
         try:
             try:
                 _slots.adopt(slot)

@@ -8,14 +8,19 @@ A file imports from those below it.
 
 from ._api import (
     ExecutorPlace,
+    require_executor,
     run_in_executor,
     run_in_executor_sync,
     start_in_any_executor,
     start_in_executor,
 )
+from ._call import ExecutorCall, refuse_coroutine
 
 __all__ = (
+    "ExecutorCall",
     "ExecutorPlace",
+    "refuse_coroutine",
+    "require_executor",
     "run_in_executor",
     "run_in_executor_sync",
     "start_in_any_executor",

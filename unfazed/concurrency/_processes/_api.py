@@ -22,6 +22,7 @@ from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._call import ProcessCall, ProcessOptions
+from ._limit import default_limiter
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
@@ -37,7 +38,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _require(func: Callable[P, T], helper: str) -> Callable[P, T]:
+def require_sendable(func: Callable[P, T], helper: str) -> Callable[P, T]:
     """Return the function to send, or refuse *func*. From a dual callable, send the function that it wraps."""
     wrapped: Callable[P, T] = func.__wrapped__ if isinstance(func, Dual) else func
     require_sync(wrapped, helper)
@@ -78,7 +79,7 @@ async def run_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P
     Example:
         `digest = await run_in_processpool(hash_file, path, algorithm="sha256")`
     """
-    call = ProcessCall("run_in_processpool", _require(func, "run_in_processpool"), args, kwargs, at_once=True)
+    call = ProcessCall("run_in_processpool", require_sendable(func, "run_in_processpool"), args, kwargs, at_once=True)
     try:
         result: T = await run(call)
         return result
@@ -117,7 +118,7 @@ def run_in_processpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         `digest = run_in_processpool_sync(hash_file, path, algorithm="sha256")`
     """
     helper = "run_in_processpool_sync"
-    call = ProcessCall(helper, _require(func, helper), args, kwargs)
+    call = ProcessCall(helper, require_sendable(func, helper), args, kwargs)
     try:
         result: T = wait_for(call, helper, "await run_in_processpool({}, ...)")
         return result
@@ -165,7 +166,7 @@ def start_in_process(
 ) -> Handle[T]:
     """Do what `start_in_processpool` does, and have the handle join a group first."""
     helper = "start_in_processpool"
-    return start(ProcessCall(helper, _require(func, helper), args, kwargs), kwargs, join)
+    return start(ProcessCall(helper, require_sendable(func, helper), args, kwargs), kwargs, join)
 
 
 async def warm_up_processpool(count: int, /) -> None:
@@ -230,13 +231,16 @@ def warm_up_processpool_sync(count: int, /) -> None:
     call_from_sync(warm_up, warm_up, helper, f"await warm_up_processpool({count})", submit_to_background)
 
 
-def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
-    """Choose whether this process shows what its worker processes write and log.
+def configure_processpool(*, limit: int | None = None, output: bool = True, logs: bool = True) -> None:
+    """Choose how many calls run in worker processes at once, and whether this process shows what they write and log.
 
     It may be called at any time, and holds for all workers. If `sys.stderr` blocks, only workers that write wait for
     it. If a log handler blocks, only workers that log wait for it.
 
     Args:
+        limit: The total of anyio's default process limiter, in each event loop from its next call of ours on. A total
+            that was set by anyio's own means stays. `None` for what was chosen before, or else the environment variable
+            `UNFAZED_PROCESSES`, or else the number of CPUs that this process may use.
         output: Whether what workers write, with `print` or otherwise, appears on `sys.stderr`, in whole lines.
             Otherwise it is dropped.
         logs: Whether the loggers of this process handle the log records of workers: the logger of the same name, if
@@ -244,13 +248,17 @@ def configure_processpool(*, output: bool = True, logs: bool = True) -> None:
             the function's modules add some, so warnings go to its output. Calls that run already are not affected.
 
     Raises:
-        WrongOptionError: If an option is not True or False.
+        WrongOptionError: If an option has a wrong value. The first call that needs the environment variable checks it.
 
     Example:
-        `configure_processpool(output=False)`
+        `configure_processpool(limit=4, output=False)`
     """
+    if limit is not None:
+        require_count(limit, "limit", "configure_processpool", at_least=1)
     require_flag(output, "output", "configure_processpool")
     require_flag(logs, "logs", "configure_processpool")
+    if limit is not None:
+        default_limiter.choose(limit)
     settings.output = output
     settings.logs = logs
 

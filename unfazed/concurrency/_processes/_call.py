@@ -40,15 +40,12 @@ from contextvars import Context, copy_context
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, final
 
-from anyio import to_process
-
 from ..._worker import call as outcomes
 from ..._worker import channel, logs
 from .._core import _limits, _slots
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError
 from .._core._futures import Start, without_our_frame
-from .._eventloops._limiters import DefaultLimiter
 from .._eventloops._timeouts import Timeout
 from ._output import settings
 from ._packing import OFF_LOOP_BYTES, pack, pack_initializer, read_payload, to_error
@@ -88,23 +85,6 @@ class ProcessOptions(NamedTuple):
 NO_OPTIONS: Final = ProcessOptions()
 
 
-def _find_limiter() -> CapacityLimiter:
-    """Return the limiter of the current loop, with one token for each CPU that this process may use.
-
-    anyio counts all CPUs of the machine. Any other total was set by the user, and stays.
-    """
-    limiter = to_process.current_default_process_limiter()
-    if limiter.total_tokens == os.cpu_count():
-        if sys.version_info >= (3, 13):  # pragma: no cover  coverage is measured on an older Python
-            limiter.total_tokens = os.process_cpu_count() or 1
-        elif hasattr(os, "sched_getaffinity"):  # pragma: no branch  elsewhere a process may use all CPUs
-            limiter.total_tokens = len(os.sched_getaffinity(0))
-    return limiter
-
-
-default_limiter = DefaultLimiter(_find_limiter)
-
-
 @final
 class ProcessCall:
     """One call in a worker process. Error messages name *helper*."""
@@ -115,6 +95,7 @@ class ProcessCall:
     killed = False  # whether to end it at once, with its worker
     has_handle = False  # whether it was started: then either its handle claims it, or a worker
     sent = False  # whether the caller has sent it, before it was handed over
+    answer_bytes = 0  # how large the pickle of the answer was
     tries = 0  # how many workers have died before they began it, or could not start
     future: OneShotFuture[Any] | None = None  # set before it is handed over
     _context: Context | None = None  # the caller's: user code runs in it
@@ -156,6 +137,10 @@ class ProcessCall:
     @property
     def name(self) -> str:
         return name_of(self.func)
+
+    def transferred(self) -> int:
+        """Return how large the pickles of the call and of its answer were: the larger of the two."""
+        return max(sum(map(len, self.request)), self.answer_bytes)
 
     def what_it_waits_for(self) -> str:
         """Return what to say if the call still waits for a slot when its time is up; "" for any other call."""
@@ -322,6 +307,7 @@ class ProcessCall:
 
     def read(self, worker: WorkerProcess, kind: bytes, data: bytes | channel.Reader) -> Any:
         """Read the answer from *data*: return the value, or raise the error."""
+        self.answer_bytes = len(data) if isinstance(data, bytes) else data.left
         payload = read_payload(data, self.func)
         if self.initializer is not None and (kind == channel.VALUE or payload[0] != outcomes.INITIALIZER_ERROR):
             worker.initialized.add(self.initializer)

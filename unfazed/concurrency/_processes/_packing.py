@@ -60,7 +60,9 @@ def pack(
             problem = f"{helper}() cannot send the arguments of {name}() to a worker process: {exc}"
             if _is_local(exc):
                 problem += f"; {_TOP_LEVEL}"
-        raise NotSendableError(problem) from exc
+        error = NotSendableError(problem)
+        error.has_not_begun = True
+        raise error from exc
 
 
 # The pickle that was made when the initializer was wrapped. Workers recognize an initializer by its pickle and call it
@@ -162,10 +164,11 @@ def to_error(outcome: tuple[str, Any, str], func: object, helper: str) -> BaseEx
         advice = f"; {_TOP_LEVEL}" if "<loc" in about else ""
         error = NotSendableError(f"what {name}() returned cannot be sent back from its worker process, {about}{advice}")
     elif kind == call.UNREADABLE_REQUEST:
-        error = NotSendableError(
+        error = unreadable = NotSendableError(
             f"{name}() or its arguments cannot be found in the worker process, {about}: what is sent must be at the "
             f"top level of a module that can be imported, or of a script, above its `if __name__ == '__main__':`"
         )
+        unreadable.has_not_begun = True
     else:
         error = _to_exception(about)
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # its class may define `__setattr__`

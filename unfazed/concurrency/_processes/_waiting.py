@@ -26,9 +26,10 @@ from .._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_w
 from .._eventloops._timeouts import LOOK_UP_SECONDS, seconds_to_look, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending
-from ._call import OutOfTheOrdinaryError, ProcessCall, default_limiter
+from ._call import OutOfTheOrdinaryError, ProcessCall
 from ._handling import is_handling
 from ._inbox import Inbox
+from ._limit import default_limiter
 from ._pool import pool
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from .._core import _slots
 from .._core._futures import OneShotFuture
 from .._core._standing import current_standing
 from .._core._taskcall import TaskCall
-from .._eventloops._limiters import NO_LIMIT
+from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._synccalls import GONE_CHECK_SECONDS
@@ -84,7 +84,7 @@ class ThreadRunner(Generic[T]):
         self._helper = helper
         self._last = last
         self.loop: Loop = current_loop()
-        self.limiter: CapacityLimiter = limiter or to_thread.current_default_thread_limiter()
+        self.limiter: CapacityLimiter = limiter or thread_limiter.of(self.loop)
         self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._hold: TaskCall[None] = TaskCall(self._stay, OneShotFuture(self._released))
         self._starts: list[str] = []  # "thread" if that starts, "released" by the loop: which came first

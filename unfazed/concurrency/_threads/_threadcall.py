@@ -44,7 +44,7 @@ from .._core import _limits, _slots
 from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._contexts import ContextLease
 from .._core._futures import OneShotFuture, Start, without_our_frame
-from .._eventloops._limiters import NO_LIMIT, DefaultLimiter
+from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
 from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_for_slot, wait_shielded
@@ -112,7 +112,7 @@ class ThreadCall(Worker, Generic[T]):
 
         Not on trio: there the task that waits for the worker cancels the calls that the worker makes through anyio.
         """
-        self.limiter = self._options.limiter or _default_limiter.known(loop)
+        self.limiter = self._options.limiter or thread_limiter.known(loop)
         return (
             self.limiter is not None
             and self._options[1:] == NO_OPTIONS[1:]
@@ -175,7 +175,7 @@ class ThreadCall(Worker, Generic[T]):
         assert loop is not None, "async code runs in a loop"
         limiter, abandon_on_cancel, _, context = self._options
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
-        slot = self.slot = _limits.Slot(limiter or _default_limiter.of(loop))
+        slot = self.slot = _limits.Slot(limiter or thread_limiter.of(loop))
         slot.work = self._func
         if context is not None:
             self._lease = ContextLease(context, name_of(self._func))
@@ -300,7 +300,6 @@ class ThreadCall(Worker, Generic[T]):
             self._lease.release()
 
 
-_default_limiter = DefaultLimiter(to_thread.current_default_thread_limiter)
 _abandoned: set[ThreadCall[Any]] = set()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from .._core._checks import require_context, require_flag, require_limiter, require_sync, require_timeout
+from .._core._checks import require_context, require_count, require_flag, require_limiter, require_sync, require_timeout
 from .._eventloops._handle import start_call
+from .._eventloops._limiters import thread_limiter
 from .._eventloops._synccalls import call_from_sync
 from . import _standby
 from ._threadcall import ThreadCall, ThreadOptions
@@ -133,6 +134,27 @@ def _read(future: OneShotFuture[OneShotFuture[T]]) -> T:
 def _wait_for(thread_call: ThreadCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
     submit = partial(_standby.submit, thread_call)
     return call_from_sync(thread_call.run, func, helper, instead, submit, offer=thread_call.answer_directly).read()
+
+
+def configure_threadpool(*, limit: int) -> None:
+    """Choose how many calls run in worker threads at once, in each event loop.
+
+    Without this call, the environment variable `UNFAZED_THREADS` decides, or else it is 40. It may be called at any
+    time.
+
+    Args:
+        limit: The total of anyio's default thread limiter, in each event loop from its next call of ours on. A total
+            that was set by anyio's own means stays.
+
+    Raises:
+        WrongOptionError: If *limit* is not a number of calls. The first call that needs the environment variable checks
+            that.
+
+    Example:
+        `configure_threadpool(limit=100)`
+    """
+    require_count(limit, "limit", "configure_threadpool", at_least=1)
+    thread_limiter.choose(limit)
 
 
 class ThreadPlace(ThreadOptions):
