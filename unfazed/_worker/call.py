@@ -78,6 +78,7 @@ def _run(request: Reader) -> list[bytes]:
         return _error(exc)
     except BaseException as exc:
         return _outcome(UNREADABLE_REQUEST, f"{type(exc).__qualname__}: {_reason_of(exc)}", _text_of(exc))
+    value: object = None
     raised: BaseException | None = None
     try:
         value = func(*args, **kwargs)

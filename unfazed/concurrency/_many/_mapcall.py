@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from .._core._errors import LoopEndedError
 from .._eventloops._waiting import cancelled_classes
@@ -67,7 +67,8 @@ class MapCall:
 
 def _described(item: Any) -> str:
     if isinstance(item, tuple):
-        return f"({', '.join(map(_described, item[:4]))}{', ...' if len(item) > 4 else ''})"
+        parts = cast("tuple[Any, ...]", item)
+        return f"({', '.join(map(_described, parts[:4]))}{', ...' if len(parts) > 4 else ''})"
     if isinstance(item, _TELLING) or type(item).__module__.startswith("pathlib"):
         return short_repr(item)
     return f"<{type(item).__qualname__} object>"

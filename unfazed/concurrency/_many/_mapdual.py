@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from .._core._checks import Dual, called, name_of, require_count, require_flag, visible_names
 from .._core._errors import WrongOptionError
@@ -141,4 +141,4 @@ class MapFace:
     """The attribute `map` of dual callables."""
 
     def __get__(self, dual: Dual | None, owner: type | None = None) -> Any:
-        return self if dual is None else DualMap(dual)
+        return self if dual is None else cast("Any", DualMap(dual))

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from anyio import CapacityLimiter
 
@@ -37,17 +38,18 @@ from .._scoped._threadrunner import ThreadRunner
 from ._mapcall import ended_if_cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from contextvars import Context
 
-_CONTAINERS: Final[tuple[Any, ...]] = (
-    *((), [], {}, set(), frozenset(), "", b"", bytearray(), range(0), deque(), memoryview(b"")),
-    *({}.keys(), {}.values(), {}.items()),
-)
-_NEVER_BLOCK: Final = {
+_EMPTY: Final[dict[Any, Any]] = {}
+_CONTAINERS: Final[list[Any]] = [
+    *((), [], {}, set[Any](), frozenset[Any](), "", b"", bytearray(), range(0), deque[Any](), memoryview(b"")),
+    *(_EMPTY.keys(), _EMPTY.values(), _EMPTY.items()),
+]
+_NEVER_BLOCK: Final[set[Any]] = {
     *map(type, _CONTAINERS),
     *(type(iter(container)) for container in _CONTAINERS),
-    *(type(reversed([])), type(iter(range(1 << 80))), itertools.count, itertools.repeat),
+    *(type(reversed(list[Any]())), type(iter(range(1 << 80))), itertools.count, itertools.repeat),
 }
 
 
@@ -213,10 +215,12 @@ class ItemsFromThread(_ItemsFromElsewhere):
     def _read_some(self) -> None:
         """Read, in the thread."""
         try:
-            if self._iterator is None:
+            iterator = self._iterator
+            if iterator is None:
                 iterators = [iter(each) for each in self._iterables]
-                self._iterator = zip(*iterators, strict=False) if len(iterators) > 1 else iterators[0]
-            self._fetch(self._iterator)
+                iterator = zip(*iterators, strict=False) if len(iterators) > 1 else iterators[0]
+                self._iterator = iterator
+            self._fetch(iterator)
         except StopIteration:
             self._iterator = None  # at its end an iterator is not closed
             self.end(None)
@@ -243,7 +247,7 @@ class ItemsFromThread(_ItemsFromElsewhere):
         """Close what was iterated over, in the thread, if it was left early."""
         if self._iterator is not None:
             for iterable in self._iterables if len(self._iterables) > 1 else (self._iterator,):
-                close = getattr(iterable, "close", None) if hasattr(type(iterable), "__next__") else None
+                close = getattr(cast("object", iterable), "close", None) if isinstance(iterable, Iterator) else None
                 if close is not None:
                     close()
         self._iterator = None
@@ -256,7 +260,7 @@ class ItemsFromTask(_ItemsFromElsewhere):
 
     def __init__(self, iterables: tuple[Any, ...], on_items: Callable[[], object]) -> None:
         super().__init__(iterables, on_items)
-        self._steps: Steps[Any] = Steps(_zipped(iterables) if len(iterables) > 1 else iterables[0])
+        self._steps: Steps[Any] = Steps(iterables[0] if len(iterables) == 1 else _zipped(iterables))
 
     def submit(self, call: TaskCall[None]) -> None:
         assert self.context is not None, "set before"
@@ -302,7 +306,7 @@ async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
                 iterator = await stack.enter_async_context(aclosing(iterator))
             nexts.append(iterator.__anext__)
         while True:
-            row = []
+            row: list[Any] = []
             for fetch in nexts:
                 try:
                     row.append(await fetch())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sized
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -58,7 +59,7 @@ class _Consumer:
         """Return how many results are to come, or `NotImplemented` unless all of the input has a length."""
         if self.over:
             return self.left()
-        if not all(hasattr(type(each), "__len__") for each in self.iterables):
+        if not all(isinstance(each, Sized) for each in self.iterables):
             return cast("int", NotImplemented)
         return max(0, min(map(len, self.iterables)) - self.taken + self.left())
 

@@ -7,7 +7,7 @@ import importlib
 import pickle
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from ..._worker import call, channel
@@ -130,13 +130,14 @@ def _succeeds(func: Callable[..., object], *args: object) -> bool:
 def _to_exception(about: tuple[Any, Any]) -> BaseException:
     """Return the exception that `unfazed._worker.call` has described."""
     error: BaseException
-    text, members = about
-    if not isinstance(members, list):
+    text, rest = about
+    if type(rest) is not list:
         return _load_exception(*about)
+    members = cast("list[tuple[Any, Any]]", rest)
     group: Any = vars(builtins).get("BaseExceptionGroup")
     if group is None:  # pragma: no cover  before Python 3.11: anyio installs the backport
         group = importlib.import_module("exceptiongroup").BaseExceptionGroup
-    error = group(text, [_to_exception(member) for member in members])
+    error = group(text, [_to_exception(each) for each in members])
     return error
 
 
