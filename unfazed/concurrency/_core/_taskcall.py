@@ -56,12 +56,12 @@ class TaskCall(Generic[T]):
     _abort: Callable[[], object] | None = None  # cancels the running task; for the loop's thread only
     _cancelled = False
     _reason: LoopEndedError | None = None  # what to raise instead of the cancellation
-    aborted = False  # whether we cancelled the task while it ran
-    missed = False  # whether the task never waited after that, and so never saw it
-    cancelled_by_others = False  # whether the task was cancelled, and not by us
+    aborted: bool = False  # whether we cancelled the task while it ran
+    missed: bool = False  # whether the task never waited after that, and so never saw it
+    cancelled_by_others: bool = False  # whether the task was cancelled, and not by us
     task_has_ended: Callable[[], bool] | None = None  # set when there is a task; for the loop's thread only
-    accepted = False  # whether the loop has begun it or given it up; for the loop's thread only
-    bypassing = False  # whether a worker thread runs it, bypassing the loop
+    accepted: bool = False  # whether the loop has begun it or given it up; for the loop's thread only
+    bypassing: bool = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
     loop: Loop | None = None  # where it is, or is about to be, submitted
 

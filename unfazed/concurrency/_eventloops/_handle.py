@@ -180,7 +180,7 @@ class Handle(Future[T]):
         running = self._running
         return running is not None and running.call.has_begun()
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Cancel the call; if it goes on, cancel at least what it waits for. For groups."""
         running = self._running
         if not self.cancel() and running is not None:
@@ -272,7 +272,7 @@ class Handle(Future[T]):
 
     # How it is settled
 
-    def start(self, running: _Running, submit: Submit, join: Join | None) -> None:
+    def _begin(self, running: _Running, submit: Submit, join: Join | None) -> None:
         """Have *submit* start the call, unless the group that it joins is cancelled."""
         self._running = running
         try:
@@ -355,5 +355,5 @@ def start_call(
 ) -> Handle[Any]:
     """Have *submit* start *call*, whose task does *work*, and return its handle. It makes it join a group first."""
     handle: Handle[Any] = Handle(name_of(func))
-    handle.start(_Running(call, TaskCall(work, OneShotFuture(handle._settle)), read), submit, join)
+    handle._begin(_Running(call, TaskCall(work, OneShotFuture(handle._settle)), read), submit, join)
     return handle

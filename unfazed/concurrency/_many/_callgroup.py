@@ -152,7 +152,7 @@ class CallGroup:
             self._members.discard(handle)
             raise
         if self._failed:
-            handle.stop()
+            handle._stop()
 
     # Ending
 
@@ -180,7 +180,7 @@ class CallGroup:
     def _cancel_all(self) -> None:
         self._failed = True
         for handle in self._members.copy():
-            handle.stop()
+            handle._stop()
 
     def _cancel_body(self) -> None:
         """Cancel the body of async code, in its loop."""

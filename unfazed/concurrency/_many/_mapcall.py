@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._core._errors import LoopEndedError
 from .._eventloops._waiting import cancelled_classes
@@ -34,13 +34,13 @@ class MapCall:
     __slots__ = ("done", "error", "first", "items", "most", "rest", "values")
 
     def __init__(self, items: list[Any], first: int, most: int | None = None) -> None:
-        self.items = items
-        self.first = first
-        self.most = most  # how many items may travel together; None: as many as the place says
+        self.items: list[Any] = items
+        self.first: int = first
+        self.most: int | None = most  # how many items may travel together; None: as many as the place says
         self.values: list[Any] = []  # of the items, before the one that failed
         self.error: BaseException | None = None  # how the next one failed
         self.rest: MapCall | None = None  # the items that have not begun after all
-        self.done = False
+        self.done: bool = False
 
     def split(self, count: int) -> MapCall:
         """Keep the first *count* items. Return a call for the others."""
@@ -66,9 +66,8 @@ class MapCall:
 
 
 def _described(item: Any) -> str:
-    if isinstance(item, tuple):
-        parts = cast("tuple[Any, ...]", item)
-        return f"({', '.join(map(_described, parts[:4]))}{', ...' if len(parts) > 4 else ''})"
+    if issubclass(type(item), tuple):
+        return f"({', '.join(map(_described, item[:4]))}{', ...' if len(item) > 4 else ''})"
     if isinstance(item, _TELLING) or type(item).__module__.startswith("pathlib"):
         return short_repr(item)
     return f"<{type(item).__qualname__} object>"

@@ -82,7 +82,7 @@ def require_iterables(iterables: tuple[object, ...], helper: str, *, sync: bool)
 class Items:
     """The items of iterables that never wait. The others derive from this."""
 
-    over = False  # whether no more are read; some may be there
+    over: bool = False  # whether no more are read; some may be there
     error: BaseException | None = None  # what the iterable raised
 
     def __init__(self, iterables: tuple[Any, ...], on_items: Callable[[], object]) -> None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from .._core._loop import Loop
+    from ._mapinput import Items
     from ._mapplaces import Calls
 
 
@@ -82,7 +83,7 @@ class MapRun:
         self._make = calls
         self._find_limit = limit
         self._ordered = ordered
-        self.items = items_of(iterables, self.poke, sync=sync)
+        self.items: Items = items_of(iterables, self.poke, sync=sync)
         self.ready: deque[MapCall] = deque()
         self._returned: deque[None] = deque()  # one for each call that was delivered in another thread
         self._calls: list[MapCall] = []  # those that are not ready, in order
@@ -95,7 +96,7 @@ class MapRun:
         self._idle: list[_Maker] = []
         self._news: Event | None = None  # set when there is a result, or the end
         self._poked = False
-        self.stopped = False
+        self.stopped: bool = False
 
     def begin(self) -> None:
         """Begin, in the current loop and in a copy of the current context."""
