@@ -18,8 +18,8 @@ The rules, which let calls nest to any depth without a deadlock:
    nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
    for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
 
-Nothing here takes a lock or wakes anybody: `_slots.py` calls all of it while it holds the lock. `Slot()` itself and
-reading `held` need no lock.
+Nothing here takes a lock or wakes anybody. `_slots.py` holds the lock while it calls what changes the accounts.
+`Slot()` itself, reading `held`, and what only error messages read, need no lock.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Slot:
     held = False  # granted, and not given back yet
     given_up = False  # its caller has given it back, or no longer wants it
     extra = False  # let in by rule 3 though it is not nested
-    adopted = False  # held by a worker that others started; the limiter may count a token of its own for it
+    adopted = False  # held by a worker that others started; anyio may already count a token of the limiter for it
     woken = False  # its caller has been told that it was granted
     work: object = "others' threads"  # what runs on it, for messages: a function, or a name
     abandoned = False  # nobody waits any more for what runs on it

@@ -1,13 +1,13 @@
 """Event loops that stand still: a sync call waits on the thread of each, and the user has allowed that.
 
 What the call needs must not need that loop, or both would wait for ever. So the context of the call says which loops
-stand still because of it, and everything that is done on behalf of the call inherits that. Who is about to have a loop
-run something asks first, by `expect`.
+stand still because of it, and everything that is done on behalf of the call inherits that. Before a loop is given
+something to run, `expect` is asked.
 
     who needs the loop that stands still              what happens
     ------------------------------------------------  -----------------------------------------
     a call made on behalf of the call that blocks it  `LoopThreadError`
-    a call made on behalf of another loop that stands the same, if each would wait for the other
+    a call on behalf of another such loop             the same, if each would wait for the other
     any other call                                    it waits until the loop goes on
 
 Guarantee: of two threads that are about to wait for each other's loop, at least one is refused. Each adds its call to

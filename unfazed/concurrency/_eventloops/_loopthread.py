@@ -5,7 +5,8 @@ Guarantees:
 - Every call that a loop has accepted ends: with its result, or with `LoopEndedError` if the loop ends first. If one
   thread adds a call while another ends the loop, each takes its own step before it looks at the other's. So at least
   one of them sees the other.
-- At exit all loops end, after the ordinary threads have ended and before Python stops the daemon threads.
+- At exit, after the ordinary threads have ended and before Python stops the daemon threads, all loops are asked to end.
+  They have `EXIT_SECONDS` together.
 - In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
 
 Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's

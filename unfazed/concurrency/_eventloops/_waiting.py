@@ -124,7 +124,7 @@ async def wait_for_end(
 
     If we are cancelled, or a signal handler raises, call *on_cancel*, go on waiting, and raise that afterwards. If
     *timer*, a scope around us, runs out, call *on_timeout* and go on waiting; without *on_timeout*, stop waiting.
-    Call *check* now and then: once we are cancelled, or *at once*.
+    Call *check* now and then: once we are cancelled, or from the start if *check_at_once* is true.
     """
     try:
         if begin is not None:
@@ -158,7 +158,7 @@ async def call_in(
     It runs in *context*, or in a copy of the current one. Errors name *func*. If the caller is cancelled, so is the
     task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the future, the task
     or the end of its loop. Signal handlers may interrupt that loop. trio ends it then, and so cancels us; on asyncio
-    it goes on, and if it *may be interrupted*, we check it from the start.
+    it goes on, and if *may_be_interrupted* is true, we check it from the start.
     """
     event = Event()
     future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))

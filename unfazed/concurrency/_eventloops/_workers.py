@@ -80,14 +80,14 @@ class Worker:
         _slots.take_back(self.slot, call)
         self.call = outer
         if call.aborted and not call.missed and self.way_back().cancels_once:
-            self._told = True  # not if it came after the end of the call: then the next call gets it
+            self._told = True  # not if the cancellation came after the end of the call: then the next call gets it
 
 
 class _Thread(threading.local):
     worker: Worker | None = None  # while the thread runs a call of ours
     forked = False  # whether the process was forked by this thread: then it knows nothing of loops
     is_loop_thread = False  # whether it is the thread of an `EventLoopThread`
-    lost_loop: object = None  # the native loop that ran in it at that moment, and is lost
+    lost_loop: object = None  # the native loop that ran in it when the process forked, and is lost
 
 
 thread = _Thread()

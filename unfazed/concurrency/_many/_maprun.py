@@ -9,7 +9,7 @@ The life of a `MapCall`, and where it is:
     ready      `ready`                  delivered. In order: only when no call is before it in `_calls`
     delivered  -                        when its consumer has had all its results, `delivered` makes room for another
 
-A call whose `rest` begins and that rest count as one: `delivered` is for the last part only.
+A call and its `rest` take one place: `delivered` is called for the last part only.
 
 A *maker* is a task that makes one call after another. There are at most as many as calls may have begun.
 

@@ -93,7 +93,7 @@ class ProcessCall:
     timeout: Timeout | None = None
     slot: _limits.Slot | None = None
     killed = False  # whether to end it at once, with its worker
-    has_handle = False  # whether it was started: then either its handle claims it, or a worker
+    has_handle = False  # whether it was started: either its handle prevents it, or a worker begins it
     sent = False  # whether the caller has sent it, before it was handed over
     answer_bytes = 0  # how large the pickle of the answer was
     tries = 0  # how many workers have died before they began it, or could not start

@@ -28,7 +28,7 @@ def is_handling() -> bool:
 
 
 def handle(packed: bytes, have_handled: Callable[[Callable[[], object]], object]) -> None:
-    """Give *have_handled* a function that handles a record. It decides which thread calls that function."""
+    """Give *have_handled* a function that handles a record. *have_handled* decides which thread calls it."""
     have_handled(lambda: _handle(packed))
 
 

@@ -11,7 +11,7 @@ There is no lock. A worker changes its owner in one step, which no signal handle
 (`_worker.py` lists the owners). Only the pool's own thread knows which calls wait for which workers. It takes one event
 at a time from a queue.
 
-Assumption: the events that it calls do not raise. If one does, the error is shown and the thread goes on.
+Assumption: the functions in its queue do not raise. If one does, the error is shown and the thread goes on.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Pool:
 
     def give_back(self, worker: WorkerProcess) -> None:
         """Make *worker*, which is idle or has just started, available to other calls."""
-        if self._waiting or self._starting:  # a race: a call that this misses gets the worker that starts for it
+        if self._waiting or self._starting:  # if a call joins just after this look, its own new worker serves it
             self._events.put(lambda: self._serve(worker))
         else:
             self._idle.append(worker)

@@ -6,7 +6,8 @@ The life of a `ThreadRunner`. A task of the loop, `_hold`, starts and holds the 
 
     state     how to tell                 a step comes      the thread starts  it is left   the loop cancels `_hold`
     --------  --------------------------  ----------------  -----------------  -----------  ------------------------
-    new       `_hold` is not accepted     starting          -                  leaving      -
+    new       the loop has not begun      starting          -                  leaving      -
+              `_hold`
     starting  `_starts` is empty          starting          running            leaving      failed
     running   `_starts[0]` is "thread"    the step is done  -                  leaving      leaving, when the thread
                                                                                             sees it

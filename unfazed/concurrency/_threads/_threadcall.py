@@ -23,7 +23,7 @@ never runs its function. What the function of a cancelled or abandoned call retu
 
 Guarantees:
 
-- Either the worker begins the call or somebody else prevents that: `Start` decides. Also the thread of a handle may.
+- Either the worker begins the call or somebody else prevents that, perhaps by its handle: `Start` decides.
 - Either the worker writes the outcome or the loop claims it: `OneShotFuture` decides.
 - What a call takes it gives back, even if a signal handler raises at any bytecode of `_run`. So `_run` has two
   `finally`: the first may be interrupted.
