@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 # machine.
 if os.environ.pop("PYTHONDEVMODE", ""):
     os.environ.update(PYTHONWARNINGS="default", PYTHONFAULTHANDLER="1", PYTHONMALLOC="debug")
+
+# What runs in the background of a shell ignores Ctrl-C, and so do its children. Tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GRACE_SECONDS = 10  # for threads and processes to end after a test; only a leak takes that long
 
