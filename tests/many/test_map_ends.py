@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -26,6 +26,7 @@ from conftest import (
 )
 from map_functions import double
 from map_helpers import BlockingInput, Gated, all_of, letters
+from own_programs import Program
 
 from unfazed.concurrency import (
     EventLoopThread,
@@ -41,6 +42,9 @@ from unfazed.concurrency import (
 from unfazed.concurrency._eventloops import _waiting
 from unfazed.concurrency._eventloops._loopthread import submit_here
 from unfazed.concurrency._many import _maprun
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def begun(func: Gated, count: int) -> None:
@@ -417,16 +421,26 @@ async def test_of_several_inputs_those_are_closed_that_can_be() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_in_a_forked_child_an_open_map_has_ended_and_new_ones_work(background: object) -> None:
-    results = map_in_threadpool_sync(double, iter(range(1000)), limit=1)
-    assert next(results) == 0
-    pid = os.fork()
-    if pid == 0:
-        error = captured(lambda: list(results))[1]
-        works = list(map_in_threadpool_sync(double, [1, 2])) == [2, 4]
-        os._exit(0 if isinstance(error, LoopEndedError) and works else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    results.close()
+def test_in_a_forked_child_an_open_map_has_ended_and_new_ones_work(
+    tmp_path: Path, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    assert Program(
+        tmp_path,
+        anyio_backend,
+        """
+        def use():
+            try:
+                list(results)
+            except LoopEndedError:
+                say("ended")
+            say(list(map_in_threadpool_sync(abs, [-1, -2])))
+        results = map_in_threadpool_sync(abs, iter(range(1000)), limit=1)
+        say(next(results))
+        in_child(use)
+        say(next(results))
+        results.close()
+        """,
+    ).run() == (0, "0\nended\n[1, 2]\nchild 0\n1\n", "")
 
 
 @pytest.mark.anyio
