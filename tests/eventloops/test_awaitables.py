@@ -264,3 +264,16 @@ def test_one_that_was_closed_before_its_turn_never_begins() -> None:
 def test_other_helpers_still_want_the_function(caller: Caller) -> None:
     with pytest.raises(WrongFunctionError, match="expected a function and its arguments, not a coroutine"):
         caller("threadpool", fetch("a"))
+
+
+def test_a_future_can_be_awaited_in_the_loop_that_it_belongs_to() -> None:
+    async def await_future(own: EventLoopThread) -> int:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        handle = own.start(future)
+        while not handle.running():
+            await checkpoint()
+        future.set_result(3)
+        return await handle
+
+    with EventLoopThread() as loop:
+        assert loop.run_sync(await_future, loop) == 3

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import threading
 import traceback
+from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_sync_functions_are_refused_with_the_right_call(caller: Caller) -> None:
         caller("eventloop", len, "abc")
     with pytest.raises(WrongFunctionError, match="expected a function, got 3"):
         caller("eventloop", 3)
+
+
+def test_functions_of_async_context_managers_are_refused_with_the_right_call(caller: Caller) -> None:
+    @asynccontextmanager
+    async def connection() -> Any:
+        yield pytest.fail("must not run")
+
+    with pytest.raises(WrongFunctionError, match=r"enter it, with `async with connection\(...\)`"):
+        caller("eventloop", connection)
 
 
 def test_the_context_goes_in_and_changes_stay_inside(caller: Caller) -> None:

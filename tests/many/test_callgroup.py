@@ -425,3 +425,9 @@ def test_what_is_added_late_is_cancelled() -> None:
 
     assert texts(error_of(run)) == ["from the function"]
     assert handle.result(0) == "a value that nobody waits for"
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_calls_that_have_just_ended_does_not_wait() -> None:
+    with anyio.fail_after(GRACE_SECONDS):
+        await CallGroup()._wait(None)

@@ -6,6 +6,7 @@ import contextvars
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -32,7 +33,7 @@ from unfazed.concurrency import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -376,6 +377,13 @@ def test_what_cannot_be_is_refused_at_once() -> None:
     anything: Any = 3
     no_iterable: Any = range
     async_items: Any = letters()
+
+    @asynccontextmanager
+    async def entered(_: int) -> AsyncIterator[None]:
+        yield pytest.fail("must not run")
+
+    manager: Any = entered
+    generator: Any = letters
     for call, message in (
         (lambda: map_in_threadpool_sync(double), r"write `map_in_threadpool_sync\(func, items\)`"),
         (lambda: map_in_threadpool_sync(double, anything), "expected an iterable, got <int object>"),
@@ -383,6 +391,8 @@ def test_what_cannot_be_is_refused_at_once() -> None:
         (lambda: map_in_threadpool_sync(anything, [1]), "expected a function, got 3"),
         (lambda: map_in_threadpool_sync(FUNCTIONS["eventloop"]["double"], [1]), "double_async"),
         (lambda: map_in_eventloop_sync(anything, [1]), "expected a function, got 3"),
+        (lambda: map_in_eventloop_sync(generator, [1]), r"`async for \.\.\. in letters\(\.\.\.\)`"),
+        (lambda: map_in_eventloop_sync(manager, [1]), r"enter it, with `async with entered\(\.\.\.\)`"),
         (
             lambda: map_in_threadpool_sync(double, async_items),
             r"iterate_in_eventloop_sync\(letters\(\.\.\.\)\)\)`, or `map_in_threadpool` in async code",

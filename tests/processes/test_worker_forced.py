@@ -21,7 +21,8 @@ from running import outcome_of
 from unfazed._worker import call as worker_call
 from unfazed._worker import channel, main
 from unfazed.concurrency import WorkerProcessError, run_in_processpool_sync
-from unfazed.concurrency._processes import _call, _handling, _pool, _waiting, _worker
+from unfazed.concurrency._core._futures import OneShotFuture
+from unfazed.concurrency._processes import _call, _handling, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +188,31 @@ def test_what_a_signal_handler_raises_between_two_functions_is_the_error_of_the_
     kind, (about, (pickled, _), _) = outcome_of(pickle.dumps((int, (), {})))
 
     assert (kind, about, type(pickle.loads(pickled))) == (channel.OUTCOME, worker_call.ERROR, Alarm)
+
+
+def test_a_value_for_which_memory_does_not_suffice_is_an_error() -> None:
+    packed = worker_call.unsendable(functions.TooLarge())
+    assert packed is not None
+
+    kind, (pickled, _), _ = pickle.loads(packed)
+    assert (kind, type(pickle.loads(pickled))) == (worker_call.ERROR, MemoryError)
+
+
+def test_what_a_signal_handler_raises_while_an_error_is_read_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_packing, "load", once_before(pickle.loads, raise_alarm))
+
+    with pytest.raises(Alarm):
+        _packing._load_exception(pickle.dumps(ValueError(1)), "ValueError: 1")
+
+
+def test_a_call_whose_worker_died_before_it_claimed_it_can_be_taken_again() -> None:
+    call = _call.ProcessCall("helper", int, (), {})
+    call.expect(OneShotFuture())
+
+    assert call.take_over()
+    call.return_claim()
+    assert call.take_over()
+    assert not call.is_claimed()
 
 
 # Log records
