@@ -186,7 +186,7 @@ def test_calls_run_in_subinterpreters(caller: Caller) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="needs InterpreterPoolExecutor")
 def test_the_example_with_subinterpreters_runs(tmp_path: Path) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     source = readme.split("```python interpreters\n")[1].split("```")[0]
     program = tmp_path / "program.py"
     program.write_text(source, "utf-8")
