@@ -28,6 +28,9 @@ from unfazed.concurrency import (
     start_in_processpool,
     start_in_threadpool,
 )
+from unfazed.concurrency._core._futures import OneShotFuture
+from unfazed.concurrency._core._taskcall import TaskCall
+from unfazed.concurrency._eventloops import _handle, _starting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,3 +136,17 @@ def test_a_signal_handler_raises_at_any_bytecode(operation: Callable[[], None]) 
             wait_until(lambda: not unsettled(), f"a call never ends: {with_what}")
             operation()
     wait_until_none(unsettled)
+
+
+async def never() -> None:
+    pytest.fail("must not run")
+
+
+def test_a_call_whose_start_was_interrupted_is_cancelled_at_once() -> None:
+    handle: Handle[None] = Handle("never")
+    task = TaskCall(never, OneShotFuture(handle._settle))
+    handle._running = _handle._Running(_starting.LoopCall(never), task, OneShotFuture.read)
+
+    assert handle.cancel()
+    assert handle.cancelled()
+    assert handle._running is None

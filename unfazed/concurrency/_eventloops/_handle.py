@@ -167,7 +167,8 @@ class Handle(Future[T]):
             return self.cancelled()
         self._asked = True
         if running.call.prevent_start():
-            running.task.cancel()  # the loop need not keep it
+            if not running.task.cancel():  # it was never submitted, because a signal handler raised before that
+                running.task.future.write(None, None)
             super().cancel()
             return True
         if not running.call.stops_when_cancelled:

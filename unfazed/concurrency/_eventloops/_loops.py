@@ -6,6 +6,7 @@ Guarantee: neither library is imported before one of its loops runs. No thread a
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from threading import main_thread
@@ -133,14 +134,17 @@ class AsyncioLoop:
 class TrioLoop:
     """A running trio loop."""
 
-    __slots__ = ("native",)
+    __slots__ = ("_process", "native")
     calls_back_in_the_task = True
     cancels_once = False
 
     def __init__(self, native: trio.lowlevel.TrioToken) -> None:
         self.native = native
+        self._process = os.getpid()
 
     def post(self, func: Callable[..., object], *args: object) -> None:
+        if self._process != os.getpid():  # a thread that the fork left behind may hold trio's lock
+            raise LoopEndedError("the process has forked, and this event loop was left behind in the parent")
         try:
             self.native.run_sync_soon(func, *args)
         except RuntimeError as exc:
