@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, 
 
 from anyio import Event, move_on_after
 
-from .._core._checks import name_of, not_copied, visible_names
+from .._core._checks import explain, name_of, not_copied, visible_names
 from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
@@ -344,6 +344,19 @@ def _wake_all(handle: Any) -> None:
 def _no_loop(call: TaskCall[Any], context: Context) -> None:
     """Stand for the loop of a thread that has none: its loop has just ended."""
     raise LoopEndedError("the event loop of this worker thread has ended")
+
+
+def explained(helper: str, func: object, kwargs: dict[str, Any]) -> Callable[[OneShotFuture[Any]], Any]:
+    """Return what reads the future of a call of *func*, and explains a `TypeError` in it."""
+
+    def read(future: OneShotFuture[Any]) -> Any:
+        try:
+            return future.read()
+        except TypeError as exc:
+            explain(exc, helper, func, kwargs)
+            raise
+
+    return read
 
 
 def start_call(

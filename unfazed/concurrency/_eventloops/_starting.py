@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
-from .._core._checks import explain
 from .._core._futures import Start
-from ._handle import start_call
+from ._handle import explained, start_call
 from ._loopchecks import close_unless_begun, require_its_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .._core._futures import OneShotFuture
     from ._handle import Handle, Join
     from ._loopthread import EventLoopThread
 
@@ -56,19 +54,11 @@ def start_work(
     join: Join | None = None,
 ) -> Handle[Any]:
     """Start *work*, a call of *func*, in the loop of what *owner* returns, and have its handle join a group first."""
-
-    def read(future: OneShotFuture[Any]) -> Any:
-        try:
-            return future.read()
-        except TypeError as exc:
-            explain(exc, helper, func, kwargs)
-            raise
-
     try:
         loop_thread = owner()
         require_its_loop(work, loop_thread._require_running())
         call = LoopCall(work)
-        return start_call(call, call.run, func, loop_thread._submit, read, join)
+        return start_call(call, call.run, func, loop_thread._submit, explained(helper, func, kwargs), join)
     except BaseException:
         close_unless_begun(work)
         raise

@@ -228,6 +228,11 @@ def belongs_to_loop() -> bool:
     return thread.worker is not None or belongs_to_others_loop()
 
 
+def must_use_loop() -> bool:
+    """Return whether a sync call of this thread needs a loop: to be cancelled with a task, or to be refused."""
+    return _slots.is_interrupted() or running_loop() is not None or belongs_to_loop()
+
+
 def _from_thread_modules() -> list[Any]:
     """Return anyio's and trio's `from_thread`, as far as this may be a worker thread of theirs."""
     if thread.forked or threading.current_thread() is threading.main_thread():

@@ -6,15 +6,13 @@ from concurrent.futures import Executor
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from .._core import _slots
 from .._core._checks import (
     require_sync,
     require_timeout,
 )
 from .._core._errors import WrongFunctionError
 from .._eventloops._background import submit_to_background
-from .._eventloops._loops import running_loop
-from .._eventloops._synccalls import belongs_to_loop, call_from_sync
+from .._eventloops._synccalls import call_from_sync, must_use_loop
 from ._call import ExecutorCall, refuse_coroutine
 
 if TYPE_CHECKING:
@@ -151,7 +149,7 @@ def start_in_any_executor(
 
 
 def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
+    if must_use_loop():
         value = call_from_sync(call.run, func, twin, instead, submit_to_background).read()
     else:
         value = call.run_sync()

@@ -8,13 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-from .._core._checks import explain
 from .._eventloops._background import submit_to_background
-from .._eventloops._handle import start_call
+from .._eventloops._handle import explained, start_call
 from ._waiting import run
 
 if TYPE_CHECKING:
-    from .._core._futures import OneShotFuture
     from .._eventloops._handle import Handle, Join
     from ._call import ProcessCall
 
@@ -48,12 +46,5 @@ class StartedCall:
 
 def start(call: ProcessCall, kwargs: dict[str, Any], join: Join | None) -> Handle[Any]:
     """Start *call* on the background event loop, and have its handle join a group first."""
-
-    def read(future: OneShotFuture[Any]) -> Any:
-        try:
-            return future.read()
-        except TypeError as exc:
-            explain(exc, call.helper, call.func, kwargs)
-            raise
-
+    read = explained(call.helper, call.func, kwargs)
     return start_call(StartedCall(call), partial(run, call), call.func, submit_to_background, read, join)

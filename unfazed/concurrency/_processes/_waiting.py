@@ -21,8 +21,8 @@ from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._eventloops._background import running_background, submit_to_background
-from .._eventloops._loops import current_loop, running_loop
-from .._eventloops._synccalls import belongs_to_loop, call_from_sync, say_that_we_wait
+from .._eventloops._loops import current_loop
+from .._eventloops._synccalls import call_from_sync, must_use_loop, say_that_we_wait
 from .._eventloops._timeouts import LOOK_UP_SECONDS, seconds_to_look, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending
@@ -117,7 +117,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    if _slots.is_interrupted() or running_loop() is not None or belongs_to_loop():
+    if must_use_loop():
         return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
