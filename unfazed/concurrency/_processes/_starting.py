@@ -51,7 +51,7 @@ main(preparation)
 fork_lock = threading.RLock()  # see above; reentrant: a finalizer may fork; replaced in a forked child
 
 
-def is_interrupted() -> bool:
+def holds_lock() -> bool:
     """Return whether this thread is starting or closing a process. Only a finalizer can ask that then."""
     lock: Any = fork_lock  # the stubs lack this method, which `threading.Condition` uses too
     owned: bool = lock._is_owned()
@@ -66,7 +66,7 @@ class NotStartedError(Exception):
         self.again = again
 
 
-def start_thread(target: Callable[..., object], name: str, *args: object) -> None:
+def start_worker_thread(target: Callable[..., object], name: str, *args: object) -> None:
     """Start a thread that a worker needs. Raises `NotStartedError` if there are too many or the interpreter exits."""
     try:
         _threadstart.start_thread(target, name, *args)
