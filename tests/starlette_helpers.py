@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOMENT_SECONDS = 0.1  # in which a thread that the limit does not hold back surely begins; arbitrary
+
 
 @pytest.fixture
 def installed() -> Iterator[None]:
@@ -117,13 +119,14 @@ async def request(
 
 
 class Gauge:
-    """Counts how many threads run at the same time. The first *total* wait for each other."""
+    """Counts how many threads run at the same time. The first *total* wait for each other, and a moment for one more."""
 
     def __init__(self, total: int) -> None:
         self.most = self.running = self.calls = 0
         self._total = total
         self._lock = threading.Lock()
         self._together = threading.Barrier(total)
+        self._one_more = threading.Event()
 
     @contextmanager
     def running_thread(self) -> Iterator[None]:
@@ -132,8 +135,11 @@ class Gauge:
             is_early = self.calls <= self._total
             self.running += 1
             self.most = max(self.most, self.running)
+            if self.most > self._total:
+                self._one_more.set()
         if is_early:
             self._together.wait(GRACE_SECONDS)
+            self._one_more.wait(MOMENT_SECONDS)
         try:
             yield
         finally:
