@@ -119,7 +119,7 @@ async def request(
 
 
 class Gauge:
-    """Counts how many threads run at the same time. The first *total* wait for each other, and a moment for one more."""
+    """Counts how many threads run at the same time. The first *total* wait for each other, and for one more."""
 
     def __init__(self, total: int) -> None:
         self.most = self.running = self.calls = 0
