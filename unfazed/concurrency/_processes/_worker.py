@@ -6,14 +6,14 @@ The life of a `WorkerProcess`. It always has one owner, and only the owner reads
     --------  ----------  -------------------------  ------------------------------------------------------------------
     starting  its thread  in `Pool._starting`        idle; busy if a call waits; ended if it cannot start
     idle      the pool    in `Pool._idle`            leased to a caller; checked if its thread takes it
-    leased    a caller    in a `leased`               idle after the answer; busy if it is handed over; retiring
+    leased    a caller    in a list `leased`         idle after the answer; busy if it is handed over; retiring
     busy      its thread  in `_see_through`          idle after the call; ended if dead, killed, or after `max_calls`
     checked   its thread  in `_go_on`                idle; ended if it is surplus, or has died
     retiring  its thread  `retires`                  ended
     ended     nobody      not in `Pool.workers`      -
 
 The thread checks an idle worker every `IDLE_SECONDS`, and when the worker asks for that or its output ends. Retiring:
-it has run its last call (`max_calls`), or the interpreter exits. The pool's own thread may leased a worker too, to hand
+it has run its last call (`max_calls`), or the interpreter exits. The pool's own thread may lease a worker too, to hand
 it a call. Any thread may kill a worker. Its owner notices.
 
 Guarantees:
@@ -78,6 +78,7 @@ class WorkerProcess:
         self._ended = False  # whether its thread takes no more calls
         self.retires = False
         self.used = time.monotonic()  # when it last finished a call
+        self.quick = True  # whether its last answer to async code came within `QUICK_SECONDS`
         self.levels: object = self  # log levels that it was sent; `self` differs from all
         self.initialized: set[bytes] = set()  # the pickles of the initializers that it has called
         self.calls = 0  # how many calls it was sent
