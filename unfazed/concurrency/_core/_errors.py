@@ -35,7 +35,7 @@ class LoopThreadError(UnfazedError, RuntimeError):
     def __str__(self) -> str:
         if self.needed:
             return (
-                f"this needs {self.needed}, which stands still: it waits in {self.helper}() for what this is part of; "
+                f"this call would never end: it needs {self.needed}, which {self.helper}() blocks until then; "
                 f"write `{self.instead}` there instead"
             )
         in_notebook = (
