@@ -17,7 +17,7 @@ class UnfazedError(Exception):
 class LoopThreadError(UnfazedError, RuntimeError):
     """Raised when a sync helper is called in a thread where an event loop is running: it would block that loop.
 
-    Also raised when a call needs an event loop that stands still until this call has ended (`allow_blocking_loop`).
+    Also raised when a call needs an event loop that is blocked until this call has ended (`allow_blocking_loop`).
 
     Args:
         helper: The name of the sync helper.
