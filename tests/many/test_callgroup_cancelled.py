@@ -274,6 +274,21 @@ def test_a_call_that_ends_just_before_the_wait_is_seen(monkeypatch: pytest.Monke
     assert repr(group) == "<CallGroup, left, 0 calls>"
 
 
+@pytest.mark.anyio
+async def test_a_call_that_ends_just_before_a_cancelled_group_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = CallGroup()
+    close, times = group._close, iter([False])
+    monkeypatch.setattr(group, "_close", lambda: next(times, None) is not False and close())
+
+    with anyio.CancelScope() as scope:
+        async with group:
+            scope.cancel()
+            await checkpoint()
+
+    assert scope.cancelled_caught
+    assert repr(group) == "<CallGroup, left, 0 calls>"
+
+
 def test_a_loop_that_is_gone_ends_the_wait() -> None:
     async def main() -> None:
         group = CallGroup()

@@ -220,10 +220,10 @@ class CallGroup:
         self._wake = partial(set_from_anywhere, current_loop(), event)
 
         def begin() -> None:
-            if cancellation is not None:
-                raise cancellation
             if not self._members.copy():  # they have ended before `_wake` was set
                 event.set()
+            if cancellation is not None:
+                raise cancellation
 
         await wait_for_end(event, self._cancel_all, begin=begin, check=self._look_after, check_at_once=True)
 
