@@ -21,6 +21,8 @@ from unfazed.concurrency import (
     Handle,
     run_in_threadpool,
 )
+from unfazed.concurrency._eventloops import _waiting
+from unfazed.concurrency._many import _callgroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -302,6 +304,19 @@ def test_a_loop_that_is_gone_ends_the_wait() -> None:
 
     gate = Gate()
     asyncio.run(main())
+
+
+def test_a_group_that_was_not_woken_finds_out_that_all_calls_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler has raised in the thread that was to wake it."""
+    monkeypatch.setattr(_callgroup, "set_from_anywhere", lambda *_: None)
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.001)
+    group, gate = CallGroup(), Gate()
+
+    with group:
+        group.start_in_threadpool(gate.wait)
+        threading.Timer(0.05, gate.opened.set).start()
+
+    assert repr(group) == "<CallGroup, left, 0 calls>"
 
 
 def test_an_end_that_was_not_noted_is_noted_again(monkeypatch: pytest.MonkeyPatch) -> None:
