@@ -177,7 +177,7 @@ def say_who_waits() -> None:
     faulthandler.dump_traceback(all_threads=True)
 
 
-CALL_STATE = ("_work", "loop", "accepted", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
+CALL_STATE = ("_work", "loop", "taken", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
 
 
 class Guard:

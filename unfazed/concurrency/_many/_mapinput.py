@@ -301,7 +301,7 @@ class ItemsFromTask(_ItemsFromElsewhere):
     def is_closed(self) -> bool:
         runner = self._runner
         # The last two: a signal handler has kept it from beginning, or ended it.
-        return runner is None or runner.future.done or not runner.accepted or runner.has_no_task()
+        return runner is None or runner.future.done or not runner.taken or runner.has_no_task()
 
 
 async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:

@@ -43,7 +43,8 @@ from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._waiting import CHECK_SECONDS, wait_and_check, wait_shielded
+from .._eventloops._timeouts import CHECK_SECONDS
+from .._eventloops._waiting import wait_and_check, wait_shielded
 from ._mapcall import MapCall, ended_if_cancelled
 from ._mapinput import items_of
 
