@@ -16,6 +16,7 @@ from map_helpers import Gated, all_of, double_async, letters
 from unfazed.concurrency import LoopEndedError, map_in_eventloop, map_in_threadpool, map_in_threadpool_sync
 from unfazed.concurrency._eventloops._loopthread import submit_here
 from unfazed.concurrency._many import _mapinput, _maprun
+from unfazed.concurrency._many._mapcall import How, MapCall
 from unfazed.concurrency._scoped._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
@@ -164,6 +165,19 @@ async def test_a_task_that_ended_too_early_ends_the_map() -> None:
 
     with pytest.raises(LoopEndedError):
         await all_of(results)
+
+
+def test_who_is_interrupted_when_a_result_was_noted_raises_that() -> None:
+    class Results(list[Any]):
+        def append(self, value: Any) -> None:
+            super().append(value)
+            raise Alarm
+
+    call = MapCall([1], 0)
+    call.values = Results()
+
+    with pytest.raises(Alarm):
+        call.settle(lambda: 1, How("map_in_threadpool", False, False))
 
 
 @pytest.mark.usefixtures("background")

@@ -194,6 +194,9 @@ class Guard:
     def _watch(self) -> None:
         while self._well.wait(self._seconds):
             self._well.clear()
+        for _ in range(3):
+            print(f"no round has ended for {self._seconds:.0f} seconds: {dict(counts)}", file=sys.stderr)
+            time.sleep(5)
         say_who_waits()
         os._exit(1)
 
