@@ -17,6 +17,7 @@ from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from ._loops import running_loop
+from ._timeouts import CHECK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
 
 T = TypeVar("T")
-
-CHECK_SECONDS = 1.0  # how often we look whether a signal handler has kept a loop from what it had to do; arbitrary
 
 
 def set_from_anywhere(loop: Loop, event: Event) -> bool:
@@ -58,7 +57,7 @@ async def wait_for_slot(slot: Slot, loop: Loop) -> None:
     Who wakes us: the thread that grants the slot, or the watcher, who also refuses it.
 
     Raises:
-        LoopThreadError: If it cannot be granted, because a loop stands still until then.
+        LoopThreadError: If it cannot be granted, because a loop is blocked until then.
     """
     event = Event()
     if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         limit: int | None
         ordered: bool
 
-    class ProcessOptions(Options, total=False):
+    class ChunkOptions(Options, total=False):
         chunk: int | None
 
 
@@ -125,7 +125,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -135,7 +135,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -146,7 +146,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -154,11 +154,11 @@ def map_in_processpool(
     /,
     *iterables: Source[Any],
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
-    func: Callable[..., T], /, *iterables: Source[Any], return_exceptions: bool, **options: Unpack[ProcessOptions]
+    func: Callable[..., T], /, *iterables: Source[Any], return_exceptions: bool, **options: Unpack[ChunkOptions]
 ) -> AsyncMapIterator[T | Exception]: ...
 def map_in_processpool(
     func: Callable[..., Any],

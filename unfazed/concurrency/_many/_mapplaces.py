@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Place = ThreadPlace | ProcessPlace | ExecutorPlace | EventloopPlace
 
-UNLIMITED: Final = 100  # how many calls have begun and are not delivered where nothing else bounds them; arbitrary
+DEFAULT_LIMIT: Final = 100  # how many calls have begun and are not delivered where nothing else bounds them; arbitrary
 
 
 class Calls(Protocol):
@@ -139,6 +139,6 @@ def default_limit(place: Any) -> int:
     elif place.decorator == "in_processpool":
         from .._processes._limit import default_limiter as default
     else:
-        return UNLIMITED
+        return DEFAULT_LIMIT
     total: float = (place.limiter or default.of(current_loop())).total_tokens
-    return UNLIMITED if total == math.inf else max(1, int(total))
+    return DEFAULT_LIMIT if total == math.inf else max(1, int(total))

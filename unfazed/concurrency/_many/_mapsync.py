@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from ._mapasync import Options, ProcessOptions
+    from ._mapasync import ChunkOptions, Options
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -119,7 +119,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -129,7 +129,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -140,7 +140,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -148,11 +148,11 @@ def map_in_processpool_sync(
     /,
     *iterables: Iterable[Any],
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
-    func: Callable[..., T], /, *iterables: Iterable[Any], return_exceptions: bool, **options: Unpack[ProcessOptions]
+    func: Callable[..., T], /, *iterables: Iterable[Any], return_exceptions: bool, **options: Unpack[ChunkOptions]
 ) -> MapIterator[T | Exception]: ...
 def map_in_processpool_sync(
     func: Callable[..., Any],

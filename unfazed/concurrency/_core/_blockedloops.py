@@ -1,10 +1,10 @@
-"""Event loops that stand still: a sync call waits on the thread of each, and the user has allowed that.
+"""Event loops that are blocked: a sync call waits on the thread of each, and the user has allowed that.
 
-What the call needs must not need that loop, or both would wait for ever. So the context of the call says which loops
-stand still because of it, and everything that is done on behalf of the call inherits that. Before a loop is given
-something to run, `expect` is asked.
+The call must not need that loop, or both would wait for ever. So the context of the call says which loops are blocked
+by it, and everything that is done on behalf of the call inherits that. Before a loop is given something to run,
+`expect` is asked.
 
-    who needs the loop that stands still              what happens
+    who needs the loop that is blocked                what happens
     ------------------------------------------------  -----------------------------------------
     a call made on behalf of the call that blocks it  `LoopThreadError`
     a call on behalf of another such loop             the same, if each would wait for the other
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
     from ._taskcall import TaskCall
 
-current_standing: ContextVar[Standing | None] = ContextVar("unfazed_current_standing", default=None)
+current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
 """The call on behalf of which the current code runs, if that call blocks a loop."""
 
-live: list[Standing] = []  # all that stand still now; nearly always empty, which is all that other calls look at
+live: list[BlockedLoop] = []  # all that are blocked now; nearly always empty, which is all that other calls look at
 
 
 @final
-class Standing:
-    """An event loop that stands still, from `begin` to `end`.
+class BlockedLoop:
+    """An event loop that is blocked, from `begin` to `end`.
 
     Args:
         native: The library's own object for the loop.
@@ -54,11 +54,11 @@ class Standing:
         self._helper = helper
         self._instead = instead
         self._thread = threading.current_thread().name
-        self._outer = current_standing.get()
+        self._outer = current_blocked_loop.get()
         self._needs: list[tuple[object, TaskCall[Any]]] = []  # calls on its behalf: the loop of each, and the call
 
     def begin(self) -> None:
-        current_standing.set(self)
+        current_blocked_loop.set(self)
         live.append(self)
 
     def end(self) -> None:
@@ -66,18 +66,18 @@ class Standing:
         self.over = True
         with suppress(ValueError):
             live.remove(self)
-        if current_standing.get() is self:
-            current_standing.set(self._outer)
+        if current_blocked_loop.get() is self:
+            current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
         self._needs.clear()
 
-    def chain(self) -> Iterator[Standing]:
-        """Iterate over the loops that stand still because of this call: its own first."""
-        standing: Standing | None = self
-        while standing is not None:
-            if not standing.over:
-                yield standing
-            standing = standing._outer
+    def chain(self) -> Iterator[BlockedLoop]:
+        """Iterate over the loops that are blocked because of this call: its own first."""
+        blocked_loop: BlockedLoop | None = self
+        while blocked_loop is not None:
+            if not blocked_loop.over:
+                yield blocked_loop
+            blocked_loop = blocked_loop._outer
 
     def error(self, needed: str = "") -> LoopThreadError:
         """Return the error for what needs the loop, or something that is *needed* from it."""
@@ -98,9 +98,9 @@ class Standing:
         return [native for native, call in self._needs.copy() if not call.future.done]
 
 
-def expect(native: object, call: TaskCall[Any], standing: Standing | None) -> None:
-    """Refuse *call*, made on behalf of *standing*, if its loop *native* stands still until the call has ended."""
-    chain = [] if standing is None else [*standing.chain()]
+def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
+    """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* is blocked until the call has ended."""
+    chain = [] if blocked_loop is None else [*blocked_loop.chain()]
     for each in chain:
         each.add(native, call)
     blocked = waits_for(native, chain)
@@ -110,30 +110,30 @@ def expect(native: object, call: TaskCall[Any], standing: Standing | None) -> No
         raise blocked.error()
 
 
-def waits_for(native: object, chain: list[Standing]) -> Standing | None:
-    """Return the member of *chain* that the loop *native* waits for, if it stands still, directly or by others."""
+def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
+    """Return the member of *chain* that the loop *native* waits for, if it is blocked, directly or by others."""
     reached, loops = [native], live.copy()
     for target in reached:  # which grows
-        for standing in loops:
-            if standing.native is target:
-                if standing in chain:
-                    return standing
-                reached += [each for each in standing.needs() if each not in reached]
+        for blocked_loop in loops:
+            if blocked_loop.native is target:
+                if blocked_loop in chain:
+                    return blocked_loop
+                reached += [each for each in blocked_loop.needs() if each not in reached]
     return None
 
 
 def refuse_to_wait_for(native: object) -> None:
-    """Refuse to wait for the end of the loop *native*, if it stands still and waits for the current code."""
-    standing = current_standing.get()
-    blocked = None if standing is None else waits_for(native, [*standing.chain()])
+    """Refuse to wait for the end of the loop *native*, if it is blocked and waits for the current code."""
+    here = current_blocked_loop.get()
+    blocked = None if here is None else waits_for(native, [*here.chain()])
     if blocked is not None:
         raise blocked.error()
 
 
 def _reset_after_fork() -> None:
-    """In a forked child: the loops that stood still do not exist here."""
+    """In a forked child: the loops that were blocked do not exist here."""
     live.clear()
-    current_standing.set(None)
+    current_blocked_loop.set(None)
 
 
 in_forked_child(_reset_after_fork)
