@@ -29,9 +29,6 @@ from .._eventloops._handle import Handle
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import Interrupts, call_from_sync, refuse_in_loop, say_that_we_wait
 from .._eventloops._waiting import set_from_anywhere, wait_for_end
-from .._executors import start_in_any_executor
-from .._processes import start_in_process
-from .._threads._threadpool import start_in_thread
 
 if sys.version_info < (3, 11):  # pragma: no cover  coverage is measured on a newer Python
     from exceptiongroup import BaseExceptionGroup  # which anyio needs there
@@ -106,16 +103,22 @@ class CallGroup:
 
     def start_in_threadpool(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
         """Start a call of a sync function in a worker thread, as `start_in_threadpool` does."""
+        from .._threads._threadpool import start_in_thread
+
         return start_in_thread(func, args, kwargs, self._join)
 
     def start_in_processpool(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
         """Start a call of a sync function in a worker process, as `start_in_processpool` does."""
+        from .._processes import start_in_process
+
         return start_in_process(func, args, kwargs, self._join)
 
     def start_in_executor(
         self, executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Handle[T]:
         """Start a call of a sync function in any executor, as `start_in_executor` does."""
+        from .._executors import start_in_any_executor
+
         return start_in_any_executor(executor, func, args, kwargs, self._join)
 
     @overload
