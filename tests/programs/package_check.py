@@ -50,12 +50,12 @@ def check_source(archive: Path) -> None:
 def take_the_tour(wheel: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
-        python = next(Path(folder).glob("*/python*"))
+        python = Path(folder, "Scripts" if sys.platform == "win32" else "bin", "python")
         subprocess.run([python, "-m", "pip", "install", "-q", f"{wheel}[examples]"], check=True, cwd=folder)
         version = "import unfazed.concurrency as u, unfazed_compat; print(u.__version__)"
         done = subprocess.run([python, "-c", version], check=True, cwd=folder, capture_output=True, text=True)
         assert f"-{done.stdout.strip()}-" in wheel.name, done.stdout
-        subprocess.run([python, ROOT / "examples" / "tour.py", ROOT], check=True, cwd=folder)
+        subprocess.run([python, ROOT / "examples" / "tour.py", ROOT / "docs"], check=True, cwd=folder)
 
 
 def main(folder: Path) -> None:
