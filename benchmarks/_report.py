@@ -68,7 +68,7 @@ def write_pages(results: dict[str, Any]) -> None:
 
 def figures_page(results: dict[str, Any]) -> str:
     """Return the page with all tables."""
-    return f"# All figures\n\n{markdown(results)}"
+    return f"# All figures\n\n{markdown(results)}\n![our time for each second of theirs](../images/speed-ratios.svg)\n"
 
 
 def fill(text: str, results: dict[str, Any]) -> str:
@@ -220,7 +220,7 @@ def _draw(folder: Path, results: dict[str, Any]) -> None:
     axes.barh([name for name, *_ in bars], [ratio for _, ratio, _ in bars], color="#4477aa", label="measured")
     axes.plot([most for *_, most in bars], range(len(bars)), "|", color="#cc3311", markersize=10, label="at most")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlabel("our time for each second of theirs")
     axes.legend()
     figure.suptitle(heading(results), fontsize=6)
