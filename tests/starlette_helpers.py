@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
 import pytest
+from conftest import GRACE_SECONDS
 from unfazed_compat.starlette import _calls, install
 
 from unfazed.concurrency._core import _limits
 from unfazed.concurrency._eventloops._limiters import NO_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+T = TypeVar("T")
+
+MOMENT_SECONDS = 0.1  # in which a thread that the limit does not hold back surely begins; arbitrary
 
 
 @pytest.fixture
@@ -109,3 +116,53 @@ async def request(
     await app(scope, receive, send)
     body = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], body
+
+
+class Gauge:
+    """Counts how many threads run at the same time. The first *total* wait for each other, and for one more."""
+
+    def __init__(self, total: int) -> None:
+        self.most = self.running = self.calls = 0
+        self._total = total
+        self._lock = threading.Lock()
+        self._together = threading.Barrier(total)
+        self._one_more = threading.Event()
+
+    @contextmanager
+    def running_thread(self) -> Iterator[None]:
+        with self._lock:
+            self.calls += 1
+            is_early = self.calls <= self._total
+            self.running += 1
+            self.most = max(self.most, self.running)
+            if self.most > self._total:
+                self._one_more.set()
+        if is_early:
+            self._together.wait(GRACE_SECONDS)
+            self._one_more.wait(MOMENT_SECONDS)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def counted(self, call: Callable[..., T]) -> Callable[..., T]:
+        """Return *call*, counted while it runs."""
+
+        def counted_call(*args: Any) -> T:
+            with self.running_thread():
+                return call(*args)
+
+        return counted_call
+
+    def counted_steps(self, iterate: Callable[[Iterable[T]], AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
+        """Return *iterate*, with each step of the iterable counted while it runs."""
+
+        def steps(iterable: Iterable[T]) -> Iterator[T]:
+            iterator = iter(iterable)
+            step = self.counted(next)
+            end = object()
+            while (item := step(iterator, end)) is not end:
+                yield item
+
+        return lambda iterable: iterate(steps(iterable))

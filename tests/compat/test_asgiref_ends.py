@@ -68,7 +68,7 @@ def test_a_call_to_a_loop_that_ends_is_told_so() -> None:
 
 
 def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.01)
     outcomes: list[Any] = []
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -279,7 +279,7 @@ def test_the_loop_of_a_loop_thread_counts_as_stopped_between_calls() -> None:
 
 
 def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.01)
     started, may_call, outcomes = threading.Event(), threading.Event(), []
 
     def view() -> None:

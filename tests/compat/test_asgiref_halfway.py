@@ -185,7 +185,7 @@ def test_a_call_that_was_sent_nowhere_has_lost_no_steps() -> None:
 
 
 def test_a_waiting_thread_has_lost_steps_repeated_until_the_loop_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.001)
     call, loop = call_of(), asyncio.new_event_loop()
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -331,7 +331,7 @@ def test_a_call_that_is_interrupted_fails(forgotten: bool) -> None:
 
 
 def test_a_thread_waits_until_its_loop_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.001)
     gone = iter([False, False, True])
 
     assert not CurrentThreadExecutor(None).serve(lambda: next(gone))

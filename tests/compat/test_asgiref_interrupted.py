@@ -204,7 +204,7 @@ def what_raises(error: type[BaseException]) -> Callable[[], None]:
 @pytest.fixture(autouse=True)
 def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail if a thread dies, and make the threads check their calls more often."""
-    monkeypatch.setattr(_currentthreadexecutor, "GONE_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.05)
     dead: list[str] = []
 
     def note(args: threading.ExceptHookArgs) -> None:

@@ -393,3 +393,38 @@ def test_a_server_without_a_guard_is_told_what_to_write(tmp_path: Any) -> None:
 
     assert "it has run the main module, which ended (SystemExit: 3)" in done.stdout
     assert done.stdout.count("`if __name__ == '__main__':`") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody can wait for a pipe there")
+def test_a_server_without_a_guard_that_runs_in_the_worker_is_noticed(tmp_path: Any) -> None:
+    """As `uvicorn.run(app)` does if the address is free, or asks for any free port."""
+    warned = tmp_path / "warned"
+    (tmp_path / "server_library.py").write_text(
+        "import pathlib, sys, time\n"
+        "def run():\n"
+        f"    while not pathlib.Path({str(warned)!r}).exists(): time.sleep(0.01)\n"
+        "    sys.exit(3)\n"
+    )
+    program = tmp_path / "server.py"
+    program.write_text(
+        "import logging, pathlib, server_library\nfrom unfazed.concurrency import *\n"
+        "from unfazed.concurrency._processes import _starting\n"
+        "class Handler(logging.Handler):\n"
+        "    def emit(self, record):\n"
+        "        print(record.getMessage())\n"
+        f"        pathlib.Path({str(warned)!r}).touch()\n"
+        "def main():\n"
+        "    _starting.LATE_SECONDS = 0.1\n"
+        "    logging.getLogger('unfazed.concurrency').addHandler(Handler())\n"
+        "    for _ in range(2):\n"
+        "        try: run_in_processpool_sync(abs, -1)\n"
+        "        except WorkerProcessError as exc: print(type(exc).__name__)\n"
+        "if __name__ != '__main__': server_library.run()\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, check=True)
+
+    warning, *errors = done.stdout.splitlines()
+    assert "has been importing the main module for 0.1 s. If that runs a server" in warning
+    assert "`if __name__ == '__main__':`" in warning
+    assert errors == ["WorkerProcessError"] * 2

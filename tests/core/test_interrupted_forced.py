@@ -100,7 +100,7 @@ async def test_two_alarms_as_a_call_begins_or_ends_lose_no_call(where: str, monk
         if where == "begin":
             captured(lambda: call.begin(raise_alarm))
         else:
-            call.accepted, call.task_has_ended = True, lambda: True
+            call.taken, call.task_has_ended = True, lambda: True
             captured(lambda: call.end(Alarm()))
     assert not future.done
     assert not call.go_on()
@@ -447,7 +447,7 @@ def test_a_thread_has_the_loop_begin_a_call_that_it_was_kept_from_beginning(monk
     """1: a signal handler raises before the call begins. 2: the thread that waits looks, and submits it again."""
     future: _futures.BlockingFuture[int] = _futures.BlockingFuture()
     call: _taskcall.TaskCall[int] = _taskcall.TaskCall(one, future)
-    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_synccalls, "CHECK_SECONDS", 0.001)
 
     _synccalls._wait(call, future, lambda: future.write(1, None))
 

@@ -39,7 +39,7 @@ from unfazed.concurrency import (
     sync_twin,
     warm_up_processpool_sync,
 )
-from unfazed.concurrency._core import _standing
+from unfazed.concurrency._core import _blockedloops
 from unfazed.concurrency._eventloops._loops import current_loop
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(backend: Backend, afn: Callable[..., Any], *args: Any) -> Any:
 def nothing_stands_still_at_the_end() -> Iterator[None]:
     yield
     configure_background_eventloop(allow_blocking_loop=False)
-    assert not _standing.live
+    assert not _blockedloops.live
 
 
 async def double(number: int) -> int:

@@ -65,7 +65,7 @@ class Uncounted(set[Any]):
 def test_a_worker_waits_as_long_as_its_loop_is_there(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_synccalls, "CHECK_SECONDS", 0.001)
     backend, options = anyio_backend
 
     async def main() -> Any:

@@ -195,7 +195,7 @@ async def test_a_task_that_dies_after_its_cancellation_was_posted_is_found_out(m
 
     def submit(call: _taskcall.TaskCall[None], _: Context) -> None:
         call.set_loop(loop)
-        call.accepted = True
+        call.taken = True
         call.task_has_ended = lambda: bool(died)
         waiting.set()
 

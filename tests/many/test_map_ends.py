@@ -263,7 +263,7 @@ def test_a_second_ctrl_c_stops_waiting(background: object) -> None:
     def interrupt() -> None:
         func.wait_for(2)
         os.kill(os.getpid(), signal.SIGINT)
-        wait_until(lambda: results._consumer._patience.times == 1, "it was not noticed")
+        wait_until(lambda: results._consumer._interrupts.times == 1, "it was not noticed")
         os.kill(os.getpid(), signal.SIGINT)
 
     results = map_in_threadpool_sync(func, range(100), limit=2)

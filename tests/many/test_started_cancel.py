@@ -395,7 +395,7 @@ def test_a_call_that_ends_while_it_is_cancelled_keeps_its_result() -> None:
 
 def test_a_loop_that_is_gone_wakes_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Something has ended the loop in such a way that nobody has told the call."""
-    monkeypatch.setattr("unfazed.concurrency._eventloops._handle.GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("unfazed.concurrency._eventloops._handle.CHECK_SECONDS", 0.01)
     with EventLoopThread() as loop:
         handle = loop.start(anyio.sleep, TIMEOUT)
         running = handle._running
@@ -425,7 +425,7 @@ def test_a_process_call_is_cancelled_while_its_loop_makes_it_ready() -> None:
 
 def test_a_process_call_that_was_kept_from_beginning_needs_no_kill() -> None:
     """1: the handle has claimed the call, and told nobody. 2: the loop ends, and kills its calls."""
-    call = _call.ProcessCall("in_processpool", os.getpid, (), {}, _call.ProcessOptions(kill_on_cancel=True))
+    call = _call.ProcessCall("in_processpool", os.getpid, (), {}, _call.CallOptions(kill_on_cancel=True))
     call.expect_handle()
     call.slot = _limits.Slot(anyio.CapacityLimiter(1))
     future = OneShotFuture[Any]()

@@ -212,7 +212,7 @@ def test_a_call_whose_worker_died_before_it_claimed_it_can_be_taken_again() -> N
     assert call.take_over()
     call.return_claim()
     assert call.take_over()
-    assert not call.is_claimed()
+    assert not call.is_decided()
 
 
 # Log records
@@ -284,7 +284,7 @@ def test_a_record_is_dropped_whose_caller_has_gone_away(monkeypatch: pytest.Monk
         looks = iter((False, True))
         done = property(lambda self: next(self.looks))
 
-    monkeypatch.setattr(_waiting, "LOOK_UP_SECONDS", 0.001)
+    monkeypatch.setattr(_waiting, "INTERRUPT_CHECK_SECONDS", 0.001)
     done: list[None] = []
 
     OneShotFuture().do(lambda: done.append(None))

@@ -3,6 +3,7 @@
 The tox environment `web` has what it takes, and demands it.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -23,16 +24,19 @@ if "UNFAZED_TEST_WEB" not in os.environ:
 
 import httpx
 from conftest import GRACE_SECONDS, limit_threads, wait_until
-from connections import Connections
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from connections import Connections, until
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette_helpers import Recorded, installed, recorded
+from starlette.formparsers import MultiPartParser
+from starlette.staticfiles import StaticFiles
+from starlette_helpers import Gauge, Recorded, installed, recorded
 from test_web import Server, all_at_once, gallery, two_requests, with_client
 from unfazed_compat.starlette import _calls, install
 
 assert installed and recorded  # fixtures
 
 TESTS = Path(__file__).parent
+SPOOLED_BYTES = MultiPartParser.spool_max_size
 
 
 # ---- every thread call that FastAPI makes
@@ -180,6 +184,63 @@ def test_telemetry_is_sent_by_ours(installed: None) -> None:
     runtime = pytest.importorskip("fastapi.telemetry._runtime")
 
     assert runtime.run_sync is _calls.run_sync
+
+
+# ---- one limit
+
+
+@pytest.mark.anyio
+async def test_there_is_one_limit_for_requests_of_all_kinds(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """More dependencies than threads wait for a connection. They hold up nobody, and nothing else exceeds the limit."""
+    limit_threads(4)
+    gauge, free, wanted = Gauge(4), threading.Semaphore(0), itertools.count(1)
+    many_wait = threading.Event()
+    app = FastAPI()
+    (tmp_path / "file.txt").write_bytes(b"content")
+    app.mount("/static", StaticFiles(directory=tmp_path))
+
+    def connection() -> Iterator[str]:
+        if next(wanted) == 20:
+            many_wait.set()
+        with free:
+            yield "connected"
+
+    @app.get("/connected")
+    def connected(connection: Annotated[str, Depends(connection)]) -> str:
+        return connection
+
+    @app.post("/upload")
+    def upload(file: UploadFile) -> int:
+        return len(file.file.read())
+
+    async def ask_for_a_connection() -> None:
+        assert (await get(app, "/connected")).json() == "connected"
+
+    async def ask_for_a_file() -> None:
+        assert (await get(app, "/static/file.txt")).content == b"content"
+
+    async def send_a_file() -> None:
+        content = b"0" * (SPOOLED_BYTES + 1)  # so that it is written to disk, in a thread
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            assert (await client.post("/upload", files={"file": content})).json() == len(content)
+
+    async def release_the_connection() -> None:
+        await until(many_wait.is_set)
+        free.release()
+
+    monkeypatch.setattr(_calls, "boxed", gauge.counted(_calls.boxed))
+    monkeypatch.setattr(_calls, "iterate", gauge.counted_steps(_calls.iterate))
+    each = [*KINDS, *[ask_for_a_connection] * 3, ask_for_a_file, send_a_file]
+    with anyio.fail_after(GRACE_SECONDS * 3):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(release_the_connection)
+            for kind in itertools.islice(itertools.cycle(each), 200):
+                tasks.start_soon(kind)
+
+    assert gauge.most == 4
 
 
 # ---- dependencies that wait for each other

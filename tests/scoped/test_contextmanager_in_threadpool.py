@@ -313,7 +313,7 @@ async def test_entering_and_leaving_may_call_async_code_with_a_single_slot() -> 
 def test_when_its_loop_ends_without_its_exit_it_is_left_in_its_thread_with_an_error(
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.01)
     inner = Manager()
     manager = contextmanager_in_threadpool(inner)
     backend, options = anyio_backend

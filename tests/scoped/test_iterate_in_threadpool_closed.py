@@ -260,7 +260,7 @@ async def test_errors_of_closing_that_nobody_waits_for_reach_the_excepthook(
 def test_an_idle_iterator_is_closed_in_its_thread_when_its_loop_has_ended(
     prefetch: int, anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.01)
     source = Counter()
     backend, options = anyio_backend
     kept: list[Any] = []
@@ -281,7 +281,7 @@ def test_an_idle_iterator_is_closed_in_its_thread_when_its_loop_has_ended(
 def test_a_loop_thread_ends_with_an_idle_iterator_open(
     prefetch: int, anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.01)
     source = Counter()
     items = iterate_in_threadpool(source, prefetch=prefetch)
     backend, options = anyio_backend

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 def lose(call: TaskCall[None], _: Context) -> None:
     """Begin *call*, and leave it without a task and a result."""
     call.set_loop(_loops.current_loop())
-    call.accepted = True
+    call.taken = True
 
 
 @contextmanager

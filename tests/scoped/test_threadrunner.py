@@ -194,7 +194,7 @@ async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(m
         looked.set()
         return is_gone()
 
-    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.001)
     monkeypatch.setattr(type(runner.loop), "is_gone", lambda self: look())
     await runner.run(int)  # so that it waits anew
     await seen(looked)
@@ -247,7 +247,7 @@ def test_an_error_of_the_last_step_after_the_end_of_the_loop_reaches_the_excepth
     anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported: list[object] = []
-    monkeypatch.setattr(_threadrunner, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
     error = ValueError("last")
 
@@ -269,7 +269,7 @@ async def test_a_thread_runner_whose_task_died_after_its_cancellation_is_left(mo
     """1: leaving is cancelled. 2: the task that is to hold the thread dies before its first step, and nobody tells."""
     monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
     runner, died, loop = _threadrunner.ThreadRunner("iterate_in_threadpool", int), list[bool](), current_loop()
-    runner._hold.accepted = True  # so that no task is made
+    runner._hold.taken = True  # so that no task is made
     runner._hold.task_has_ended = lambda: bool(died)
     runner.leave()
 

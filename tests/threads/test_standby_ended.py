@@ -305,7 +305,7 @@ def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop is closing: it accepts the cancellation and never handles it."""
-    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_synccalls, "CHECK_SECONDS", 0.01)
     loop = owner._require_running()
 
     def end(*_: object) -> None:

@@ -220,7 +220,7 @@ def test_threads_that_cannot_be_started_give_an_error_and_the_slot_back(
 
 def test_a_worker_whose_loop_dropped_the_call_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that is closed forgets what was posted to it just before."""
-    monkeypatch.setattr(_synccalls, "GONE_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_synccalls, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(_loops.AsyncioLoop, "_start", lambda self, call: None)
     monkeypatch.setattr(_loops.AsyncioLoop, "is_gone", lambda self: True)
 

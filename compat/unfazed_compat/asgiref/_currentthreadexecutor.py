@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ._taskcall import TaskCall
     from ._threads import QueuedCall
 
-GONE_CHECK_SECONDS = 1.0  # how often a waiting thread checks whether its loop is still there; arbitrary
+CHECK_SECONDS = 1.0  # how often a waiting thread checks whether its loop is still there; arbitrary
 
 
 class CurrentThreadExecutor(CallExecutor, CurrentThreadExecutorBase):
@@ -110,7 +110,7 @@ class CurrentThreadExecutor(CallExecutor, CurrentThreadExecutorBase):
     def serve(self, is_gone: Callable[[], bool], call: TaskCall | None = None, *, lending: bool = False) -> bool:
         """Make the calls that are sent here, until `finish`. Return `False` if the loop is gone before that.
 
-        Woken by: whoever sends a call, and `finish`. If neither comes, a look every `GONE_CHECK_SECONDS`.
+        Woken by: whoever sends a call, and `finish`. If neither comes, a look every `CHECK_SECONDS`.
 
         Args:
             is_gone: Whether the loop that the thread waits for will never answer.
@@ -129,7 +129,7 @@ class CurrentThreadExecutor(CallExecutor, CurrentThreadExecutorBase):
                 except LoopEndedError:
                     return self._finished
             try:
-                self._wake_ups.get(timeout=GONE_CHECK_SECONDS)
+                self._wake_ups.get(timeout=CHECK_SECONDS)
             except Empty:
                 if is_gone():
                     return self._finished

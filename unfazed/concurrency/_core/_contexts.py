@@ -15,16 +15,16 @@ import os
 from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._blockedloops import current_blocked_loop
 from ._errors import InUseError
 from ._limits import current_slot
-from ._standing import current_standing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextvars import Context
 
+    from ._blockedloops import BlockedLoop
     from ._limits import Slot
-    from ._standing import Standing
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class ContextLease:
 
     def run(self, func: Callable[[], T], mark_context: Callable[[], None]) -> T:
         """Run *func* in the context, on behalf of the current call."""
-        result: T = self._enter(_on_behalf, current_slot.get(), current_standing.get(), func, mark_context)
+        result: T = self._enter(_on_behalf, current_slot.get(), current_blocked_loop.get(), func, mark_context)
         return result
 
     async def run_async(self, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]) -> T:
@@ -81,7 +81,7 @@ class ContextLease:
 
         The context is entered for each step: before Python 3.11, a task takes no context to run in.
         """
-        running = _on_behalf_async(current_slot.get(), current_standing.get(), func, mark_context)
+        running = _on_behalf_async(current_slot.get(), current_blocked_loop.get(), func, mark_context)
         result: T = await self._run_steps(running)
         return result
 
@@ -120,28 +120,31 @@ class ContextLease:
 
 
 def _on_behalf(
-    slot: Slot | None, standing: Standing | None, func: Callable[[], T], mark_context: Callable[[], None]
+    slot: Slot | None, blocked_loop: BlockedLoop | None, func: Callable[[], T], mark_context: Callable[[], None]
 ) -> T:
     """Run *func* on behalf of a call with this *slot*. After that, the context has what it had before."""
     mark_context()
-    tokens = current_slot.set(slot), current_standing.set(standing)
+    tokens = current_slot.set(slot), current_blocked_loop.set(blocked_loop)
     try:
         return func()
     finally:
         current_slot.reset(tokens[0])
-        current_standing.reset(tokens[1])
+        current_blocked_loop.reset(tokens[1])
 
 
 async def _on_behalf_async(
-    slot: Slot | None, standing: Standing | None, func: Callable[[], Awaitable[T]], mark_context: Callable[[], None]
+    slot: Slot | None,
+    blocked_loop: BlockedLoop | None,
+    func: Callable[[], Awaitable[T]],
+    mark_context: Callable[[], None],
 ) -> T:
     mark_context()
-    tokens = current_slot.set(slot), current_standing.set(standing)
+    tokens = current_slot.set(slot), current_blocked_loop.set(blocked_loop)
     try:
         return await func()
     finally:
         current_slot.reset(tokens[0])
-        current_standing.reset(tokens[1])
+        current_blocked_loop.reset(tokens[1])
 
 
 _leases: dict[int, ContextLease] = {}

@@ -14,7 +14,7 @@ The rules, which let calls nest to any depth without a deadlock:
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
    is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
    for each other. At most `total_tokens` calls that are not nested come in this way.
-4. An event loop that stands still on purpose (`_standing.py`) gives no slots back. If its tasks hold slots on which
+4. An event loop that stands still on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
    nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
    for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
 
@@ -31,14 +31,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ._standing import waits_for
+from ._blockedloops import waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from anyio import CapacityLimiter
 
-    from ._standing import Standing
+    from ._blockedloops import BlockedLoop
 
 STALL_SECONDS: Final = 0.05  # long enough to be no ordinary wait, short enough not to be noticed; otherwise arbitrary
 
@@ -66,8 +66,8 @@ class Slot:
     abandoned = False  # nobody waits any more for what runs on it
     ended = False  # what ran on it has ended, but its caller may not have given it back yet
     awaited_in: object = None  # the native loop whose task alone can give it back
-    standing: Standing | None = None  # while queued: the loop that stands still until its caller goes on
-    refused: Standing | None = None  # why it is never granted: this loop would wait for ever
+    blocked_loop: BlockedLoop | None = None  # while queued: the loop that stands still until its caller goes on
+    refused: BlockedLoop | None = None  # why it is never granted: this loop would wait for ever
     waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
     wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
     lender: Slot | None = None  # whose slot it runs on; None: its own
@@ -268,19 +268,19 @@ class Limit:
         self.extras += 1
         return [self.grant_queued(slot)]
 
-    def look_at_standing(self) -> list[Slot]:
+    def look_at_blocked_loops(self) -> list[Slot]:
         """Serve or refuse those who queue on behalf of a loop that stands still. Return them, to be woken (rule 4)."""
         served: list[Slot] = []
         for slot in self.holders.copy():
             if slot.ended:
                 served += slot.give_back()
         for slot in tuple(self.queue):
-            chain = [] if slot.standing is None else [*slot.standing.chain()]
+            chain = [] if slot.blocked_loop is None else [*slot.blocked_loop.chain()]
             if chain:
                 served += self._look_at(slot, chain)
         return served
 
-    def _look_at(self, slot: Slot, chain: list[Standing]) -> list[Slot]:
+    def _look_at(self, slot: Slot, chain: list[BlockedLoop]) -> list[Slot]:
         """Let *slot* in, or refuse it, if nobody can give one back before the loops in *chain* go on."""
         stuck = {
             holder
@@ -295,7 +295,7 @@ class Limit:
             return [slot]
         return [self.grant_queued(slot)] if others and stuck else []
 
-    def _is_borrowed_for(self, chain: list[Standing]) -> bool:
+    def _is_borrowed_for(self, chain: list[BlockedLoop]) -> bool:
         """Return whether a task of the loops in *chain* may have borrowed tokens by anyio's own means.
 
         anyio does not say which task waits for one of its threads.

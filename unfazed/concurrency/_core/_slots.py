@@ -29,9 +29,9 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from ._blockedloops import current_blocked_loop, live
 from ._errors import LoopStateError
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
-from ._standing import current_standing, live
 from ._threadstart import start_thread
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def queue(slot: Slot, wake: Callable[[], bool]) -> bool:
     called as well, and `require` raises.
     """
     if live:
-        slot.standing = current_standing.get()
+        slot.blocked_loop = current_blocked_loop.get()
     _locked(_queue, slot, wake)
     if _watched:
         _have_a_watcher()
@@ -200,7 +200,7 @@ def seems_free(limiter: CapacityLimiter) -> bool:
     return limit is None or not (limit.queue or limit.free() <= 0)
 
 
-def is_interrupted() -> bool:
+def holds_lock() -> bool:
     """Return whether this is a finalizer that the garbage collector runs while this thread holds the lock."""
     return _inside == get_ident()
 
@@ -308,7 +308,7 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
     for limit in list(_watched):
         served += limit.serve()
         if live:
-            served += limit.look_at_standing()
+            served += limit.look_at_blocked_loops()
         served += limit.relieve(time.monotonic())
         if not limit.queue:
             limit.watched = False

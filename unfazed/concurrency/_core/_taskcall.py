@@ -6,13 +6,13 @@ The life of a `TaskCall`. "loop" and "caller" say which thread may take the step
     -------------  -----------------------------  -------------------------------------  -------------------------------
     made           `loop` is None                 nothing to wait for                    -
     submitted      `loop` is set                  loop: never begins                     loop: `give_up`
-    begun          `accepted`                     loop: cancelled in its first step      loop: `run`, `fail_unless_run`
+    begun          `taken`                        loop: cancelled in its first step      loop: `run`, `fail_unless_run`
     running        `_abort` is set                loop: task is cancelled, `aborted`     loop: `run`
     bypassing      `bypassing`: a worker runs it  loop: worker's own calls cancelled     worker: `end_bypassing`
     handed back    not `bypassing`: as submitted  as submitted                           as submitted
     ended          `future.done`                  nothing                                -
 
-Whatever the way, `end` or `run` writes the future and calls `on_end`, and only the first to write counts.
+Whatever the way, a call ends in `end`, which writes the future and calls `on_end`. Only the first result counts.
 
 Guarantees:
 
@@ -60,7 +60,7 @@ class TaskCall(Generic[T]):
     missed: bool = False  # whether the task never waited after that, and so never saw it
     cancelled_by_others: bool = False  # whether the task was cancelled, and not by us
     task_has_ended: Callable[[], bool] | None = None  # set when there is a task; for the loop's thread only
-    accepted: bool = False  # whether the loop has begun it or given it up; for the loop's thread only
+    taken: bool = False  # whether the loop has begun it or given it up; for the loop's thread only
     bypassing: bool = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
     loop: Loop | None = None  # where it is, or is about to be, submitted
@@ -96,21 +96,19 @@ class TaskCall(Generic[T]):
 
     def end_bypassing(self, value: T) -> None:
         """Finish a call that bypassed the loop: with *value*, or with `LoopEndedError` if the loop ended meanwhile."""
-        if self._reason is None:
-            self.future.write(value, None)
-        self.end(self._reason)
+        self.end(self._reason, value)
 
     def give_up(self) -> None:
         """Finish a call that nobody has begun; in the loop's thread."""
-        self.accepted = True
+        self.taken = True
         self.end(self._reason)
 
     def begin(self, start: Callable[..., object], *args: object) -> None:
         """Have *start* make the task, at most once; in the loop's thread. What it raises is the call's error."""
-        if self.accepted:
+        if self.taken:
             return
         try:
-            self.accepted = True
+            self.taken = True
             start(*args)
         except BaseException as exc:  # raised by a user's task factory, or by a signal handler
             self.end(without_our_frame(exc))
@@ -118,18 +116,16 @@ class TaskCall(Generic[T]):
     async def run(self, abort: Callable[[], object]) -> None:
         """Run the call in the current task, which *abort* cancels. All errors go to the caller."""
         try:
-            await self._run(abort)
+            value, error = (None, None) if self.future.done else await self._run(abort)
+            self.end(error, value)
         except BaseException as exc:  # raised by a signal handler outside of the work
-            if not self.future.write(None, without_our_frame(exc)):
+            over = self.future.done
+            self.end(without_our_frame(exc))
+            if over:  # nobody else would learn of it
                 raise
-        finally:
-            self._abort = None
-            if self.on_end is not None:
-                self.on_end(self)
 
-    async def _run(self, abort: Callable[[], object]) -> None:
-        if self.future.done:  # its caller has been told that it could not begin
-            return
+    async def _run(self, abort: Callable[[], object]) -> tuple[T | None, BaseException | None]:
+        """Await the work. Return its result, or what it raised."""
         self._abort = abort
         if self._cancelled:
             self._cancel()
@@ -140,17 +136,15 @@ class TaskCall(Generic[T]):
             if not isinstance(exc, get_cancelled_exc_class()):
                 if self.aborted:
                     await self._absorb_cancellation()
-            else:
-                self.cancelled_by_others = not self.aborted
-                if self._reason is not None:
-                    self._reason.__cause__ = error
-                    error = self._reason
-            self.future.write(None, error)
-            del error
-        else:
-            if self.aborted:
-                await self._absorb_cancellation()
-            self.future.write(value, None)
+                return None, error
+            self.cancelled_by_others = not self.aborted
+            if self._reason is None:
+                return None, error
+            self._reason.__cause__ = error
+            return None, self._reason
+        if self.aborted:
+            await self._absorb_cancellation()
+        return value, None
 
     async def _absorb_cancellation(self) -> None:
         """Take off the task a cancellation that the work never saw. It must not hit what the task does next."""
@@ -184,7 +178,7 @@ class TaskCall(Generic[T]):
             abort()
             self.aborted = True  # after `abort`: if a signal handler raises in between, `go_on` does it again
             self._abort = None
-        elif not self.accepted:
+        elif not self.taken:
             self.give_up()
         else:
             self.fail_if_lost()
@@ -199,7 +193,7 @@ class TaskCall(Generic[T]):
         elif self.loop is not None:
             with suppress(LoopEndedError):
                 self.loop.post(self.fail_if_lost)
-        return not (self.accepted or self.bypassing)
+        return not (self.taken or self.bypassing)
 
     def fail_if_gone(self) -> bool:
         """Finish the call if its loop is gone. Return whether it is. For whoever waits for the future."""
@@ -219,7 +213,7 @@ class TaskCall(Generic[T]):
         If there is no result either, signal handlers have raised twice: once in the call, and once while what they
         raised was to become its error.
         """
-        return self.accepted and (self.task_has_ended is None or self.task_has_ended())
+        return self.taken and (self.task_has_ended is None or self.task_has_ended())
 
     def fail_unless_run(self, error: BaseException | None) -> None:
         """Finish the call if its task has ended without a result: with *error*, or as cancelled before it began.
@@ -230,9 +224,11 @@ class TaskCall(Generic[T]):
             ended = LoopEndedError("the event loop of this call has ended, or cancelled it before it began")
             self.end(error or ended)
 
-    def end(self, error: BaseException | None) -> None:
-        """Finish the call, with *error* if it has no result yet; in the loop's thread, if it was to run there."""
+    def end(self, error: BaseException | None, value: T | None = None) -> None:
+        """Finish the call, unless it has a result; in the loop's thread, if it was to run there."""
         self._abort = None
-        self.future.write(None, error)
-        if self.on_end is not None:
-            self.on_end(self)
+        try:
+            self.future.write(value, error)
+        finally:
+            if self.on_end is not None:
+                self.on_end(self)

@@ -41,7 +41,8 @@ from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
 from ._loops import current_loop
-from ._synccalls import GONE_CHECK_SECONDS, belongs_to_loop, call_from_sync, refuse_in_loop
+from ._synccalls import belongs_to_loop, call_from_sync, refuse_in_loop
+from ._timeouts import CHECK_SECONDS
 from ._waiting import cancelled_classes, is_only, set_from_anywhere
 from ._workers import lending
 
@@ -104,7 +105,7 @@ class Handle(Future[T]):
     _over = False  # whether it is settled
     _asked = False  # whether somebody has called `cancel`
     _stopping = False  # whether the call was told to stop while it ran
-    _told = False  # whether the `Future` has been told that the call has ended
+    _future_written = False  # whether the `Future` has been told that the call has ended
     _unseen: BaseException | None = None  # the error, until somebody asks for it
 
     def __init__(self, name: str) -> None:
@@ -249,10 +250,10 @@ class Handle(Future[T]):
             raise concurrent.futures.TimeoutError(f"{self._name}() has not ended within {timeout} seconds")
 
     def _block(self, settled: BlockingFuture[None], end: float | None) -> None:
-        seconds = GONE_CHECK_SECONDS
+        seconds = CHECK_SECONDS
         while not self._over:
             if end is not None:
-                seconds = min(GONE_CHECK_SECONDS, end - time.monotonic())
+                seconds = min(CHECK_SECONDS, end - time.monotonic())
                 if seconds <= 0:
                     return
             running = self._running
@@ -323,8 +324,8 @@ class Handle(Future[T]):
     def _set(self, value: Any, error: BaseException | None, cancelled: bool) -> None:
         if cancelled:
             super().cancel()
-        if not self._told:
-            self._told = True
+        if not self._future_written:
+            self._future_written = True
             going_on = self.set_running_or_notify_cancel()  # `concurrent.futures.wait` waits for that after `cancel`
             if going_on and error is None:
                 self.set_result(value)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final, over
 import anyio
 from anyio import Event
 
-from .._core import _standing
+from .._core import _blockedloops
 from .._core._checks import (
     explain,
     not_copied,
@@ -38,7 +38,7 @@ from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
 from ._starting import start_work
-from ._synccalls import Patience, call_from_sync
+from ._synccalls import Interrupts, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
 
@@ -205,8 +205,8 @@ class EventLoopThread:
         in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
-        if _standing.live and self._loop is not None:
-            _standing.refuse_to_wait_for(self._loop.native)
+        if _blockedloops.live and self._loop is not None:
+            _blockedloops.refuse_to_wait_for(self._loop.native)
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
             self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
@@ -241,11 +241,11 @@ class EventLoopThread:
         `run_in_eventloop_sync` documents the arguments, the cancellation and the errors.
         """
         work = async_work(func, args, kwargs, "run_sync")
-        patience, instead = Patience(), "await loop.run({}, ...)"
+        interrupts, instead = Interrupts(), "await loop.run({}, ...)"
         try:
-            return call_from_sync(work, func, "run_sync", instead, self._submit, always=True, patience=patience)
+            return call_from_sync(work, func, "run_sync", instead, self._submit, always=True, interrupts=interrupts)
         except BaseException as exc:
-            self._left_behind = self._left_behind or patience.is_over
+            self._left_behind = self._left_behind or interrupts.is_over
             explain(exc, "run_sync", func, kwargs)
             raise
         finally:
@@ -262,8 +262,8 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        if _standing.live:
-            _standing.expect(loop.native, call, context.get(_standing.current_standing))
+        if _blockedloops.live:
+            _blockedloops.expect(loop.native, call, context.get(_blockedloops.current_blocked_loop))
         # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget

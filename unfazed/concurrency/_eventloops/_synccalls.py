@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import RunFinishedError, from_thread
 
-from .._core import _limits, _slots, _standing
+from .._core import _blockedloops, _limits, _slots
+from .._core._blockedloops import BlockedLoop, current_blocked_loop
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
 from .._core._futures import BlockingFuture, OneShotFuture
-from .._core._standing import Standing, current_standing
 from .._core._taskcall import TaskCall
 from ._blocking import may_be_blocked
 from ._limiters import thread_limiter
 from ._loops import current_loop, running_loop
+from ._timeouts import CHECK_SECONDS
 from ._waiting import call_in
 from ._workers import thread
 
@@ -39,10 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GONE_CHECK_SECONDS = 1.0  # how often a waiting thread checks that its loop still runs; arbitrary
 
-
-class Patience:
+class Interrupts:
     """How often a sync caller was interrupted by signal handlers. The second time it stops waiting."""
 
     times = 0
@@ -58,7 +57,7 @@ def say_that_we_wait(exc: BaseException, name: str) -> None:
         print(f"\nCtrl-C: waiting for {name}() to end; press it again to stop waiting", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def refuse_in_loop(func: object, helper: str, instead: str) -> Standing | None:
+def refuse_in_loop(func: object, helper: str, instead: str) -> BlockedLoop | None:
     """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`.
 
     If the user has allowed to block that loop, return it: it is about to stand still.
@@ -70,7 +69,7 @@ def refuse_in_loop(func: object, helper: str, instead: str) -> Standing | None:
     helper, instead = helper.format(name), instead.format(name)
     if not may_be_blocked(here):
         raise LoopThreadError(helper, instead)
-    return Standing(here.native, helper, instead)
+    return BlockedLoop(here.native, helper, instead)
 
 
 def call_from_sync(
@@ -82,8 +81,8 @@ def call_from_sync(
     *,
     always: bool = False,
     offer: Callable[[OneShotFuture[T]], None] | None = None,
-    patience: Patience | None = None,
-    blocks: Standing | None = None,
+    interrupts: Interrupts | None = None,
+    blocks: BlockedLoop | None = None,
 ) -> T:
     """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
@@ -97,16 +96,16 @@ def call_from_sync(
         submit: Used if the thread belongs to no loop.
         always: Use *submit* in any case.
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
-        patience: Shared by several calls that are one for the user.
+        interrupts: Shared by several calls that are one for the user.
         blocks: The loop of this thread, which stands still. Then *submit* is always used.
     """
     if blocks is None:
         blocks = refuse_in_loop(func, helper, instead)
         if blocks is not None:
-            options: dict[str, Any] = {"always": always, "offer": offer, "patience": patience, "blocks": blocks}
+            options: dict[str, Any] = {"always": always, "offer": offer, "interrupts": interrupts, "blocks": blocks}
             result: T = _block(blocks, partial(call_from_sync, work, func, helper, instead, submit, **options))
             return result
-    if _slots.is_interrupted():  # this thread holds the lock of the slots, which whoever runs *work* needs
+    if _slots.holds_lock():  # this thread holds the lock of the slots, which whoever runs *work* needs
         raise LoopStateError(
             f"{helper.format(name_of(func))}() was called by a finalizer in the midst of another call of this thread, "
             "which cannot wait then; have finalizers leave the work to somebody else"
@@ -115,8 +114,8 @@ def call_from_sync(
     call = TaskCall(work, future, made_elsewhere=True)
     worker = thread.worker
     if worker is not None:
-        if _standing.live and blocks is None and not always:
-            _standing.expect(worker.way_back().native, call, current_standing.get())
+        if _blockedloops.live and blocks is None and not always:
+            _blockedloops.expect(worker.way_back().native, call, current_blocked_loop.get())
         outer = worker.enter(call)
         try:
             if worker.called_back_in_the_task and blocks is None:
@@ -127,7 +126,7 @@ def call_from_sync(
                 if offer is not None:
                     offer(future)
                 into = submit if always or blocks is not None else worker.submit
-                _call_and_wait(call, future, func, into, patience, in_worker=blocks is None)
+                _call_and_wait(call, future, func, into, interrupts, in_worker=blocks is None)
         finally:
             worker.leave(call, outer)
     elif blocks is not None or not _call_from_others_worker(
@@ -135,20 +134,20 @@ def call_from_sync(
     ):
         if offer is not None:
             offer(future)
-        _call_and_wait(call, future, func, submit, patience)
+        _call_and_wait(call, future, func, submit, interrupts)
     return future.read()
 
 
-def _block(standing: Standing, call: Callable[[], T]) -> T:
+def _block(blocked_loop: BlockedLoop, call: Callable[[], T]) -> T:
     """Make *call* while the loop of this thread stands still."""
     try:
         try:
-            standing.begin()
+            blocked_loop.begin()
             return call()
         finally:
-            standing.end()
+            blocked_loop.end()
     finally:
-        standing.end()  # again: a signal handler may have raised in the first `finally`
+        blocked_loop.end()  # again: a signal handler may have raised in the first `finally`
 
 
 def _call_and_wait(
@@ -156,7 +155,7 @@ def _call_and_wait(
     future: BlockingFuture[T],
     func: object,
     submit: Submit,
-    patience: Patience | None,
+    interrupts: Interrupts | None,
     *,
     in_worker: bool = False,
 ) -> None:
@@ -172,15 +171,15 @@ def _call_and_wait(
     except (LoopEndedError, LoopThreadError):
         raise
     except BaseException as exc:  # Ctrl-C, or another signal handler, raised here. The second time we do not wait
-        patience = patience or Patience()
+        interrupts = interrupts or Interrupts()
         try:
-            patience.times += 1
+            interrupts.times += 1
             # Wait for nothing if it came before the call was submitted, or after it ended.
-            if call.cancel() and not future.done and not patience.is_over:
+            if call.cancel() and not future.done and not interrupts.is_over:
                 say_that_we_wait(exc, name_of(func))
                 _wait(call, future, again)
         except BaseException:
-            patience.times = 2
+            interrupts.times = 2
             raise
         raise
 
@@ -188,7 +187,7 @@ def _call_and_wait(
 def _wait(call: TaskCall[T], future: BlockingFuture[T], again: Callable[[], object] | None) -> None:
     """Wait for *future*. Check now and then that it will be written: the loop may have ended or been interrupted."""
     looks, next_try = 0, 1
-    while not future.ready.acquire(timeout=GONE_CHECK_SECONDS) and not future.done:
+    while not future.ready.acquire(timeout=CHECK_SECONDS) and not future.done:
         if call.fail_if_gone():
             continue
         looks += 1
@@ -230,7 +229,7 @@ def belongs_to_loop() -> bool:
 
 def must_use_loop() -> bool:
     """Return whether a sync call of this thread needs a loop: to be cancelled with a task, or to be refused."""
-    return _slots.is_interrupted() or running_loop() is not None or belongs_to_loop()
+    return _slots.holds_lock() or running_loop() is not None or belongs_to_loop()
 
 
 def _from_thread_modules() -> list[Any]:

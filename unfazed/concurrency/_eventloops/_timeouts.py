@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOK_UP_SECONDS = 1.0  # how soon Ctrl-C interrupts a sync wait on Windows; arbitrary
+CHECK_SECONDS = 1.0  # how often who waits checks that somebody will wake it; arbitrary
+INTERRUPT_CHECK_SECONDS = 1.0  # how soon Ctrl-C interrupts a sync wait on Windows; arbitrary
 
 
 class Timeout:
@@ -58,14 +59,14 @@ def within(
     return run(None) if timeout is None else timeout.bound(run, what_it_waits_for)
 
 
-def seconds_to_look(timeout: Timeout | None, what_it_waits_for: Callable[[], str]) -> float:
+def seconds_to_wait(timeout: Timeout | None, what_it_waits_for: Callable[[], str]) -> float:
     """Return how many seconds a thread may wait at once, or raise the error if the time is up.
 
     On Windows, Ctrl-C does not interrupt a wait.
     """
     if timeout is None:
-        return LOOK_UP_SECONDS
+        return INTERRUPT_CHECK_SECONDS
     left = timeout.left()
     if not left:
         raise timeout.error(what_it_waits_for())
-    return min(left, LOOK_UP_SECONDS)
+    return min(left, INTERRUPT_CHECK_SECONDS)

@@ -17,6 +17,7 @@ from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from ._loops import running_loop
+from ._timeouts import CHECK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
 
 T = TypeVar("T")
-
-CHECK_SECONDS = 1.0  # how often we look whether a signal handler has kept a loop from what it had to do; arbitrary
 
 
 def set_from_anywhere(loop: Loop, event: Event) -> bool:

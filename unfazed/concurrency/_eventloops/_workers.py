@@ -33,7 +33,7 @@ class Worker:
     called_back_in_the_task = False  # whether the task that waits for the thread runs its calls (trio)
     call: TaskCall[Any] | None = None  # the call that the thread waits for
     _cancelled = False
-    _told = False  # whether the thread has seen the cancellation, in a call that it waited for or by `check_cancelled`
+    _seen = False  # whether the thread has seen the cancellation, in a call that it waited for or by `check_cancelled`
 
     def cancel(self) -> None:
         """Cancel the call that the thread waits for, or else its next one, as `task.cancel()` does with a task.
@@ -52,7 +52,7 @@ class Worker:
 
     def raise_cancellation(self) -> NoReturn:
         """Raise the cancellation in the worker thread. On asyncio, the calls that it makes after that go on."""
-        self._told = self.way_back().cancels_once
+        self._seen = self.way_back().cancels_once
         raise self.way_back().cancellation()
 
     def way_back(self) -> Loop:
@@ -71,7 +71,7 @@ class Worker:
         assert self.slot is not None, "set before the worker starts"
         outer, self.call = self.call, call
         _slots.lend(self.slot, call)
-        if self._cancelled and not self._told:
+        if self._cancelled and not self._seen:
             call.cancel()
         return outer
 
@@ -80,7 +80,7 @@ class Worker:
         _slots.take_back(self.slot, call)
         self.call = outer
         if call.aborted and not call.missed and self.way_back().cancels_once:
-            self._told = True  # not if the cancellation came after the end of the call: then the next call gets it
+            self._seen = True  # not if the cancellation came after the end of the call: then the next call gets it
 
 
 class _Thread(threading.local):

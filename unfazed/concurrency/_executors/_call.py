@@ -29,7 +29,7 @@ from .._eventloops._background import submit_to_background
 from .._eventloops._handle import start_call
 from .._eventloops._loops import current_loop, forget_library
 from .._eventloops._synccalls import say_that_we_wait
-from .._eventloops._timeouts import Timeout, seconds_to_look, within
+from .._eventloops._timeouts import Timeout, seconds_to_wait, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from .._eventloops._workers import lending
 
@@ -149,7 +149,7 @@ class ExecutorCall(Generic[T]):
             return self._what_it_waits_for()
 
         # `done`: a signal handler may have raised while `add_done_callback` called it, which drops that
-        while not ended.ready.acquire(timeout=seconds_to_look(self._timeout, when_late)) and not future.done():
+        while not ended.ready.acquire(timeout=seconds_to_wait(self._timeout, when_late)) and not future.done():
             pass
 
     def _cancel(self, future: Future[T], wake: Callable[[], object]) -> None:

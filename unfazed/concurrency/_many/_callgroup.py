@@ -27,7 +27,7 @@ from .._core._errors import LoopEndedError, LoopStateError, WrongFunctionError
 from .._eventloops._background import start_on_background, submit_to_background
 from .._eventloops._handle import Handle
 from .._eventloops._loops import current_loop
-from .._eventloops._synccalls import Patience, call_from_sync, refuse_in_loop, say_that_we_wait
+from .._eventloops._synccalls import Interrupts, call_from_sync, refuse_in_loop, say_that_we_wait
 from .._eventloops._waiting import set_from_anywhere, wait_for_end
 from .._executors import start_in_any_executor
 from .._processes import start_in_process
@@ -89,7 +89,7 @@ class CallGroup:
         self._members: set[Handle[Any]] = set()  # the calls that have not ended
         self._errors: list[BaseException] = []
         self._entered = False
-        self._patience = Patience()  # with Ctrl-C, in sync code
+        self._interrupts = Interrupts()  # with Ctrl-C, in sync code
         self._failed = False  # whether calls that join are cancelled
         self._over = False  # whether calls that join are refused
         self._wake: Callable[[], object] | None = None  # wakes the loop that waits for the last member
@@ -242,7 +242,7 @@ class CallGroup:
         except BaseException as interruption:
             error = interruption
         twice = error is not exc and isinstance(error, KeyboardInterrupt) and isinstance(exc, KeyboardInterrupt)
-        if error is not None and not (twice or self._patience.is_over or self._over):
+        if error is not None and not (twice or self._interrupts.is_over or self._over):
             try:  # Ctrl-C came just before the wait, for the first time
                 self._wait_in_thread(error)
             except BaseException as interruption:
@@ -259,9 +259,11 @@ class CallGroup:
         if self._close():
             return
         if isinstance(error, KeyboardInterrupt):
-            self._patience.times = max(1, self._patience.times)
+            self._interrupts.times = max(1, self._interrupts.times)
             say_that_we_wait(error, "CallGroup")
-        call_from_sync(self._wait_for_all, self, "CallGroup", INSTEAD, submit_to_background, patience=self._patience)
+        call_from_sync(
+            self._wait_for_all, self, "CallGroup", INSTEAD, submit_to_background, interrupts=self._interrupts
+        )
 
     async def __aenter__(self) -> CallGroup:
         self._enter()

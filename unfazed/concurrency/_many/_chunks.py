@@ -23,7 +23,7 @@ from .._processes._waiting import run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._processes._call import ProcessOptions
+    from .._processes._call import CallOptions
     from ._mapcall import How, MapCall
 
 CALL_SECONDS: Final = 0.1  # a call itself takes about a thousandth of that; otherwise arbitrary
@@ -36,7 +36,7 @@ GROWTH: Final = 64  # arbitrary
 class ProcessCalls:
     """Makes the calls of a map in worker processes."""
 
-    def __init__(self, func: Callable[..., Any], options: ProcessOptions, how: How, chunk: int | None) -> None:
+    def __init__(self, func: Callable[..., Any], options: CallOptions, how: How, chunk: int | None) -> None:
         self._func = func
         self._options = options
         self._how = how

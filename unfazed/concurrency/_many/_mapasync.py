@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         limit: int | None
         ordered: bool
 
-    class ProcessOptions(Options, total=False):
+    class ChunkOptions(Options, total=False):
         chunk: int | None
 
 
@@ -129,7 +129,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -139,7 +139,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -150,7 +150,7 @@ def map_in_processpool(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
@@ -158,11 +158,11 @@ def map_in_processpool(
     /,
     *iterables: Source[Any],
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> AsyncMapIterator[T]: ...
 @overload
 def map_in_processpool(
-    func: Callable[..., T], /, *iterables: Source[Any], return_exceptions: bool, **options: Unpack[ProcessOptions]
+    func: Callable[..., T], /, *iterables: Source[Any], return_exceptions: bool, **options: Unpack[ChunkOptions]
 ) -> AsyncMapIterator[T | Exception]: ...
 def map_in_processpool(
     func: Callable[..., Any],

@@ -16,7 +16,7 @@ from .._core._checks import name_of, not_copied, visible_names
 from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
 from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
-from .._eventloops._synccalls import Patience, call_from_sync
+from .._eventloops._synccalls import Interrupts, call_from_sync
 from .._scoped._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class _SyncConsumer(_Consumer):
         twin = helper.removesuffix(".sync").removesuffix("_sync")
         self._instead = f"async for ... in {twin}({'...' if twin.startswith(f'{name}.') else f'{name}, ...'})"
         self._runner = TaskRunner(partial(_finish, run))
-        self._patience = Patience()
+        self._interrupts = Interrupts()
         self._values: list[Any] = []  # of the call that was taken last
         self._results: Iterator[Any] = iter(())  # those of them that are left
         self._misused = False
@@ -336,14 +336,14 @@ class _SyncConsumer(_Consumer):
         """Run *work* in the loop of the run, or if not *always*, find a loop for it."""
         submit: Submit = self._runner.take if always else submit_to_background
         return call_from_sync(
-            work, self.func, self.helper, self._instead, submit, always=always, patience=self._patience
+            work, self.func, self.helper, self._instead, submit, always=always, interrupts=self._interrupts
         )
 
     def _leave(self, finish: Callable[[MapRun], Awaitable[None]]) -> None:
         """Begin nothing any more, and wait for what runs, unless Ctrl-C was pressed twice."""
         self.run.stop()
         with suppress(LoopEndedError):  # it has ended, or has not begun
-            if not self._patience.is_over:
+            if not self._interrupts.is_over:
                 with suppress(LoopThreadError):
                     self._call(partial(self._runner.finish, partial(finish, self.run)))
                     return

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Place = ThreadPlace | ProcessPlace | ExecutorPlace | EventloopPlace
 
-UNLIMITED: Final = 100  # how many calls have begun and are not delivered where nothing else bounds them; arbitrary
+DEFAULT_LIMIT: Final = 100  # how many calls have begun and are not delivered where nothing else bounds them; arbitrary
 
 
 class Calls(Protocol):
@@ -129,5 +129,5 @@ def default_limit(place: Place) -> int:
     if isinstance(place, (ThreadPlace, ProcessPlace)):
         limiters = thread_limiter if isinstance(place, ThreadPlace) else default_limiter
         total = (place.limiter or limiters.of(current_loop())).total_tokens
-        return UNLIMITED if total == math.inf else max(1, int(total))
-    return UNLIMITED
+        return DEFAULT_LIMIT if total == math.inf else max(1, int(total))
+    return DEFAULT_LIMIT

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from ._mapasync import Options, ProcessOptions
+    from ._mapasync import ChunkOptions, Options
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -123,7 +123,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -133,7 +133,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -144,7 +144,7 @@ def map_in_processpool_sync(
     /,
     *,
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
@@ -152,11 +152,11 @@ def map_in_processpool_sync(
     /,
     *iterables: Iterable[Any],
     return_exceptions: Literal[False] = False,
-    **options: Unpack[ProcessOptions],
+    **options: Unpack[ChunkOptions],
 ) -> MapIterator[T]: ...
 @overload
 def map_in_processpool_sync(
-    func: Callable[..., T], /, *iterables: Iterable[Any], return_exceptions: bool, **options: Unpack[ProcessOptions]
+    func: Callable[..., T], /, *iterables: Iterable[Any], return_exceptions: bool, **options: Unpack[ChunkOptions]
 ) -> MapIterator[T | Exception]: ...
 def map_in_processpool_sync(
     func: Callable[..., Any],

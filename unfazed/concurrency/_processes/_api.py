@@ -21,7 +21,7 @@ from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
-from ._call import ProcessCall, ProcessOptions
+from ._call import CallOptions, ProcessCall
 from ._limit import default_limiter
 from ._output import settings
 from ._packing import pack_initializer
@@ -263,7 +263,7 @@ def configure_processpool(*, limit: int | None = None, output: bool = True, logs
     settings.logs = logs
 
 
-class ProcessPlace(ProcessOptions):
+class ProcessPlace(CallOptions):
     """Where `in_processpool` runs a function, and how."""
 
     __slots__ = ()

@@ -72,7 +72,7 @@ class OutOfTheOrdinaryError(Exception):
     """Raised if anything other than a small answer has come. The worker's thread handles it."""
 
 
-class ProcessOptions(NamedTuple):
+class CallOptions(NamedTuple):
     """The options of `in_processpool`, which documents them."""
 
     limiter: CapacityLimiter | None = None
@@ -82,7 +82,7 @@ class ProcessOptions(NamedTuple):
     max_calls: int | None = None
 
 
-NO_OPTIONS: Final = ProcessOptions()
+NO_OPTIONS: Final = CallOptions()
 
 
 @final
@@ -100,7 +100,7 @@ class ProcessCall:
     future: OneShotFuture[Any] | None = None  # set before it is handed over
     _context: Context | None = None  # the caller's: user code runs in it
     _worker: WorkerProcess | None = None  # whose thread has claimed it
-    _start: Start  # begun by whoever sends the call, prevented by whoever withdraws it
+    _start: Start  # begun by whoever sends the call, prevented by whoever cancels it
     # Locks as flags, because `acquire` tests and sets in one step. Made before the call is handed over.
     _taken_over: Lock  # by the first thread that gets it
     _ended: Lock  # by whoever answers or kills it: a worker that goes on must not be killed
@@ -112,7 +112,7 @@ class ProcessCall:
         func: Callable[..., object],
         args: tuple[object, ...],
         kwargs: dict[str, Any],
-        options: ProcessOptions = NO_OPTIONS,
+        options: CallOptions = NO_OPTIONS,
         *,
         at_once: bool = False,
     ) -> None:
@@ -153,7 +153,7 @@ class ProcessCall:
         return self._taken_over.acquire(blocking=False)
 
     def claim(self, worker: WorkerProcess) -> bool:
-        """Claim the call for *worker* and pickle it. Return `False` if it is withdrawn, killed, or not picklable."""
+        """Claim the call for *worker* and pickle it. Return `False` if it is prevented, killed, or not picklable."""
         self._worker = worker
         if not self._start.begin():
             return False
@@ -170,8 +170,8 @@ class ProcessCall:
             self.finish(None, None)
         return not self.killed
 
-    def is_claimed(self) -> bool:
-        """Return whether a worker has the call, or it was withdrawn."""
+    def is_decided(self) -> bool:
+        """Return whether a worker has the call, or it will never begin."""
         return self._start.is_decided()
 
     def return_claim(self) -> None:
@@ -237,7 +237,7 @@ class ProcessCall:
         self.has_handle = True
 
     def prevent_start(self) -> bool:
-        """Keep the call from beginning, for its handle, from any thread. Return `False` if a worker has it."""
+        """Keep the call from beginning, from any thread. Return `False` if a worker has it."""
         if not self._start.prevent():
             return False
         _slots.pass_through()  # `expect` does the same: either we see the future, or it sees what we have done
@@ -253,14 +253,14 @@ class ProcessCall:
         """Return whether a worker has it."""
         return self._start.has_begun()
 
-    def send_directly(self, lease: list[WorkerProcess]) -> bool:
-        """Move an idle worker to *lease*, and send it the call if it is small. Return whether it was sent."""
+    def send_directly(self, leased: list[WorkerProcess]) -> bool:
+        """Move an idle worker to *leased*, and send it the call if it is small. Return whether it was sent."""
         if not DIRECT or self._arguments is not None or self.has_handle:
             return False
-        pool.take_any(lease)
-        if not lease:
+        pool.take_any(leased)
+        if not leased:
             return False
-        worker = lease[0]
+        worker = leased[0]
         message = self.request
         if self.levels != worker.levels or self.initializer is not None:
             message = worker.message(self)
@@ -277,9 +277,9 @@ class ProcessCall:
         worker.calls += 1
         return True
 
-    def receive(self, lease: list[WorkerProcess]) -> Received | None:
+    def receive(self, leased: list[WorkerProcess]) -> Received | None:
         """Read once. If the answer is complete, give the worker back and return the arguments for `read`; else None."""
-        worker = lease[0]
+        worker = leased[0]
         received = self._received
         try:
             channel.read_once(worker.out, received)
@@ -299,10 +299,10 @@ class ProcessCall:
             return None
         if self.options.max_calls is not None and self.was_last_of(worker):
             worker.retire()
-            lease.clear()
+            leased.clear()
         else:
             worker.used = time.monotonic()
-            pool.return_from(lease)
+            pool.return_from(leased)
         return worker, kind, data[2 * channel.HEADER_BYTES :]
 
     def read(self, worker: WorkerProcess, kind: bytes, data: bytes | channel.Reader) -> Any:
@@ -340,46 +340,39 @@ class ProcessCall:
             if self._start.is_prevented():
                 self.finish(None, None)
 
-    def hand_over(self, lease: list[WorkerProcess]) -> None:
-        """Have a worker's thread run the call: the worker is the one in *lease*, an idle one, or a new one."""
+    def hand_over(self, leased: list[WorkerProcess]) -> None:
+        """Have a worker's thread run the call: the worker is the one in *leased*, an idle one, or a new one."""
         try:
-            self._hand_over(lease)
+            self._hand_over(leased)
         except BaseException:  # raised by a signal handler, say: the worker must not be lost
-            if lease:
-                self._hand_over(lease)
+            if leased:
+                self._hand_over(leased)
             raise
 
-    def _hand_over(self, lease: list[WorkerProcess]) -> None:
+    def _hand_over(self, leased: list[WorkerProcess]) -> None:
         self.sent = bool(self._sent)
-        if not lease:
-            pool.take_any(lease)
-        if not lease:
+        if not leased:
+            pool.take_any(leased)
+        if not leased:
             pool.submit(self)
             return
         if self.sent:
-            lease[0].levels = self.levels  # a signal handler may have raised before `send_directly` set it
-            self.claim(lease[0])
-        lease[0].hand_over(self)
-        lease.clear()
+            leased[0].levels = self.levels  # a signal handler may have raised before `send_directly` set it
+            self.claim(leased[0])
+        leased[0].hand_over(self)
+        leased.clear()
 
     def cancel(self) -> None:
         """Kill the call if the options say so; otherwise keep it from beginning. The caller was cancelled."""
         if self.options.kill_on_cancel:
             self.kill()
         else:
-            self._withdraw()
+            self.prevent_start()
 
     def kill(self) -> None:
         """End the call and its worker at once. If its arguments are being pickled, it ends after that."""
         self.killed = True
-        if not self._withdraw() and self._arguments is None and self.end():
+        if not self.prevent_start() and self._arguments is None and self.end():
             assert self._worker is not None, "it has claimed the call"
             self._worker.kill()
             self.finish(None, None)
-
-    def _withdraw(self) -> bool:
-        """Keep the call from beginning. Return `False` if somebody has claimed it."""
-        if not self._start.prevent():
-            return False
-        self.finish(None, None)
-        return True

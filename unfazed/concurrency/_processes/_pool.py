@@ -3,7 +3,7 @@
 Guarantees:
 
 - The worker that was busy last is taken first. So surplus workers stay idle, and end.
-- No worker is started for a call while another one is starting and its call has been withdrawn.
+- No worker is started for a call while another one is starting whose call will never begin.
 - At exit all workers end within `STOP_SECONDS`, and their output is still passed on.
 - A forked child starts with no workers.
 
@@ -64,15 +64,15 @@ class Pool:
 
     # From any thread
 
-    def take_any(self, lease: list[WorkerProcess]) -> None:
-        """Move an idle worker to *lease*, if there is one."""
+    def take_any(self, leased: list[WorkerProcess]) -> None:
+        """Move an idle worker to *leased*, if there is one."""
         with suppress(IndexError):
-            lease.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin calls a builtin
+            leased.extend(map(_pop_idle, (self._idle,)))  # one step: a builtin calls a builtin
 
-    def return_from(self, lease: list[WorkerProcess]) -> None:
-        """Move the worker in *lease*, which is idle again, back to the idle workers."""
+    def return_from(self, leased: list[WorkerProcess]) -> None:
+        """Move the worker in *leased*, which is idle again, back to the idle workers."""
         with suppress(IndexError):
-            self._idle.extend(map(_pop_leased, (lease,)))
+            self._idle.extend(map(_pop_leased, (leased,)))
 
     def take(self, worker: WorkerProcess) -> bool:
         """Take *worker* if it is idle. Return whether it was."""
@@ -130,14 +130,14 @@ class Pool:
         try:
             _starting.refuse_in_preparation()
             if self._thread is None:
-                _starting.start_thread(self._run, "unfazed-processpool", self._events)
+                _starting.start_worker_thread(self._run, "unfazed-processpool", self._events)
         except _starting.NotStartedError as exc:
             raise WorkerProcessError(name, str(exc)) from None
         self._events.put(event)
 
-    def is_interrupted(self) -> bool:
+    def holds_lock(self) -> bool:
         """Return whether this thread is needed to start workers: a finalizer in it must not wait for one."""
-        return threading.get_ident() == self._thread or _starting.is_interrupted()
+        return threading.get_ident() == self._thread or _starting.holds_lock()
 
     # In the pool's own thread
 
@@ -152,18 +152,18 @@ class Pool:
                 sys.excepthook(type(exc), exc, exc.__traceback__)
 
     def _add(self, call: ProcessCall) -> None:
-        lease: list[WorkerProcess] = []
-        self.take_any(lease)
-        if lease:
-            lease[0].hand_over(call)
+        leased: list[WorkerProcess] = []
+        self.take_any(leased)
+        if leased:
+            leased[0].hand_over(call)
             return
         self._waiting.append(call)
-        self._forget_withdrawn()
+        self._forget_decided()
         if len(self._waiting) > sum(ready is None for ready in self._starting.values()):
             self._start(None, WorkerProcess(self))
 
-    def _forget_withdrawn(self) -> None:
-        self._waiting = deque(call for call in self._waiting if not call.is_claimed())
+    def _forget_decided(self) -> None:
+        self._waiting = deque(call for call in self._waiting if not call.is_decided())
 
     def _start(self, ready: OneShotFuture[None] | None, worker: WorkerProcess) -> None:
         self._starting[worker] = ready
@@ -189,7 +189,7 @@ class Pool:
         if ready is not None:
             ready.write(None, WorkerProcessError("warm_up_processpool", str(error)))
             return
-        self._forget_withdrawn()
+        self._forget_decided()
         if self._waiting:
             call = self._waiting[0]
             call.tries += 1
@@ -206,11 +206,11 @@ class Pool:
         self.exiting = True
         deadline = time.monotonic() + seconds
         while (self.workers or _starting.children) and time.monotonic() < deadline:
-            lease: list[WorkerProcess] = []
-            self.take_any(lease)
-            for worker in lease:
+            leased: list[WorkerProcess] = []
+            self.take_any(leased)
+            for worker in leased:
                 worker.retire()
-            if not lease:
+            if not leased:
                 for worker in self.workers.copy():  # atomic, unlike `tuple`: ending threads change the set
                     if not worker.retires:
                         worker.kill()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import marshal
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ GRACE_SECONDS: Final = 1.0  # how long a process may live on after its pipes are
 MOST_NOISE: Final = 1 << 20  # bytes that may be printed before `HELLO`; arbitrary
 PIPE_BYTES: Final = 1 << 20  # the most that Linux allows a pipe of any user
 UNKNOWN: Final = "for an unknown reason"
+LATE_SECONDS: Final = 10.0  # how long importing the main module may take before we warn; arbitrary
 GUARD: Final = (
     "a script that uses worker processes needs its own calls behind `if __name__ == '__main__':`, for each worker "
     "imports it"
@@ -51,7 +53,7 @@ main(preparation)
 fork_lock = threading.RLock()  # see above; reentrant: a finalizer may fork; replaced in a forked child
 
 
-def is_interrupted() -> bool:
+def holds_lock() -> bool:
     """Return whether this thread is starting or closing a process. Only a finalizer can ask that then."""
     lock: Any = fork_lock  # the stubs lack this method, which `threading.Condition` uses too
     owned: bool = lock._is_owned()
@@ -66,7 +68,7 @@ class NotStartedError(Exception):
         self.again = again
 
 
-def start_thread(target: Callable[..., object], name: str, *args: object) -> None:
+def start_worker_thread(target: Callable[..., object], name: str, *args: object) -> None:
     """Start a thread that a worker needs. Raises `NotStartedError` if there are too many or the interpreter exits."""
     try:
         _threadstart.start_thread(target, name, *args)
@@ -187,6 +189,8 @@ class Child:
                     raise channel.PipeEndError
                 noise += more
             noise, _, reader.data = noise.partition(channel.HELLO)
+            if not reader.data:
+                _warn_if_late(self.frames)
             kind, _ = reader.next()
             payload = reader.take()
         except (channel.PipeEndError, OSError):
@@ -277,7 +281,29 @@ class Child:
         self._process.returncode = 0
 
 
+_has_warned = False  # about a worker that is late; if two threads set it at once, both warn
+
 children: set[Child] = set()  # with an open pipe or an unread status; guarded by `fork_lock`
+
+
+def _warn_if_late(frames: int) -> None:
+    """Wait until something has come from *frames*, at most `LATE_SECONDS`, and warn if nothing has: once."""
+    global _has_warned
+    if _has_warned or sys.platform == "win32":  # where nobody can wait for a pipe
+        return
+    answers = select.poll()
+    answers.register(frames, select.POLLIN)
+    if answers.poll(LATE_SECONDS * 1000) or _has_warned:
+        return
+    _has_warned = True
+    import logging  # slow
+
+    logging.getLogger("unfazed.concurrency").warning(
+        "a worker process has been importing the main module for %g s. If that runs a server or waits for something, "
+        "the worker never becomes ready: %s",
+        LATE_SECONDS,
+        GUARD,
+    )
 
 
 def _enlarge(fd: int) -> int:

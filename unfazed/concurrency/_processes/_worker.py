@@ -6,7 +6,7 @@ The life of a `WorkerProcess`. It always has one owner, and only the owner reads
     --------  ----------  -------------------------  ------------------------------------------------------------------
     starting  its thread  in `Pool._starting`        idle; busy if a call waits; ended if it cannot start
     idle      the pool    in `Pool._idle`            leased to a caller; checked if its thread takes it
-    leased    a caller    in a `lease`               idle after the answer; busy if it is handed over; retiring
+    leased    a caller    in a list `leased`         idle after the answer; busy if it is handed over; retiring
     busy      its thread  in `_see_through`          idle after the call; ended if dead, killed, or after `max_calls`
     checked   its thread  in `_go_on`                idle; ended if it is surplus, or has died
     retiring  its thread  `retires`                  ended
@@ -41,7 +41,7 @@ from .._core._errors import WorkerProcessError
 from ._handling import handle
 from ._inbox import Inbox
 from ._output import Output
-from ._starting import Child, NotStartedError, start_thread
+from ._starting import Child, NotStartedError, start_worker_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,7 @@ class WorkerProcess:
         self._ended = False  # whether its thread takes no more calls
         self.retires = False
         self.used = time.monotonic()  # when it last finished a call
+        self.quick = True  # whether its last answer to async code came within `QUICK_SECONDS`
         self.levels: object = self  # log levels that it was sent; `self` differs from all
         self.initialized: set[bytes] = set()  # the pickles of the initializers that it has called
         self.calls = 0  # how many calls it was sent
@@ -92,7 +93,7 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start it in a thread of its own. Raises `NotStartedError` if no thread can be started."""
-        start_thread(self._run, f"unfazed-worker-{self._number}")
+        start_worker_thread(self._run, f"unfazed-worker-{self._number}")
 
     def hand_over(self, call: ProcessCall) -> None:
         """Make its thread the owner, which runs *call* to its end. It may be called twice."""
@@ -133,7 +134,7 @@ class WorkerProcess:
             output = self.output = Output(child.output, child.attention, self.look_after)
             self.into, self.out, self.room = child.calls, child.frames, child.room
             noise = child.prepare()
-            start_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
+            start_worker_thread(self._pass_on, f"unfazed-output-{self._number}", child, output, noise)
         except NotStartedError as exc:
             self._fail_to_start(exc)
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 from .._core._checks import in_brief, name_of, not_copied, require_limiter, visible_names, wrong_source
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
-from .._eventloops._synccalls import Patience, call_from_sync
+from .._eventloops._synccalls import Interrupts, call_from_sync
 from ._taskrunner import TaskRunner
 from ._threadrunner import ThreadRunner
 
@@ -191,19 +191,19 @@ class InTask(AbstractContextManager[T, "bool | None"]):
     def __enter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_eventloop_sync")
         runner = TaskRunner(self._exit_by_itself)
-        patience = Patience()
+        interrupts = Interrupts()
         try:
-            self._call(runner.start, self._submit, patience)
-            value: T = self._call(self._enter, runner.take, patience)
+            self._call(runner.start, self._submit, interrupts)
+            value: T = self._call(self._enter, runner.take, interrupts)
             self._runner = runner
             return value
         except BaseException as exc:
             self._runner = None
             with suppress(LoopEndedError):  # it has been left, or was never started
-                if patience.is_over:
+                if interrupts.is_over:
                     runner.leave()
                 else:
-                    self._leave(runner, _info_of(exc), patience)  # it may have been entered
+                    self._leave(runner, _info_of(exc), interrupts)  # it may have been entered
             raise
 
     def __exit__(
@@ -211,27 +211,27 @@ class InTask(AbstractContextManager[T, "bool | None"]):
     ) -> bool | None:
         try:
             assert self._runner is not None, "it has been entered"
-            return self._leave(self._runner, (exc_type, exc, traceback), Patience())
+            return self._leave(self._runner, (exc_type, exc, traceback), Interrupts())
         finally:
             runner, self._runner = self._runner, None
             if runner is not None and not runner.over:  # a signal handler raised before we could leave it
                 with suppress(LoopEndedError):
                     runner.leave()
 
-    def _leave(self, runner: TaskRunner, exc_info: _ExcInfo, patience: Patience) -> bool | None:
+    def _leave(self, runner: TaskRunner, exc_info: _ExcInfo, interrupts: Interrupts) -> bool | None:
         try:
             leave = partial(runner.finish, partial(self._exit, exc_info))
-            suppressed: bool | None = self._call(leave, runner.take, patience)
+            suppressed: bool | None = self._call(leave, runner.take, interrupts)
         except LoopEndedError:
             if runner.outcome is None:
                 raise
             return runner.outcome.read()  # it was left when a scope was cancelled that it holds
         return suppressed
 
-    def _call(self, work: Callable[[], Awaitable[Any]], submit: Submit, patience: Patience) -> Any:
+    def _call(self, work: Callable[[], Awaitable[Any]], submit: Submit, interrupts: Interrupts) -> Any:
         func, helper, instead = self._words
         elsewhere = submit is not submit_to_background
-        return call_from_sync(work, func, helper, instead, submit, always=elsewhere, patience=patience)
+        return call_from_sync(work, func, helper, instead, submit, always=elsewhere, interrupts=interrupts)
 
     async def _enter(self) -> T:
         value = await self._manager.__aenter__()

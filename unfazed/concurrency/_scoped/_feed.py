@@ -198,7 +198,7 @@ class Feed(Generic[T]):
         if self._fetching is None:
             self._paused = False
             self._fetching = TaskCall(partial(self._runner.run, self._fetch), OneShotFuture(self._fetched))
-        if not self._fetching.accepted:
+        if not self._fetching.taken:
             submit_here(self._fetching, copy_context())
 
     def _fetched(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from .._core._checks import in_brief, name_of, wrong_source
 from .._core._errors import LoopEndedError, LoopThreadError
 from .._eventloops._background import submit_to_background
-from .._eventloops._synccalls import Patience, call_from_sync
+from .._eventloops._synccalls import Interrupts, call_from_sync
 from ._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def iterate_steps(
 ) -> Generator[T, None, None]:
     """Iterate in one task, which `call_from_sync` starts with *submit* and *always*."""
     runner = TaskRunner(steps.close)
-    patience = Patience()
+    interrupts = Interrupts()
     try:
         try:
-            call_from_sync(runner.start, source, helper, instead, submit, always=always, patience=patience)
+            call_from_sync(runner.start, source, helper, instead, submit, always=always, interrupts=interrupts)
             while True:
                 try:
                     item = call_from_sync(
-                        steps.next, source, helper, instead, runner.take, always=True, patience=patience
+                        steps.next, source, helper, instead, runner.take, always=True, interrupts=interrupts
                     )
                 except LoopEndedError:
                     if runner.outcome is not None:  # a scope was cancelled that the iterator had entered
@@ -126,9 +126,11 @@ def iterate_steps(
             if not runner.over:  # at the end of the interpreter it is over, and our imports may be gone
                 with suppress(LoopEndedError):  # it has been closed, or was never started
                     try:
-                        if not patience.is_over:  # otherwise the last `finally` leaves it
+                        if not interrupts.is_over:  # otherwise the last `finally` leaves it
                             finish = partial(runner.finish, steps.close)
-                            call_from_sync(finish, source, helper, instead, runner.take, always=True, patience=patience)
+                            call_from_sync(
+                                finish, source, helper, instead, runner.take, always=True, interrupts=interrupts
+                            )
                     except LoopThreadError:  # the garbage collector ends us, in the thread of a loop
                         runner.leave()
     finally:

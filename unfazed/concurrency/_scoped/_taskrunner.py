@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from anyio import Event, get_cancelled_exc_class
 
 from .._core import _limits
+from .._core._blockedloops import current_blocked_loop, expect, live
 from .._core._futures import OneShotFuture, without_our_frame
-from .._core._standing import current_standing, expect, live
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
+    from .._core._blockedloops import BlockedLoop
     from .._core._loop import Loop
-    from .._core._standing import Standing
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class TaskRunner(TaskCall[None]):
         super().__init__(self._serve, OneShotFuture())
         self._last = last
         self._process = os.getpid()  # in a forked child, the copy of the loop takes calls and never runs
-        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None, Standing | None]] = deque()
+        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None, BlockedLoop | None]] = deque()
         self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
@@ -82,11 +82,11 @@ class TaskRunner(TaskCall[None]):
         """Have the task run *call*, on behalf of the call of *context*. From any thread; returns at once."""
         if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
             raise ended_error()
-        standing = context.get(current_standing)
+        blocked_loop = context.get(current_blocked_loop)
         if live:
-            expect(self.loop.native, call, standing)
+            expect(self.loop.native, call, blocked_loop)
         call.set_loop(self.loop)
-        self.loop.post(self._take, call, context.run(_limits.current_slot.get), standing)
+        self.loop.post(self._take, call, context.run(_limits.current_slot.get), blocked_loop)
 
     def leave(self) -> None:
         """Have the task do its last step, after the current call. From any thread; returns at once."""
@@ -98,17 +98,17 @@ class TaskRunner(TaskCall[None]):
         self._leaving = self._left = True
         return await last()
 
-    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None, standing: Standing | None) -> None:
-        if call.accepted:
+    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None, blocked_loop: BlockedLoop | None) -> None:
+        if call.taken:
             return
         try:
-            if self._is_over() or not self.accepted:  # not begun, because that was interrupted
+            if self._is_over() or not self.taken:  # not begun, because that was interrupted
                 call.end(ended_error())
             else:
-                self._calls.append((call, slot, standing))
+                self._calls.append((call, slot, blocked_loop))
                 self._wake_up()
             call.task_has_ended = self._is_over
-            call.accepted = True
+            call.taken = True
         except BaseException as exc:  # raised by a signal handler
             call.end(without_our_frame(exc))
 
@@ -156,9 +156,11 @@ class TaskRunner(TaskCall[None]):
         finally:  # again: a signal handler may have raised before `_serve` began, or in its `finally`
             self._end()
 
-    def end(self, error: BaseException | None) -> None:
-        self._end()
-        super().end(error)
+    def end(self, error: BaseException | None, value: None = None) -> None:
+        try:
+            self._end()
+        finally:
+            super().end(error, value)
 
     def _end(self) -> None:
         """Refuse the calls that queue, and all that come."""
@@ -172,10 +174,10 @@ class TaskRunner(TaskCall[None]):
                 self._wake = Event()
                 await self._wake.wait()
                 continue
-            call, slot, standing = self._calls[0]
+            call, slot, blocked_loop = self._calls[0]
             self._current = call
             _limits.current_slot.set(slot)
-            current_standing.set(standing)
+            current_blocked_loop.set(blocked_loop)
             if self._reason is not None:
                 call.expect_the_end(self._reason)
             await call.run(abort)

@@ -40,13 +40,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from anyio import Event, to_thread
 
 from .._core import _slots
+from .._core._blockedloops import current_blocked_loop
 from .._core._futures import OneShotFuture
-from .._core._standing import current_standing
 from .._core._taskcall import TaskCall
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._synccalls import GONE_CHECK_SECONDS
+from .._eventloops._timeouts import CHECK_SECONDS
 from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_and_check, wait_shielded
 from .._threads._threadcall import ThreadCall, ThreadOptions
 from ._endings import ended_error, show_error
@@ -138,10 +138,10 @@ class ThreadRunner(Generic[T]):
         if self._leaving:
             raise ended_error()
         self._ensure_started()
-        loop, event, standing = self.loop, Event(), current_standing.get()
+        loop, event, blocked_loop = self.loop, Event(), current_blocked_loop.get()
 
         def step() -> None:
-            current_standing.set(standing)
+            current_blocked_loop.set(blocked_loop)
             work()
             set_from_anywhere(loop, event)
 
@@ -155,7 +155,7 @@ class ThreadRunner(Generic[T]):
             raise self._error
 
     def _ensure_started(self) -> None:
-        if not self._hold.accepted:
+        if not self._hold.taken:
             submit_here(self._hold, copy_context())
 
     async def _stay(self) -> None:
@@ -189,7 +189,7 @@ class ThreadRunner(Generic[T]):
             return
         while True:
             try:
-                step = self._steps.get(timeout=GONE_CHECK_SECONDS)
+                step = self._steps.get(timeout=CHECK_SECONDS)
             except Empty:
                 if not self.loop.is_gone():
                     continue

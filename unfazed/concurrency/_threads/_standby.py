@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event, to_thread
 
-from .._core import _standing
+from .._core import _blockedloops
 from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
@@ -60,8 +60,8 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
     owner = running_background()
     loop = None if owner is None else loop_of(owner)
     if owner is not None and loop is not None and thread_call.may_bypass(loop):
-        if _standing.live:
-            _standing.expect(loop.native, call, context.get(_standing.current_standing))
+        if _blockedloops.live:
+            _blockedloops.expect(loop.native, call, context.get(_blockedloops.current_blocked_loop))
         thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
             direct_call = _DirectCall(thread_call, call, context)

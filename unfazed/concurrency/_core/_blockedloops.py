@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
     from ._taskcall import TaskCall
 
-current_standing: ContextVar[Standing | None] = ContextVar("unfazed_current_standing", default=None)
+current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
 """The call on behalf of which the current code runs, if that call blocks a loop."""
 
-live: list[Standing] = []  # all that stand still now; nearly always empty, which is all that other calls look at
+live: list[BlockedLoop] = []  # all that stand still now; nearly always empty, which is all that other calls look at
 
 
 @final
-class Standing:
+class BlockedLoop:
     """An event loop that stands still, from `begin` to `end`.
 
     Args:
@@ -54,11 +54,11 @@ class Standing:
         self._helper = helper
         self._instead = instead
         self._thread = threading.current_thread().name
-        self._outer = current_standing.get()
+        self._outer = current_blocked_loop.get()
         self._needs: list[tuple[object, TaskCall[Any]]] = []  # calls on its behalf: the loop of each, and the call
 
     def begin(self) -> None:
-        current_standing.set(self)
+        current_blocked_loop.set(self)
         live.append(self)
 
     def end(self) -> None:
@@ -66,18 +66,18 @@ class Standing:
         self.over = True
         with suppress(ValueError):
             live.remove(self)
-        if current_standing.get() is self:
-            current_standing.set(self._outer)
+        if current_blocked_loop.get() is self:
+            current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
         self._needs.clear()
 
-    def chain(self) -> Iterator[Standing]:
+    def chain(self) -> Iterator[BlockedLoop]:
         """Iterate over the loops that stand still because of this call: its own first."""
-        standing: Standing | None = self
-        while standing is not None:
-            if not standing.over:
-                yield standing
-            standing = standing._outer
+        blocked_loop: BlockedLoop | None = self
+        while blocked_loop is not None:
+            if not blocked_loop.over:
+                yield blocked_loop
+            blocked_loop = blocked_loop._outer
 
     def error(self, needed: str = "") -> LoopThreadError:
         """Return the error for what needs the loop, or something that is *needed* from it."""
@@ -98,9 +98,9 @@ class Standing:
         return [native for native, call in self._needs.copy() if not call.future.done]
 
 
-def expect(native: object, call: TaskCall[Any], standing: Standing | None) -> None:
-    """Refuse *call*, made on behalf of *standing*, if its loop *native* stands still until the call has ended."""
-    chain = [] if standing is None else [*standing.chain()]
+def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
+    """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* stands still until the call has ended."""
+    chain = [] if blocked_loop is None else [*blocked_loop.chain()]
     for each in chain:
         each.add(native, call)
     blocked = waits_for(native, chain)
@@ -110,22 +110,22 @@ def expect(native: object, call: TaskCall[Any], standing: Standing | None) -> No
         raise blocked.error()
 
 
-def waits_for(native: object, chain: list[Standing]) -> Standing | None:
+def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
     """Return the member of *chain* that the loop *native* waits for, if it stands still, directly or by others."""
     reached, loops = [native], live.copy()
     for target in reached:  # which grows
-        for standing in loops:
-            if standing.native is target:
-                if standing in chain:
-                    return standing
-                reached += [each for each in standing.needs() if each not in reached]
+        for blocked_loop in loops:
+            if blocked_loop.native is target:
+                if blocked_loop in chain:
+                    return blocked_loop
+                reached += [each for each in blocked_loop.needs() if each not in reached]
     return None
 
 
 def refuse_to_wait_for(native: object) -> None:
     """Refuse to wait for the end of the loop *native*, if it stands still and waits for the current code."""
-    standing = current_standing.get()
-    blocked = None if standing is None else waits_for(native, [*standing.chain()])
+    here = current_blocked_loop.get()
+    blocked = None if here is None else waits_for(native, [*here.chain()])
     if blocked is not None:
         raise blocked.error()
 
@@ -133,7 +133,7 @@ def refuse_to_wait_for(native: object) -> None:
 def _reset_after_fork() -> None:
     """In a forked child: the loops that stood still do not exist here."""
     live.clear()
-    current_standing.set(None)
+    current_blocked_loop.set(None)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
