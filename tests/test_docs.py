@@ -58,6 +58,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - navigation == set()
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_helpers_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"\b(?<![._])(?:run|start|map|iterate|contextmanager)_in_[a-z]+(?:_sync)?\b(?!_)", read(page))
+
+    assert set(named) - {*unfazed.concurrency.__all__} == set()
+
+
 # The reference
 
 
