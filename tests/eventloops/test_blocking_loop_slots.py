@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Backend = tuple[str, dict[str, Any]]
-SLOT = r"needs a slot that is taken in the event loop of the thread 'MainThread', which stands still"
+SLOT = r"needs a slot that is taken in the event loop of the thread 'MainThread', which .*\(\) blocks until then"
 
 
 @pytest.fixture

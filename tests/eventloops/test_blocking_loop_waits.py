@@ -72,7 +72,7 @@ async def blocking(call: Callable[[], Any]) -> Any:
         return call()
 
 
-STANDS = r"needs the event loop of the thread 'A', which stands still: it waits in .*\(\) for what this is part of"
+STANDS = r"needs the event loop of the thread 'A', which .*\(\) blocks until then"
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_background_event_loop_does_not_wait_for_itself(background: Backend)
         lambda: list(iterate_in_eventloop_sync(numbers())),
         enter,
     ):
-        with pytest.raises(LoopThreadError, match="stands still"):
+        with pytest.raises(LoopThreadError, match="blocks until then"):
             run_in_eventloop_sync(blocking, call)
 
 
@@ -252,7 +252,7 @@ def test_of_two_loops_that_would_wait_for_each_other_one_is_refused(
     assert len(outcomes) == 2
     errors = [error for _, error in outcomes if error is not None]
     assert errors
-    assert all(isinstance(error, LoopThreadError) and "stands still" in str(error) for error in errors)
+    assert all(isinstance(error, LoopThreadError) and "blocks until then" in str(error) for error in errors)
 
 
 def test_a_loop_does_not_wait_for_one_that_waits_for_a_call_in_it(

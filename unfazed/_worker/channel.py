@@ -206,4 +206,5 @@ def in_frame(kind: bytes, pieces: list[bytes]) -> list[bytes]:
     """Return *pieces* with a header in front, joined to one piece if they are small."""
     size = sum(map(len, pieces))
     header = HEADER.pack(kind, size)
-    return [header + b"".join(pieces)] if size <= JOINED_BYTES else [header, *pieces]
+    whole = [header, *pieces]
+    return [b"".join(whole)] if size <= JOINED_BYTES else whole

@@ -6,7 +6,7 @@
     _contexts.py      who runs in which of the contexts that users share
     _slots.py         take, queue, release and lend slots; the lock
     _limits.py        who holds a slot, who queues, who gets the next: the rules
-    _blockedloops.py      event loops that a sync call blocks on purpose, and what must not need them
+    _blockedloops.py  event loops that a sync call blocks on purpose, and what must not need them
     _checks.py        what may be called where, with which options
     _references.py    how decorated functions are sent to other processes
     _threadstart.py   how threads start, and what Python keeps us from making safe

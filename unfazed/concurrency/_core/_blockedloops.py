@@ -1,10 +1,10 @@
-"""Event loops that stand still: a sync call waits on the thread of each, and the user has allowed that.
+"""Event loops that are blocked: a sync call waits on the thread of each, and the user has allowed that.
 
-What the call needs must not need that loop, or both would wait for ever. So the context of the call says which loops
-stand still because of it, and everything that is done on behalf of the call inherits that. Before a loop is given
-something to run, `expect` is asked.
+The call must not need that loop, or both would wait for ever. So the context of the call says which loops are blocked
+by it, and everything that is done on behalf of the call inherits that. Before a loop is given something to run,
+`expect` is asked.
 
-    who needs the loop that stands still              what happens
+    who needs the loop that is blocked                what happens
     ------------------------------------------------  -----------------------------------------
     a call made on behalf of the call that blocks it  `LoopThreadError`
     a call on behalf of another such loop             the same, if each would wait for the other
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
 """The call on behalf of which the current code runs, if that call blocks a loop."""
 
-live: list[BlockedLoop] = []  # all that stand still now; nearly always empty, which is all that other calls look at
+live: list[BlockedLoop] = []  # all that are blocked now; nearly always empty, which is all that other calls look at
 
 
 @final
 class BlockedLoop:
-    """An event loop that stands still, from `begin` to `end`.
+    """An event loop that is blocked, from `begin` to `end`.
 
     Args:
         native: The library's own object for the loop.
@@ -72,7 +72,7 @@ class BlockedLoop:
         self._needs.clear()
 
     def chain(self) -> Iterator[BlockedLoop]:
-        """Iterate over the loops that stand still because of this call: its own first."""
+        """Iterate over the loops that are blocked because of this call: its own first."""
         blocked_loop: BlockedLoop | None = self
         while blocked_loop is not None:
             if not blocked_loop.over:
@@ -99,7 +99,7 @@ class BlockedLoop:
 
 
 def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
-    """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* stands still until the call has ended."""
+    """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* is blocked until the call has ended."""
     chain = [] if blocked_loop is None else [*blocked_loop.chain()]
     for each in chain:
         each.add(native, call)
@@ -111,7 +111,7 @@ def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None
 
 
 def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
-    """Return the member of *chain* that the loop *native* waits for, if it stands still, directly or by others."""
+    """Return the member of *chain* that the loop *native* waits for, if it is blocked, directly or by others."""
     reached, loops = [native], live.copy()
     for target in reached:  # which grows
         for blocked_loop in loops:
@@ -123,7 +123,7 @@ def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
 
 
 def refuse_to_wait_for(native: object) -> None:
-    """Refuse to wait for the end of the loop *native*, if it stands still and waits for the current code."""
+    """Refuse to wait for the end of the loop *native*, if it is blocked and waits for the current code."""
     here = current_blocked_loop.get()
     blocked = None if here is None else waits_for(native, [*here.chain()])
     if blocked is not None:
@@ -131,7 +131,7 @@ def refuse_to_wait_for(native: object) -> None:
 
 
 def _reset_after_fork() -> None:
-    """In a forked child: the loops that stood still do not exist here."""
+    """In a forked child: the loops that were blocked do not exist here."""
     live.clear()
     current_blocked_loop.set(None)
 

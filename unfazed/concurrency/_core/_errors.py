@@ -17,7 +17,7 @@ class UnfazedError(Exception):
 class LoopThreadError(UnfazedError, RuntimeError):
     """Raised when a sync helper is called in a thread where an event loop is running: it would block that loop.
 
-    Also raised when a call needs an event loop that stands still until this call has ended (`allow_blocking_loop`).
+    Also raised when a call needs an event loop that is blocked until this call has ended (`allow_blocking_loop`).
 
     Args:
         helper: The name of the sync helper.
@@ -35,7 +35,7 @@ class LoopThreadError(UnfazedError, RuntimeError):
     def __str__(self) -> str:
         if self.needed:
             return (
-                f"this needs {self.needed}, which stands still: it waits in {self.helper}() for what this is part of; "
+                f"this call would never end: it needs {self.needed}, which {self.helper}() blocks until then; "
                 f"write `{self.instead}` there instead"
             )
         in_notebook = (

@@ -14,7 +14,7 @@ The rules, which let calls nest to any depth without a deadlock:
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
    is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
    for each other. At most `total_tokens` calls that are not nested come in this way.
-4. An event loop that stands still on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
+4. An event loop that is blocked on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
    nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
    for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
 
@@ -66,7 +66,7 @@ class Slot:
     abandoned = False  # nobody waits any more for what runs on it
     ended = False  # what ran on it has ended, but its caller may not have given it back yet
     awaited_in: object = None  # the native loop whose task alone can give it back
-    blocked_loop: BlockedLoop | None = None  # while queued: the loop that stands still until its caller goes on
+    blocked_loop: BlockedLoop | None = None  # while queued: the loop that is blocked until its caller goes on
     refused: BlockedLoop | None = None  # why it is never granted: this loop would wait for ever
     waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
     wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
@@ -269,7 +269,7 @@ class Limit:
         return [self.grant_queued(slot)]
 
     def look_at_blocked_loops(self) -> list[Slot]:
-        """Serve or refuse those who queue on behalf of a loop that stands still. Return them, to be woken (rule 4)."""
+        """Serve or refuse those who queue on behalf of a loop that is blocked. Return them, to be woken (rule 4)."""
         served: list[Slot] = []
         for slot in self.holders.copy():
             if slot.ended:

@@ -58,7 +58,7 @@ def configure_background_eventloop(
             backend stays as it is.
         backend_options: The `backend_options` of `anyio.run`, such as `{"use_uvloop": True}`.
         allow_blocking_loop: Whether sync calls may wait on a thread whose own event loop runs, in the whole program:
-            for notebooks, and for plugins of frameworks that own the loop. That loop stands still meanwhile, as
+            for notebooks, and for plugins of frameworks that own the loop. That loop is blocked meanwhile, as
             `allow_blocking_loop()` says, which is the same for a `with` block. It may be changed at any time. `None`
             leaves it as it is; at first it is `False`.
 

@@ -5,7 +5,7 @@ that the block runs itself. It is kept in the context, so other tasks of the loo
 block, also for the tasks that the block has started.
 
 The loops of `EventLoopThread`, and the background event loop, are for everybody. So only a block that is entered in
-their own threads allows that they are blocked.
+their own threads allows them to be blocked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def allow_blocking_loop() -> Generator[None, None, None]:
 
     Within the `with` block, sync calls of this package (`run_in_..._sync`, `.sync`, iterators, context managers,
     `EventLoopThread.run_sync`, sync twins) do not raise `LoopThreadError`. They run on the background event loop, or in
-    the `EventLoopThread` that they name. The loop of this thread stands still until they end: none of its tasks goes
+    the `EventLoopThread` that they name. The loop of this thread is blocked until they end: none of its tasks goes
     on. It is for code that cannot be made async: a plugin that a framework calls from its loop, for one. Where you can,
     `await` instead.
 

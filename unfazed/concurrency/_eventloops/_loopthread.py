@@ -198,7 +198,7 @@ class EventLoopThread:
         Raises:
             WrongOptionError: If *timeout* is not a number of seconds.
             LoopStateError: From the loop's own thread, or from one of its workers: it would wait for itself.
-            LoopThreadError: If the loop stands still until this call has ended.
+            LoopThreadError: If the loop is blocked until this call has ended.
         """
         require_timeout(timeout, "stop")
         worker = thread.worker

@@ -60,7 +60,7 @@ def say_that_we_wait(exc: BaseException, name: str) -> None:
 def refuse_in_loop(func: object, helper: str, instead: str) -> BlockedLoop | None:
     """Refuse a call on a thread whose own loop is running. What to write instead is said as in `call_from_sync`.
 
-    If the user has allowed to block that loop, return it: it is about to stand still.
+    If the user has allowed to block that loop, return it: it is about to be blocked.
     """
     here = running_loop()
     if here is None or here.native is thread.lost_loop:
@@ -97,7 +97,7 @@ def call_from_sync(
         always: Use *submit* in any case.
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
         interrupts: Shared by several calls that are one for the user.
-        blocks: The loop of this thread, which stands still. Then *submit* is always used.
+        blocks: The loop of this thread, which is blocked. Then *submit* is always used.
     """
     if blocks is None:
         blocks = refuse_in_loop(func, helper, instead)
@@ -139,7 +139,7 @@ def call_from_sync(
 
 
 def _block(blocked_loop: BlockedLoop, call: Callable[[], T]) -> T:
-    """Make *call* while the loop of this thread stands still."""
+    """Make *call* while the loop of this thread is blocked."""
     try:
         try:
             blocked_loop.begin()

@@ -57,7 +57,7 @@ async def wait_for_slot(slot: Slot, loop: Loop) -> None:
     Who wakes us: the thread that grants the slot, or the watcher, who also refuses it.
 
     Raises:
-        LoopThreadError: If it cannot be granted, because a loop stands still until then.
+        LoopThreadError: If it cannot be granted, because a loop is blocked until then.
     """
     event = Event()
     if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):

@@ -3,7 +3,8 @@
     _api.py     the public functions, and the place of `in_executor`
     _call.py    one call: how it is submitted, waited for, cancelled, and what its errors become
 
-A file imports from those below it.
+No executor is made here, and none is shut down: they belong to the user. The pool of worker processes that we start
+ourselves is in `_processes`. A file imports from those below it.
 """
 
 from ._api import (

@@ -16,8 +16,9 @@
     _family.py        which twin belongs to which class, and which to which object
     _state.py         the state of each twin object
 
-This file has only `sync_twin`, and imports the others when the first twin is made. A file imports only from the files
-below it in this list.
+No call is made in a way of its own here: a method of a twin runs as `run_in_eventloop_sync`, iterators and context
+managers are those of `_scoped`. Single functions with both faces are in `_dual`. This file has only `sync_twin`, and
+imports the others when the first twin is made. A file imports only from the files below it in this list.
 """
 
 from __future__ import annotations
