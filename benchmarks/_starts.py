@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,23 @@ import anyio
 import psutil
 from anyio.to_thread import current_default_thread_limiter
 
-from unfazed.concurrency import EventLoopThread, iterate_in_threadpool, run_in_threadpool, warm_up_processpool
+from unfazed.concurrency import (
+    EventLoopThread,
+    contextmanager_in_threadpool,
+    iterate_in_eventloop_sync,
+    iterate_in_threadpool,
+    run_in_threadpool,
+    warm_up_processpool,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 IMPORTS = {
     "unfazed.concurrency": "import unfazed.concurrency",
+    "unfazed.concurrency, run_in_threadpool": "from unfazed.concurrency import run_in_threadpool",
+    "unfazed.concurrency, *": "from unfazed.concurrency import *",
+    "anyio.to_thread": "import anyio.to_thread",
     "anyio": "import anyio.to_thread, anyio.to_process, anyio.from_thread",
     "asyncio": "import asyncio",
     "Starlette": "import starlette.concurrency",
@@ -104,6 +114,17 @@ def event_loop_thread() -> float:
         return (_resident_bytes() - before) / MANY
 
 
+def bare_thread() -> float:
+    """Return what a thread of Python's own needs, most of it for its stack."""
+    end = threading.Event()
+    before = _resident_bytes()
+    for _ in range(MANY):
+        threading.Thread(target=end.wait).start()
+    used = (_resident_bytes() - before) / MANY
+    end.set()
+    return used
+
+
 async def idle_thread() -> float:
     async def use(count: int) -> None:
         barrier = threading.Barrier(count)
@@ -130,6 +151,34 @@ async def open_iterator() -> float:
     return used
 
 
+async def open_manager() -> float:
+    managers = [contextmanager_in_threadpool(nullcontext()) for _ in range(MANY + 1)]
+    await managers[0].__aenter__()
+    before = _resident_bytes()
+    for each in managers[1:]:
+        await each.__aenter__()
+    used = (_resident_bytes() - before) / MANY
+    for each in managers:
+        await each.__aexit__(None, None, None)
+    return used
+
+
+def open_iterator_sync() -> float:
+    async def letters() -> AsyncIterator[str]:
+        for letter in "ab":
+            yield letter
+
+    iterators = [iterate_in_eventloop_sync(letters()) for _ in range(MANY + 1)]
+    next(iterators[0])
+    before = _resident_bytes()
+    for each in iterators[1:]:
+        next(each)
+    used = (_resident_bytes() - before) / MANY
+    for each in iterators:
+        each.close()
+    return used
+
+
 async def idle_process() -> float:
     await warm_up_processpool(1)
     (worker,) = psutil.Process().children()
@@ -140,7 +189,10 @@ async def idle_process() -> float:
 MEMORY: dict[str, Callable[[], float]] = {
     "an EventLoopThread": event_loop_thread,
     "an idle worker thread": lambda: anyio.run(idle_thread),
-    "an open iterator": lambda: anyio.run(open_iterator),
+    "a thread of Python's own": bare_thread,
+    "an open iterator in a thread": lambda: anyio.run(open_iterator),
+    "an open context manager in a thread": lambda: anyio.run(open_manager),
+    "an open iterator in the event loop": open_iterator_sync,
     "an idle worker process": lambda: anyio.run(idle_process),
 }
 

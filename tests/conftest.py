@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,7 @@ if os.environ.pop("PYTHONDEVMODE", ""):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+COVERAGE_CONFIG = "COVERAGE_PROCESS_CONFIG"  # set by coverage for the processes that are to be measured
 GRACE_SECONDS = 10  # for threads and processes to end after a test; only a leak takes that long
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -260,6 +262,11 @@ async def let_others_run() -> None:
             await anyio.lowlevel.checkpoint()
 
 
+def without_address(value: object) -> str:
+    """Return what a test calls this parameter: the same in each process that runs tests."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
 def limit_threads(total: int) -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = total
 
@@ -315,6 +322,19 @@ _earlier: set[int] = set()  # children from before the test: Python's resource t
 def children() -> set[int]:
     """Return the child processes that the test has started."""
     return children_of(os.getpid()) - _earlier
+
+
+@pytest.fixture(autouse=True)
+def measure_one_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have coverage measure the processes that tests start on one backend only: it takes longer than their start."""
+    config = os.environ.get(COVERAGE_CONFIG)
+    callspec = getattr(request.node, "callspec", None)
+    if config is None or callspec is None or callspec.params.get("anyio_backend", _backends()[0]) == _backends()[0]:
+        yield
+        return
+    del os.environ[COVERAGE_CONFIG]
+    yield
+    os.environ[COVERAGE_CONFIG] = config
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ HANG_SECONDS = 30  # nothing here takes a tenth of it
 PRELUDE = """
 import anyio, asyncio, atexit, contextlib, os, signal, sys, threading, time
 from unfazed.concurrency import *
+from unfazed.concurrency._core import _lifetime
 from unfazed.concurrency._eventloops import _background, _loops, _loopthread
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is deaf to it
 if {options!r}:

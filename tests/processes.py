@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 try:
     import psutil
@@ -29,19 +25,10 @@ except ImportError:
         stat = _stat(pid)
         return stat is None or stat[0] == "Z"
 
-    def children_of(pid: int, *, recursive: bool = False) -> set[int]:
-        """Return the child processes of one, and all of theirs if *recursive*."""
+    def _children_of_any(pid: int) -> set[int]:
+        """Return the child processes of one. This looks at all processes."""
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        stats = {each: stat for each in pids if (stat := _stat(each))}
-
-        def below(parent: int) -> Iterator[int]:
-            for child, (_, its_parent) in stats.items():
-                if its_parent == parent:
-                    yield child
-                    if recursive:
-                        yield from below(child)
-
-        return set(below(pid))
+        return {each for each in pids if (stat := _stat(each)) and stat[1] == pid}
 
 else:
     exists = psutil.pid_exists
@@ -53,6 +40,24 @@ else:
         except psutil.NoSuchProcess:
             return True
 
-    def children_of(pid: int, *, recursive: bool = False) -> set[int]:
-        """Return the child processes of one, and all of theirs if *recursive*."""
-        return {child.pid for child in psutil.Process(pid).children(recursive)}
+    def _children_of_any(pid: int) -> set[int]:
+        """Return the child processes of one. This looks at all processes."""
+        try:
+            return {child.pid for child in psutil.Process(pid).children()}
+        except psutil.NoSuchProcess:
+            return set()
+
+
+def _children(pid: int) -> set[int]:
+    """Return the child processes of one."""
+    try:  # a list that Linux may keep for each thread
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # a thread has ended meanwhile
+        lists = []
+    return {int(child) for each in lists for child in each.split()} if lists else _children_of_any(pid)
+
+
+def children_of(pid: int, *, recursive: bool = False) -> set[int]:
+    """Return the child processes of one, and all of theirs if *recursive*."""
+    children = _children(pid)
+    return children.union(*(children_of(child, recursive=True) for child in children)) if recursive else children

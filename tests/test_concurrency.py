@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 import unfazed
 import unfazed.concurrecy
 import unfazed.concurrency
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def python(source: str) -> str:
@@ -35,13 +43,48 @@ def test_both_spellings_give_the_same_objects_without_a_warning() -> None:
 
 
 def test_all_public_names_are_listed_in_order() -> None:
-    public = {
-        name
-        for name, value in vars(unfazed.concurrency).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+    """Three times: for type checkers, for `import *`, and where they are."""
+    source = Path(unfazed.concurrency.__file__).read_text(encoding="utf-8")
+    (for_types,) = [node for node in ast.parse(source).body if isinstance(node, ast.If) and not node.orelse][:1]
+    imported = {
+        alias.name: each.module for each in for_types.body if isinstance(each, ast.ImportFrom) for alias in each.names
     }
 
-    assert tuple(sorted(public)) == unfazed.concurrency.__all__
+    assert tuple(sorted(imported)) == unfazed.concurrency.__all__
+    assert imported == unfazed.concurrency._HOMES
+
+
+def test_what_is_looked_up_once_is_an_ordinary_global_name() -> None:
+    for name in unfazed.concurrency.__all__:
+        assert getattr(unfazed.concurrency, name) is vars(unfazed.concurrency)[name]
+
+
+@pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
+def test_dir_and_help_show_what_has_not_been_used_yet(module: ModuleType) -> None:
+    source = f"""
+import pydoc, {module.__name__} as module
+assert set(module.__all__) <= set(dir(module))
+text = pydoc.plain(pydoc.render_doc(module))
+print(all(name in text for name in module.__all__))
+"""
+
+    assert python(source) == "True"
+
+
+def test_import_of_everything_works_in_both_spellings() -> None:
+    for module in "unfazed.concurrency", "unfazed.concurrecy":
+        assert python(f"from {module} import *; import {module} as m; print(set(m.__all__) <= set(vars()))") == "True"
+
+
+@pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
+def test_a_name_that_does_not_exist_gets_the_usual_error(module: ModuleType) -> None:
+    with pytest.raises(
+        AttributeError, match=r"module 'unfazed.concurrency' has no attribute 'run_in_treadpool'"
+    ) as info:
+        module.run_in_treadpool  # noqa: B018
+    assert info.value.name == "run_in_treadpool"
+    with pytest.raises(ImportError, match="cannot import name 'run_in_treadpool'"):
+        exec(f"from {module.__name__} import run_in_treadpool")
 
 
 def test_each_sync_twin_has_the_same_parameters() -> None:
@@ -87,7 +130,7 @@ before = set(sys.modules)
 """
     report = """
 import os, threading
-import unfazed.concurrency
+from unfazed.concurrency import *
 assert threading.active_count() == 1
 added = {name.partition('.')[0] for name in set(sys.modules) - before}
 print(*sorted(added))
@@ -99,6 +142,100 @@ print(*sorted(added))
         *("queue", "_queue", "heapq", "_heapq"),
         *("array", "socket", "_socket"),  # as soon as a loop runs, asyncio or trio needs the last one as well
     }
+
+
+ROOMS = {  # what a first use imports, besides `_core` and `_eventloops`
+    "LoopThreadError": "",
+    "Handle": "",
+    "EventLoopThread": "",
+    "run_in_eventloop_sync": "",
+    "run_in_threadpool": "_threads",
+    "run_in_processpool_sync": "_processes",
+    "run_in_executor": "_executors",
+    "iterate_in_threadpool": "_scoped _threads",
+    "iterate_in_eventloop_sync": "_scoped",
+    "contextmanager_in_threadpool": "_scoped _threads",
+    "CallGroup": "_many",
+    "CallGroup().__enter__().start_in_threadpool(int).result()": "_many _threads",
+    "map_in_threadpool": "_many _scoped _threads",
+    "list(map_in_threadpool_sync(int, '12'))": "_many _scoped _threads",
+    "list(map_in_executor_sync(ThreadPoolExecutor(1), int, '12'))": "_executors _many _scoped _threads",
+    "in_threadpool(int).sync()": "_dual _threads",
+    "in_eventloop(anyio.sleep).sync(0)": "_dual",
+    "in_executor(ThreadPoolExecutor(1), int).sync()": "_dual _executors",
+    "in_processpool(int)": "_dual _processes",
+    "list(in_threadpool(int).map.sync('12'))": "_dual _many _scoped _threads",
+    "sync_twin": "_twins",
+}
+
+
+@pytest.mark.parametrize("use", ROOMS)
+def test_a_first_use_imports_only_the_rooms_that_it_needs(use: str) -> None:
+    source = f"""
+import sys
+import unfazed.concurrency
+print("anyio" in sys.modules)
+import anyio
+from concurrent.futures import ThreadPoolExecutor
+class Names(dict):
+    def __missing__(self, name):
+        if name in unfazed.concurrency.__all__:
+            return getattr(unfazed.concurrency, name)
+        raise KeyError(name)
+eval({use!r}, vars(), Names())
+rooms = {{name.split(".")[2] for name in sys.modules if name.startswith("unfazed.concurrency.")}}
+print(*sorted(rooms - {{"_core", "_eventloops"}}))
+"""
+
+    assert python(source).split() == ["False", *ROOMS[use].split()]
+
+
+def test_an_exit_handler_of_the_program_makes_calls_though_the_rooms_are_imported_after_it() -> None:
+    source = """
+import atexit, unfazed.concurrency
+def call():
+    print(unfazed.concurrency.run_in_threadpool_sync(int, "1"), unfazed.concurrency.run_in_processpool_sync(int, "2"))
+atexit.register(call)
+call()
+"""
+
+    assert python(source).split() == ["1", "2", "1", "2"]
+
+
+def test_a_room_that_is_imported_after_the_end_starts_nothing() -> None:
+    source = """
+import atexit
+def call():
+    for function in unfazed.concurrency.run_in_threadpool_sync, unfazed.concurrency.run_in_processpool_sync:
+        try:
+            function(int)
+        except unfazed.concurrency.LoopEndedError:
+            print("refused")
+atexit.register(call)
+import unfazed.concurrency
+"""
+
+    assert python(source).split() == ["refused", "refused"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_handler_of_the_program_makes_calls_though_the_rooms_are_imported_after_it() -> None:
+    source = """
+import os, sys, unfazed.concurrency, warnings
+warnings.simplefilter("ignore")  # of threads that a fork leaves behind
+def call():
+    print(unfazed.concurrency.run_in_threadpool_sync(int, "1"), unfazed.concurrency.run_in_processpool_sync(int, "2"))
+os.register_at_fork(after_in_child=call)
+call()
+sys.stdout.flush()
+child = os.fork()
+if not child:
+    sys.stdout.flush()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+    assert python(source).split() == ["1", "2", "1", "2"]
 
 
 def test_importing_the_package_imports_nothing() -> None:

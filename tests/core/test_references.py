@@ -11,8 +11,9 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-import process_functions as functions
+import decorated_functions as decorated
 import pytest
+from conftest import without_address
 
 from unfazed.concurrency import in_executor, in_threadpool, run_in_executor
 from unfazed.concurrency._core import _references
@@ -31,15 +32,15 @@ resource_tracker.ensure_running()
 def processes() -> Iterator[ProcessPoolExecutor]:
     # not forked: this process has threads
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        functions.elsewhere.there = executor
+        decorated.elsewhere.there = executor
         yield executor
 
 
 def test_a_decorated_function_is_found_in_the_process_of_an_executor(
     caller: Caller, processes: ProcessPoolExecutor
 ) -> None:
-    value, pid = caller.dual(functions.add_elsewhere, 1, b=2)
-    of_method, same_pid = caller.dual(functions.Number(2).add_elsewhere, 3)
+    value, pid = caller.dual(decorated.add_elsewhere, 1, b=2)
+    of_method, same_pid = caller.dual(decorated.Number(2).add_elsewhere, 3)
 
     assert (value, of_method) == (3, 5)
     assert pid == same_pid != os.getpid()
@@ -47,26 +48,26 @@ def test_a_decorated_function_is_found_in_the_process_of_an_executor(
 
 @pytest.mark.anyio
 async def test_what_a_decorated_function_wraps_is_sent_to_any_executor(processes: ProcessPoolExecutor) -> None:
-    dual = in_executor(processes, functions.add.__wrapped__)
+    dual = in_executor(processes, decorated.add.__wrapped__)
 
-    assert (await run_in_executor(processes, functions.add.__wrapped__, 1))[0] == 2
+    assert (await run_in_executor(processes, decorated.add.__wrapped__, 1))[0] == 2
     assert (await dual(1))[0] == 2
-    assert (await in_executor(processes, functions.plain_add)(1))[0] == 2
+    assert (await in_executor(processes, decorated.plain_add)(1))[0] == 2
 
 
 def test_an_executor_in_this_process_runs_what_stands_for_the_function(background: Any) -> None:
     with ThreadPoolExecutor(max_workers=1) as executor:
-        functions.elsewhere.there = executor
-        assert functions.add_elsewhere.sync(a=1) == (2, os.getpid())
+        decorated.elsewhere.there = executor
+        assert decorated.add_elsewhere.sync(a=1) == (2, os.getpid())
 
 
 @pytest.mark.parametrize(
     "func",
     [
-        functions.add.__wrapped__,
-        functions.Number.add.__wrapped__,
-        functions.Number.half.__wrapped__,
-        functions.Number.Inner.add.__wrapped__,
+        decorated.add.__wrapped__,
+        decorated.Number.add.__wrapped__,
+        decorated.Number.half.__wrapped__,
+        decorated.Number.Inner.add.__wrapped__,
     ],
     ids=lambda func: str(func.__qualname__),
 )
@@ -83,7 +84,7 @@ def arrived(func: Any) -> Any:
 
 
 def test_bound_methods_come_back_bound_to_a_copy() -> None:
-    func = functions.Number(4).add.__wrapped__
+    func = decorated.Number(4).add.__wrapped__
 
     again = arrived(func)
 
@@ -92,20 +93,22 @@ def test_bound_methods_come_back_bound_to_a_copy() -> None:
 
 
 def test_a_bound_class_method_comes_back_bound_to_its_class() -> None:
-    func = functions.OtherNumber.double.__wrapped__
+    func = decorated.OtherNumber.double.__wrapped__
 
     assert arrived(func) == func
 
 
-@pytest.mark.parametrize("func", [len, functions.plain_add, functions.Number(1), [].append, lambda: None], ids=repr)
+@pytest.mark.parametrize(
+    "func", [len, decorated.plain_add, decorated.Number(1), [].append, lambda: None], ids=without_address
+)
 def test_what_nothing_hides_is_sent_as_it_is(func: Any) -> None:
     assert _references.to_send(func) is func
 
 
 def test_what_another_function_hides_is_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then pickle complains."""
-    func = functions.plain_add
-    monkeypatch.setattr(functions, "plain_add", in_threadpool(len))
+    func = decorated.plain_add
+    monkeypatch.setattr(decorated, "plain_add", in_threadpool(len))
 
     assert _references.to_send(func) is func
 
@@ -161,5 +164,5 @@ if __name__ == "__main__":
 
 
 def test_functions_are_looked_for_in_their_module_or_class() -> None:
-    assert _references.owner_of(functions.add.__wrapped__) is sys.modules["process_functions"]
-    assert _references.owner_of(functions.Number.Inner.add.__wrapped__) is functions.Number.Inner
+    assert _references.owner_of(decorated.add.__wrapped__) is sys.modules["decorated_functions"]
+    assert _references.owner_of(decorated.Number.Inner.add.__wrapped__) is decorated.Number.Inner

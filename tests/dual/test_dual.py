@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import decorated_functions as decorated
 import process_functions as functions
 import pytest
 from wrapping import WRAPPERS, class_of_four, fetch, fitting, func, place, read, wrap
@@ -112,11 +113,11 @@ def test_decorators_make_the_same_as_wrappers(caller: Caller, here: Here, option
     def func(a: int) -> int:
         return a + 1
 
-    decorated = wrap(**options)(fitting(place, func))
+    dual = wrap(**options)(fitting(place, func))
 
-    assert isinstance(decorated, DualCallable)
-    assert caller.dual(decorated, 1) == 2
-    assert caller.dual(wrap(decorated.__wrapped__, **options), a=1) == 2
+    assert isinstance(dual, DualCallable)
+    assert caller.dual(dual, 1) == 2
+    assert caller.dual(wrap(dual.__wrapped__, **options), a=1) == 2
 
 
 def test_methods_bind_as_they_would_without_the_wrapper(caller: Caller, here: Here) -> None:
@@ -242,27 +243,27 @@ def test_a_dual_is_an_async_function_for_the_event_loop(background: Any) -> None
 
 
 def test_decorated_functions_are_found_by_the_worker(caller: Caller) -> None:
-    duals: list[Any] = [functions.add, functions.add_in_time, functions.by_hand, functions.Number.half]
+    duals: list[Any] = [decorated.add, decorated.add_in_time, decorated.by_hand, decorated.Number.half]
     for dual in duals:
         value, pid = caller.dual(dual, 2)
-        assert value == (1 if dual == functions.Number.half else 3)
+        assert value == (1 if dual == decorated.Number.half else 3)
         assert pid != os.getpid()
 
 
 def test_decorated_methods_are_found_by_the_worker(caller: Caller) -> None:
-    number: Any = functions.OtherNumber(2)
+    number: Any = decorated.OtherNumber(2)
 
     assert caller.dual(number.add, 3)[0] == 5
-    assert caller.dual(functions.Number.add, number, 3)[0] == 5
-    assert caller.dual(functions.Number.Inner().add, 3)[0] == 103
+    assert caller.dual(decorated.Number.add, number, 3)[0] == 5
+    assert caller.dual(decorated.Number.Inner().add, 3)[0] == 103
     assert caller.dual(number.double, 3)[:2] == ("OtherNumber", 6)
-    assert caller.dual(functions.Number.double, 3)[:2] == ("Number", 6)
+    assert caller.dual(decorated.Number.double, 3)[:2] == ("Number", 6)
     assert caller.dual(number.half, 6)[0] == 3
 
 
 def test_partials_and_objects_are_sent(caller: Caller) -> None:
-    assert caller.dual(functions.of_a_partial, 2)[0] == 12
-    assert caller.dual(functions.of_an_object, 2)[0] == 5
+    assert caller.dual(decorated.of_a_partial, 2)[0] == 12
+    assert caller.dual(decorated.of_an_object, 2)[0] == 5
 
 
 @pytest.mark.anyio
@@ -270,18 +271,18 @@ async def test_a_dual_given_to_run_in_processpool_stands_for_what_it_wraps() -> 
     async def pid_of(*args: Any) -> int:
         return int((await run_in_processpool(*args))[-1])
 
-    (_, pid) = await functions.add(1)
+    (_, pid) = await decorated.add(1)
 
-    duals: list[Any] = [functions.add, functions.by_hand, functions.add_in_thread]
+    duals: list[Any] = [decorated.add, decorated.by_hand, decorated.add_in_thread]
     for dual in duals:
         assert await pid_of(dual, 1) == pid
-    assert await pid_of(functions.Number(1).add, 1) == pid
-    assert await pid_of(functions.Number.double, 1) == pid
+    assert await pid_of(decorated.Number(1).add, 1) == pid
+    assert await pid_of(decorated.Number.double, 1) == pid
 
 
 def test_a_dual_of_an_async_function_is_not_sent_to_a_process(caller: Caller) -> None:
     with pytest.raises(WrongFunctionError, match=r"add_in_eventloop\(\) is async"):
-        caller("processpool", functions.add_in_eventloop, 1)
+        caller("processpool", decorated.add_in_eventloop, 1)
 
 
 def test_what_cannot_be_found_by_name_is_refused_when_it_is_called(caller: Caller) -> None:

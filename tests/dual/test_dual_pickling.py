@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import anyio
+import decorated_functions as decorated
 import process_functions as functions
 import pytest
 from wrapping import is_coroutine_function
@@ -15,15 +16,15 @@ from wrapping import is_coroutine_function
 from unfazed.concurrency import in_threadpool
 
 PICKLED = {
-    "decorated": functions.add,
-    "decorated with options": functions.add_in_time,
-    "in an executor": functions.add_elsewhere,
-    "in a thread": functions.add_in_thread,
-    "in an event loop": functions.add_in_eventloop,
-    "class method": functions.OtherNumber.double,
-    "static method": functions.Number.half,
-    "unbound method": functions.Number.add,
-    "of an inner class": functions.Number.Inner.add,
+    "decorated": decorated.add,
+    "decorated with options": decorated.add_in_time,
+    "in an executor": decorated.add_elsewhere,
+    "in a thread": decorated.add_in_thread,
+    "in an event loop": decorated.add_in_eventloop,
+    "class method": decorated.OtherNumber.double,
+    "static method": decorated.Number.half,
+    "unbound method": decorated.Number.add,
+    "of an inner class": decorated.Number.Inner.add,
 }
 
 
@@ -36,7 +37,7 @@ def test_decorated_ones_are_pickled_by_name(name: str, protocol: int) -> None:
     assert copy.copy(dual) == copy.deepcopy(dual) == dual
 
 
-@pytest.mark.parametrize("dual", [functions.by_hand, functions.of_a_partial, functions.of_an_object], ids=repr)
+@pytest.mark.parametrize("dual", [decorated.by_hand, decorated.of_a_partial, decorated.of_an_object], ids=repr)
 def test_those_wrapped_by_hand_are_pickled_with_their_function(background: Any, dual: Any) -> None:
     again = pickle.loads(pickle.dumps(dual))
 
@@ -52,7 +53,7 @@ def test_options_are_pickled(background: Any) -> None:
 
 
 def test_bound_methods_are_pickled_with_their_object(background: Any) -> None:
-    dual = functions.Number(4).add
+    dual = decorated.Number(4).add
 
     again = pickle.loads(pickle.dumps(dual))
 
@@ -60,7 +61,7 @@ def test_bound_methods_are_pickled_with_their_object(background: Any) -> None:
     assert again.__wrapped__.__self__.value == 4
 
 
-@pytest.mark.parametrize("dual", [functions.add, functions.by_hand, functions.Number.half], ids=repr)
+@pytest.mark.parametrize("dual", [decorated.add, decorated.by_hand, decorated.Number.half], ids=repr)
 def test_the_sync_side_is_pickled(background: Any, dual: Any) -> None:
     assert pickle.loads(pickle.dumps(dual.sync))(2)[0] == dual.sync(2)[0]
 

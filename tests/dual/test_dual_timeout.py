@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import decorated_functions as decorated
 import process_functions as functions
 import pytest
 from conftest import GRACE_SECONDS, Blocking, Caller, captured_async, let_others_run, until_begun, wait_until
@@ -138,13 +139,13 @@ async def test_the_process_of_a_call_that_is_late_is_killed_and_replaced(tmp_pat
 
 def test_the_process_of_a_sync_call_that_is_late_is_killed_and_replaced(background: Backend, tmp_path: Path) -> None:
     started, never = tmp_path / "started", tmp_path / "never"
-    pid = functions.add.sync(1)[1]
+    pid = decorated.add.sync(1)[1]
 
     for seconds in until_begun(started.exists):
         with pytest.raises(CallTimeoutError, match="touch_then_wait_for"):
             in_processpool(functions.touch_then_wait_for, timeout=seconds).sync(started, never)
 
-    assert functions.add.sync(1)[1] != pid
+    assert decorated.add.sync(1)[1] != pid
 
 
 def test_the_timeout_includes_the_start_of_a_worker_process(caller: Caller, tmp_path: Path) -> None:

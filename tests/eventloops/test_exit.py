@@ -138,9 +138,9 @@ def test_after_that_a_call_gets_a_clear_error(program: Any) -> None:
                 EventLoopThread().start()
             except LoopEndedError as exc:
                 say(exc)
-        atexit.unregister(_loopthread._end_all_loops)
+        atexit.unregister(_lifetime.end_all)
         atexit.register(handler)
-        atexit.register(_loopthread._end_all_loops)  # as if the handler had been there first
+        atexit.register(_lifetime.end_all)  # as if the handler had been there first
         run_in_threadpool_sync(int)
     """).run()
 
@@ -207,9 +207,9 @@ def test_at_exit_a_thread_that_waits_gets_a_clear_error(program: Any) -> None:
         said = threading.Event()
         threading.Thread(target=call, daemon=True).start()
         started.wait()
-        atexit.unregister(_loopthread._end_all_loops)
+        atexit.unregister(_lifetime.end_all)
         atexit.register(said.wait)
-        atexit.register(_loopthread._end_all_loops)
+        atexit.register(_lifetime.end_all)
     """).run()
 
     assert (code, err) == (0, "")

@@ -15,6 +15,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import decorated_functions as decorated
 import process_functions as functions
 import pytest
 from conftest import GRACE_SECONDS, Caller, captured
@@ -150,7 +151,7 @@ def test_a_call_that_the_executor_cancels_is_an_error(caller: Caller) -> None:
 
 
 def test_what_is_sent_on_by_another_process_is_still_the_function_and_not_what_decorates_it() -> None:
-    for dual in (functions.decorated, functions.Decorated(3).times):
+    for dual in (decorated.decorated, decorated.Decorated(3).times):
         sent = to_send(dual.__wrapped__)
         sent_on = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(sent))))
         assert sent_on(7) in {(os.getpid(), 7), 21}

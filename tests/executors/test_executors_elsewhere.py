@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
+import decorated_functions as decorated
 import process_functions as functions
 import pytest
 from conftest import BACKENDS, GRACE_SECONDS, Caller, _backends, wait_until
@@ -119,15 +120,15 @@ def test_errors_come_back_as_themselves_and_the_next_call_works(caller: Caller, 
 def test_a_decorated_function_and_method_are_found_by_name(
     caller: Caller, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functions.elsewhere, "there", elsewhere.executor, raising=False)
-    thing = functions.Decorated(3)
+    monkeypatch.setattr(decorated.elsewhere, "there", elsewhere.executor, raising=False)
+    thing = decorated.Decorated(3)
     if caller.kind == "async":
         (pid, value), product = (
-            caller.run(lambda: functions.decorated(2, power=3)),
+            caller.run(lambda: decorated.decorated(2, power=3)),
             caller.run(lambda: thing.times(7)),
         )
     else:
-        (pid, value), product = functions.decorated.sync(2, power=3), thing.times.sync(7)
+        (pid, value), product = decorated.decorated.sync(2, power=3), thing.times.sync(7)
 
     assert (value, product) == (8, 21)
     assert pid != os.getpid()
@@ -144,7 +145,7 @@ def test_many_calls_at_once(caller: Caller, elsewhere: Elsewhere) -> None:
         results = collect(
             caller,
             "executor",
-            functions.plain_add,
+            decorated.plain_add,
             range(QUEUED),
             range(QUEUED),
             executor=elsewhere.executor,
@@ -153,7 +154,7 @@ def test_many_calls_at_once(caller: Caller, elsewhere: Elsewhere) -> None:
         assert sorted(total for total, _ in results) == [2 * number for number in range(QUEUED)]
         assert os.getpid() not in {pid for _, pid in results}
     with pytest.raises(TypeError, match="unsupported operand") as caught:
-        collect(caller, "executor", functions.plain_add, [1, None], [1, 1], executor=elsewhere.executor)
+        collect(caller, "executor", decorated.plain_add, [1, None], [1, 1], executor=elsewhere.executor)
     assert "item 1, (None, 1), of map_in_executor" in caught.value.__notes__[0]
 
 

@@ -202,7 +202,6 @@ def test_at_exit_calls_end_as_all_of_their_loop_do(program: Any) -> None:
 
 def test_exit_handlers_start_calls_until_the_loops_have_ended(program: Any) -> None:
     code, out, err = program("""
-        from unfazed.concurrency._eventloops._loopthread import _end_all_loops
         def late():
             try:
                 start_in_threadpool(int, "4")
@@ -211,9 +210,9 @@ def test_exit_handlers_start_calls_until_the_loops_have_ended(program: Any) -> N
         def early():
             say(start_in_threadpool(int, "3").result())
             say(start_in_eventloop(aid()).result() > 0)
-        atexit.unregister(_end_all_loops)
+        atexit.unregister(_lifetime.end_all)
         atexit.register(late)
-        atexit.register(_end_all_loops)
+        atexit.register(_lifetime.end_all)
         atexit.register(early)
         start_in_threadpool(int).result()
     """).run()
@@ -232,9 +231,8 @@ def test_who_waits_at_exit_is_told(program: Any) -> None:
         waiting = threading.Thread(target=wait, daemon=True)
         waiting.start()
         atexit.register(waiting.join)  # after the loops have ended
-        from unfazed.concurrency._eventloops._loopthread import _end_all_loops
-        atexit.unregister(_end_all_loops)
-        atexit.register(_end_all_loops)
+        atexit.unregister(_lifetime.end_all)
+        atexit.register(_lifetime.end_all)
     """).run()
 
     assert (code, out, err) == (0, "told\n", "")

@@ -1,14 +1,12 @@
-"""Functions that misbehave in a worker process, which finds them by module and name."""
+"""Functions that misbehave in a worker process. It imports little: each worker does it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -35,11 +33,15 @@ def pid_after(started: Path, awaited: Path) -> int:
 
 
 def run_echo() -> str:
+    import subprocess
+
     subprocess.run(["echo", "from echo"], check=True)
     return "done"
 
 
 def run_cat() -> str:
+    import subprocess
+
     subprocess.run(["cat"], check=True)
     return "done"
 
@@ -100,9 +102,14 @@ def print_euros(count: int) -> None:
     print("€" * count)  # noqa: T201
 
 
-@dataclass(frozen=True)
 class FrozenError(Exception):
-    number: int
+    """Refuses to have its attributes set, as a frozen dataclass does."""
+
+    def __init__(self, number: int) -> None:
+        self.__dict__["number"] = number
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(name)
 
 
 def raise_frozen() -> NoReturn:

@@ -104,7 +104,8 @@ def test_output_can_be_switched_off(background: Backend, output: Output, configu
     configure_processpool(output=False)
     run_in_processpool_sync(misbehaving.print_everywhere, "dropped")
     run_in_processpool_sync(print, "y" * 1000)
-    wait_until(lambda: taken() > 1000, "the output is not read")
+    printed = "dropped printed\ndropped to stderr\ndropped to 1\ndropped to 2\ndropped without an end"
+    wait_until(lambda: taken() == len(printed) + 1001, "the output is not read")  # the end of the last line as well
     configure_processpool()
     run_in_processpool_sync(misbehaving.print_everywhere, "shown")
 

@@ -21,6 +21,7 @@ from conftest import (
     let_others_run,
     limit_threads,
     seen,
+    without_address,
 )
 
 from unfazed.concurrency import (
@@ -267,7 +268,7 @@ def test_after_the_cancellation_of_a_scope_that_it_holds_a_step_raises_what_clos
         next(items)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=without_address)
 def test_exceptions_that_end_programs_reach_the_sync_consumer_alone(sync_caller: Caller, error: BaseException) -> None:
     class Failing(Ticker):
         async def __anext__(self) -> int:
@@ -448,7 +449,7 @@ def test_a_step_from_a_worker_goes_to_the_loop_where_the_iteration_was_begun(
         (async_generator, r"`iterate_in_eventloop_sync\(async_generator\(...\)\)`"),
         (3, "expected an async iterable, got 3"),
     ],
-    ids=repr,
+    ids=without_address,
 )
 def test_what_is_no_async_iterable_is_refused_at_once(source: Any, message: str) -> None:
     with pytest.raises(WrongFunctionError, match=message):

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from conftest import captured_async, in_plain_thread, limit_threads
+from conftest import captured_async, in_plain_thread, limit_threads, without_address
 from iterables import BlockingCounter, Counter
 
 from unfazed.concurrency import (
@@ -127,7 +127,7 @@ async def test_exceptions_come_with_their_traceback_after_the_items_before_them(
 
 @pytest.mark.anyio
 @both_ways
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=without_address)
 async def test_exceptions_that_end_programs_reach_the_consumer_alone(prefetch: int, error: BaseException) -> None:
     class Failing(Counter):
         def __next__(self) -> int:
@@ -306,7 +306,7 @@ def sync_generator() -> Iterator[int]:
         (3, "expected an iterable, got 3"),
         (None, "got None"),
     ],
-    ids=repr,
+    ids=without_address,
 )
 def test_what_is_no_iterable_is_refused_at_once(source: Any, message: str) -> None:
     with pytest.raises(WrongFunctionError, match=message):

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import process_functions
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Caller, captured, drops_at_once, in_plain_thread, wait_until
+from conftest import (
+    GRACE_SECONDS,
+    Blocking,
+    Caller,
+    captured,
+    drops_at_once,
+    in_plain_thread,
+    wait_until,
+    without_address,
+)
 
 from unfazed.concurrency import (
     LoopStateError,
@@ -142,7 +151,7 @@ class AsyncCallable:
 
 
 @pytest.mark.parametrize(
-    "func", [async_function, functools.partial(async_function), AsyncCallable(), async_generator], ids=repr
+    "func", [async_function, functools.partial(async_function), AsyncCallable(), async_generator], ids=without_address
 )
 def test_async_functions_are_refused_with_the_right_call(caller: Caller, func: Callable[[], object]) -> None:
     instead = "`run_in_eventloop_sync" if caller.kind != "async" else "`await "

@@ -29,74 +29,80 @@ an event loop in a thread of its own. `sync_twin` makes a class for sync code fr
 a function in a thread, and `allow_blocking_loop` lets sync calls wait where an event loop runs.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .. import __version__ as __version__
-from ._core._errors import (
-    CallCancelledError,
-    CallTimeoutError,
-    ExecutorError,
-    InUseError,
-    LoopEndedError,
-    LoopStartError,
-    LoopStateError,
-    LoopThreadError,
-    NotSendableError,
-    RemoteError,
-    RemoteTraceback,
-    UnfazedError,
-    WorkerProcessError,
-    WrongFunctionError,
-    WrongOptionError,
-)
-from ._dual import (
-    DualCallable,
-    DualContextManager,
-    DualIterator,
-    DualMethod,
-    in_eventloop,
-    in_executor,
-    in_processpool,
-    in_threadpool,
-)
-from ._eventloops._background import (
-    configure_background_eventloop,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    start_in_eventloop,
-)
-from ._eventloops._blocking import allow_blocking_loop
-from ._eventloops._handle import Handle
-from ._eventloops._loopthread import EventLoopThread
-from ._executors import run_in_executor, run_in_executor_sync, start_in_executor
-from ._many import CallGroup
-from ._many._mapasync import map_in_eventloop, map_in_executor, map_in_processpool, map_in_threadpool
-from ._many._mapdual import DualMap
-from ._many._mapiterators import AsyncMapIterator, MapIterator
-from ._many._mapsync import (
-    map_in_eventloop_sync,
-    map_in_executor_sync,
-    map_in_processpool_sync,
-    map_in_threadpool_sync,
-)
-from ._processes import (
-    configure_processpool,
-    run_in_processpool,
-    run_in_processpool_sync,
-    start_in_processpool,
-    warm_up_processpool,
-    warm_up_processpool_sync,
-)
-from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
-from ._scoped._taskiterators import iterate_in_eventloop_sync
-from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
-from ._threads._cancellation import check_cancelled
-from ._threads._threadcall import count_abandoned_threads
-from ._threads._threadpool import (
-    configure_threadpool,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-    start_in_threadpool,
-)
-from ._twins import sync_twin
+from ._core import _lifetime as _lifetime  # now, because of exit handlers and fork handlers of the program
+
+if TYPE_CHECKING:
+    from ._core._errors import (
+        CallCancelledError,
+        CallTimeoutError,
+        ExecutorError,
+        InUseError,
+        LoopEndedError,
+        LoopStartError,
+        LoopStateError,
+        LoopThreadError,
+        NotSendableError,
+        RemoteError,
+        RemoteTraceback,
+        UnfazedError,
+        WorkerProcessError,
+        WrongFunctionError,
+        WrongOptionError,
+    )
+    from ._dual import (
+        DualCallable,
+        DualContextManager,
+        DualIterator,
+        DualMethod,
+        in_eventloop,
+        in_executor,
+        in_processpool,
+        in_threadpool,
+    )
+    from ._eventloops._background import (
+        configure_background_eventloop,
+        run_in_eventloop,
+        run_in_eventloop_sync,
+        start_in_eventloop,
+    )
+    from ._eventloops._blocking import allow_blocking_loop
+    from ._eventloops._handle import Handle
+    from ._eventloops._loopthread import EventLoopThread
+    from ._executors import run_in_executor, run_in_executor_sync, start_in_executor
+    from ._many import CallGroup
+    from ._many._mapasync import map_in_eventloop, map_in_executor, map_in_processpool, map_in_threadpool
+    from ._many._mapdual import DualMap
+    from ._many._mapiterators import AsyncMapIterator, MapIterator
+    from ._many._mapsync import (
+        map_in_eventloop_sync,
+        map_in_executor_sync,
+        map_in_processpool_sync,
+        map_in_threadpool_sync,
+    )
+    from ._processes import (
+        configure_processpool,
+        run_in_processpool,
+        run_in_processpool_sync,
+        start_in_processpool,
+        warm_up_processpool,
+        warm_up_processpool_sync,
+    )
+    from ._scoped._contextmanagers import contextmanager_in_eventloop_sync, contextmanager_in_threadpool
+    from ._scoped._taskiterators import iterate_in_eventloop_sync
+    from ._scoped._threaditerators import ThreadpoolIterator, iterate_in_threadpool
+    from ._threads._cancellation import check_cancelled
+    from ._threads._threadcall import count_abandoned_threads
+    from ._threads._threadpool import (
+        configure_threadpool,
+        run_in_threadpool,
+        run_in_threadpool_sync,
+        start_in_threadpool,
+    )
+    from ._twins import sync_twin
 
 __all__ = (
     "AsyncMapIterator",
@@ -163,3 +169,85 @@ __all__ = (
     "warm_up_processpool",
     "warm_up_processpool_sync",
 )
+
+# Where the names are. A room is imported when one of its names is first used.
+_HOMES = {
+    "AsyncMapIterator": "_many._mapiterators",
+    "CallCancelledError": "_core._errors",
+    "CallGroup": "_many",
+    "CallTimeoutError": "_core._errors",
+    "DualCallable": "_dual",
+    "DualContextManager": "_dual",
+    "DualIterator": "_dual",
+    "DualMap": "_many._mapdual",
+    "DualMethod": "_dual",
+    "EventLoopThread": "_eventloops._loopthread",
+    "ExecutorError": "_core._errors",
+    "Handle": "_eventloops._handle",
+    "InUseError": "_core._errors",
+    "LoopEndedError": "_core._errors",
+    "LoopStartError": "_core._errors",
+    "LoopStateError": "_core._errors",
+    "LoopThreadError": "_core._errors",
+    "MapIterator": "_many._mapiterators",
+    "NotSendableError": "_core._errors",
+    "RemoteError": "_core._errors",
+    "RemoteTraceback": "_core._errors",
+    "ThreadpoolIterator": "_scoped._threaditerators",
+    "UnfazedError": "_core._errors",
+    "WorkerProcessError": "_core._errors",
+    "WrongFunctionError": "_core._errors",
+    "WrongOptionError": "_core._errors",
+    "allow_blocking_loop": "_eventloops._blocking",
+    "check_cancelled": "_threads._cancellation",
+    "configure_background_eventloop": "_eventloops._background",
+    "configure_processpool": "_processes",
+    "configure_threadpool": "_threads._threadpool",
+    "contextmanager_in_eventloop_sync": "_scoped._contextmanagers",
+    "contextmanager_in_threadpool": "_scoped._contextmanagers",
+    "count_abandoned_threads": "_threads._threadcall",
+    "in_eventloop": "_dual",
+    "in_executor": "_dual",
+    "in_processpool": "_dual",
+    "in_threadpool": "_dual",
+    "iterate_in_eventloop_sync": "_scoped._taskiterators",
+    "iterate_in_threadpool": "_scoped._threaditerators",
+    "map_in_eventloop": "_many._mapasync",
+    "map_in_eventloop_sync": "_many._mapsync",
+    "map_in_executor": "_many._mapasync",
+    "map_in_executor_sync": "_many._mapsync",
+    "map_in_processpool": "_many._mapasync",
+    "map_in_processpool_sync": "_many._mapsync",
+    "map_in_threadpool": "_many._mapasync",
+    "map_in_threadpool_sync": "_many._mapsync",
+    "run_in_eventloop": "_eventloops._background",
+    "run_in_eventloop_sync": "_eventloops._background",
+    "run_in_executor": "_executors",
+    "run_in_executor_sync": "_executors",
+    "run_in_processpool": "_processes",
+    "run_in_processpool_sync": "_processes",
+    "run_in_threadpool": "_threads._threadpool",
+    "run_in_threadpool_sync": "_threads._threadpool",
+    "start_in_eventloop": "_eventloops._background",
+    "start_in_executor": "_executors",
+    "start_in_processpool": "_processes",
+    "start_in_threadpool": "_threads._threadpool",
+    "sync_twin": "_twins",
+    "warm_up_processpool": "_processes",
+    "warm_up_processpool_sync": "_processes",
+}
+
+if not TYPE_CHECKING:  # or else type checkers would accept every name
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on its first use."""
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}", name=name, obj=import_module(__name__)
+            )
+        value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@
     _references.py    how decorated functions are sent to other processes
     _threadstart.py   how threads start, and what Python keeps us from making safe
     _errors.py        every exception class, with its text
+    _lifetime.py      what we do when the interpreter exits, and in a forked child
 
 No event loop runs here, and nothing here knows asyncio or trio. A file imports from those below it.
 """

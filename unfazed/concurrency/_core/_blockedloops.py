@@ -19,13 +19,13 @@ Assumptions: `list.append`, `list.remove` and `list.copy` are atomic, with and w
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, final
 
 from ._errors import LoopThreadError
+from ._lifetime import in_forked_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,5 +136,4 @@ def _reset_after_fork() -> None:
     current_blocked_loop.set(None)
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

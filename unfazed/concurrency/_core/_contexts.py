@@ -11,12 +11,12 @@ lease. A forked child starts without leases.
 
 from __future__ import annotations
 
-import os
 from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._blockedloops import current_blocked_loop
 from ._errors import InUseError
+from ._lifetime import in_forked_child
 from ._limits import current_slot
 
 if TYPE_CHECKING:
@@ -149,5 +149,4 @@ async def _on_behalf_async(
 
 _leases: dict[int, ContextLease] = {}
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_leases.clear)
+in_forked_child(_leases.clear)

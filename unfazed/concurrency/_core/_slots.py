@@ -20,7 +20,6 @@ A forked child starts with a new lock and with all slots free.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._blockedloops import current_blocked_loop, live
 from ._errors import LoopStateError
+from ._lifetime import in_forked_child
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
 from ._threadstart import start_thread
 
@@ -332,5 +332,4 @@ def _reset_after_fork() -> None:
     current_slot.set(None)
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter
 from .._core._checks import Dual, name_of, visible_names
 from .._core._errors import NotSendableError, WrongFunctionError
 from .._core._references import found_by_name, owner_of
-from ._metadata import PLACES, add_line, can_be_pickled, copy_metadata, described, options_of
+from ._metadata import add_line, can_be_pickled, copy_metadata, described, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 class Place(Protocol):
     """Where a function runs, and how."""
+
+    @property
+    def decorator(self) -> str: ...
 
     def check(self) -> None: ...
 
@@ -57,7 +60,7 @@ class BoundDual(Dual):
 
     def __new__(cls, place: Place | BoundDual, func: Callable[..., Any]) -> Self:
         """Make a dual, or bind one: some code rebinds a method with `type(method)(method.__func__, obj)`."""
-        if type(place) in PLACES:
+        if hasattr(type(place), "decorator"):
             return super().__new__(cls)
         if not isinstance(place, BoundDual):
             raise WrongFunctionError(

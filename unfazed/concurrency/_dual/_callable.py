@@ -6,7 +6,6 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
 
 from .._core._checks import visible_names
-from .._many._mapdual import MapFace
 from ._binding import BoundDual
 
 if TYPE_CHECKING:
@@ -79,6 +78,15 @@ class _SyncFace:
         return twin
 
 
+class _MapFace:
+    """The attribute `map` of dual callables."""
+
+    def __get__(self, dual: DualCallable[P, T] | None, owner: type | None = None) -> Any:
+        from .._many._mapdual import DualMap  # here, because only few callers need it, and it needs much
+
+        return self if dual is None else DualMap(dual)
+
+
 @final
 class DualCallable(BoundDual, Generic[P, T]):
     """A function that knows where it runs. Async code and sync code can both call it.
@@ -140,7 +148,7 @@ class DualCallable(BoundDual, Generic[P, T]):
             return coroutine
 
         sync = _SyncFace()
-        map = MapFace()
+        map = _MapFace()
 
     # `inspect` takes an object with these attributes for a function, because compiled functions have them too. So
     # `inspect` and `asyncio` see a coroutine function on every Python, without the marker that only 3.12 and newer

@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from .._core._checks import refuse_options, visible_names
-from .._eventloops._background import EventloopPlace
-from .._executors import ExecutorPlace
-from .._processes import ProcessPlace
-from .._threads._threadpool import ThreadPlace
 from ._callable import DualCallable, DualMethod
 from ._generators import dual_for, refuse_class
-from ._metadata import PLACES, described
+from ._metadata import described
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -67,7 +63,7 @@ if TYPE_CHECKING:
 def _make(place: Place, func: Any, others: dict[str, object]) -> Any:
     """Return the dual callable for *func*, or a decorator if *func* is `None`."""
     if others:
-        refuse_options(PLACES[type(place)], others)
+        refuse_options(place.decorator, others)
     place.check()
     return _Decorator(place) if func is None else _wrap(place, func)
 
@@ -169,6 +165,8 @@ def in_threadpool(
     Example:
         `read = in_threadpool(read_file, limiter=disk, timeout=5)`
     """
+    from .._threads._threadpool import ThreadPlace
+
     return _make(ThreadPlace(limiter, abandon_on_cancel, timeout, context), func, others)
 
 
@@ -235,6 +233,8 @@ def in_processpool(
     Example:
         `digest = in_processpool(hash_file, kill_on_cancel=True)`
     """
+    from .._processes import ProcessPlace
+
     return _make(ProcessPlace(limiter, kill_on_cancel, timeout, initializer, max_calls), func, others)
 
 
@@ -284,6 +284,8 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
     Example:
         `query = in_executor(one_thread, connection.execute, timeout=5)`
     """
+    from .._executors import ExecutorPlace
+
     return _make(ExecutorPlace(executor, timeout), func, others)
 
 
@@ -357,4 +359,6 @@ def in_eventloop(
     Example:
         `fetch = in_eventloop(client.get, timeout=5)`
     """
+    from .._eventloops._background import EventloopPlace
+
     return _make(EventloopPlace(timeout, context), func, others)

@@ -19,14 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast,
 
 from .._core._checks import is_async, name_of
 from .._core._errors import WrongFunctionError, WrongOptionError
-from .._eventloops._background import EventloopPlace
-from .._scoped._contextmanagers import contextmanager_in_threadpool, enter_in_eventloop
-from .._scoped._taskiterators import iterate_in_task
-from .._scoped._threaditerators import iterate_in_threadpool
-from .._threads._threadpool import ThreadPlace
 from ._binding import BoundDual
 from ._callable import SyncTwin
-from ._metadata import PLACES, options_of
+from ._metadata import options_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterable
@@ -48,8 +43,9 @@ def _code_of_what(decorator: Any) -> object:
     return decorator(iter).__code__
 
 
-_HELPERS: Final = {ThreadPlace: _code_of_what(contextmanager), EventloopPlace: _code_of_what(asynccontextmanager)}
-_IS_GENERATOR: Final = {ThreadPlace: inspect.isgeneratorfunction, EventloopPlace: inspect.isasyncgenfunction}
+# by decorator
+_HELPERS: Final = {"in_threadpool": _code_of_what(contextmanager), "in_eventloop": _code_of_what(asynccontextmanager)}
+_IS_GENERATOR: Final = {"in_threadpool": inspect.isgeneratorfunction, "in_eventloop": inspect.isasyncgenfunction}
 _WHY: Final = {
     "timeout": "it is not one call, and each step takes as long as it takes: use `anyio.fail_after` around it",
     "abandon_on_cancel": "its thread is closed, and not left behind",
@@ -95,7 +91,7 @@ class DualIterator(BoundDual, Generic[P, T, AsyncItems]):
         @property
         def __code__(self) -> CodeType:
             """Of an async generator function, so that `inspect` and frameworks see one."""
-            if type(self._place) is EventloopPlace:
+            if self._place.decorator == "in_eventloop":
                 return _AS_ASYNC_GENERATOR
             raise AttributeError("__code__")
 
@@ -144,12 +140,16 @@ class DualContextManager(BoundDual, Generic[P, T]):
 
 class _SyncIterator(SyncTwin[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        from .._scoped._taskiterators import iterate_in_task
+
         dual = self._dual
         return iterate_in_task(_iterate(dual, dual._func(*args, **kwargs)), dual, "{}.sync", "async for ... in {}(...)")
 
 
 class _SyncContextManager(SyncTwin[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        from .._scoped._contextmanagers import enter_in_eventloop
+
         dual = self._dual
         return enter_in_eventloop(_enter(dual, dual._func(*args, **kwargs)), dual, "{}.sync", "async with {}(...)")
 
@@ -171,15 +171,21 @@ if not TYPE_CHECKING:
 
 def _iterate(dual: BoundDual, iterable: Iterable[Any]) -> Any:
     """Return what async code iterates over."""
-    if isinstance(dual._place, ThreadPlace):
-        return iterate_in_threadpool(iterable, limiter=dual._place.limiter)
+    place: Any = dual._place
+    if place.decorator == "in_threadpool":
+        from .._scoped._threaditerators import iterate_in_threadpool
+
+        return iterate_in_threadpool(iterable, limiter=place.limiter)
     return iterable
 
 
 def _enter(dual: BoundDual, manager: AbstractContextManager[Any, bool | None]) -> Any:
     """Return what async code enters."""
-    if isinstance(dual._place, ThreadPlace):
-        return contextmanager_in_threadpool(manager, limiter=dual._place.limiter)
+    place: Any = dual._place
+    if place.decorator == "in_threadpool":
+        from .._scoped._contextmanagers import contextmanager_in_threadpool
+
+        return contextmanager_in_threadpool(manager, limiter=place.limiter)
     return manager
 
 
@@ -188,28 +194,27 @@ def dual_for(place: Any, func: Any) -> type[BoundDual] | None:
 
     Refuse options of *place* that make no sense there.
     """
-    kind = cast("Any", type(place))
-    made = _dual_of(func, kind) if kind in _HELPERS else None
+    made = _dual_of(func, place.decorator) if place.decorator in _HELPERS else None
     if made is not None:
         for option in filter(_WHY.__contains__, options_of(place)):
             what = "is a generator function" if made is DualIterator else "gives a context manager"
             raise WrongOptionError(
-                f"{PLACES[kind]}({option}=...) is for functions, and {name_of(func)}() {what}: {_WHY[option]}"
+                f"{place.decorator}({option}=...) is for functions, and {name_of(func)}() {what}: {_WHY[option]}"
             )
     return made
 
 
-def _dual_of(func: Any, kind: Any) -> type[BoundDual] | None:
-    is_generator = _IS_GENERATOR[kind]
-    for layer in _layers(func, kind):
-        if getattr(layer, "__code__", None) is _HELPERS[kind]:
+def _dual_of(func: Any, decorator: str) -> type[BoundDual] | None:
+    is_generator = _IS_GENERATOR[decorator]
+    for layer in _layers(func, decorator):
+        if getattr(layer, "__code__", None) is _HELPERS[decorator]:
             return DualContextManager
         if is_generator(layer):
             return DualIterator
     return None
 
 
-def _layers(func: Any, kind: object) -> list[Any]:
+def _layers(func: Any, decorator: str) -> list[Any]:
     """Return *func* without `partial`s. For `in_eventloop`, also what sync functions around it wrap.
 
     In a sync function around an async generator function nothing can be awaited, so it returns the async generator.
@@ -220,7 +225,7 @@ def _layers(func: Any, kind: object) -> list[Any]:
         while isinstance(func, functools.partial):
             func = func.func
         layers.append(func)
-        if kind is not EventloopPlace or inspect.iscoroutinefunction(func) or not hasattr(func, "__wrapped__"):
+        if decorator != "in_eventloop" or inspect.iscoroutinefunction(func) or not hasattr(func, "__wrapped__"):
             break
         func = func.__wrapped__
     if not inspect.isroutine(func) and not inspect.isclass(func):
@@ -232,9 +237,9 @@ def refuse_class(place: Any, func: Any) -> None:
     """Refuse a class, if `sync_twin` is what its users look for."""
     if not inspect.isclass(func) or hasattr(func, "__await__"):
         return
-    in_loop = type(place) is EventloopPlace
-    if in_loop or (type(place) is ThreadPlace and any(map(is_async, vars(func).values()))):
+    in_loop = place.decorator == "in_eventloop"
+    if in_loop or (place.decorator == "in_threadpool" and any(map(is_async, vars(func).values()))):
         raise WrongFunctionError(
-            f"{PLACES[type(place)]}() wraps functions, and {func.__qualname__} is a class: decorate its methods, "
+            f"{place.decorator}() wraps functions, and {func.__qualname__} is a class: decorate its methods, "
             f"or have `sync_twin({func.__name__})` make a class for sync code of it"
         )

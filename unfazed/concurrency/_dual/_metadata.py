@@ -7,25 +7,14 @@ import importlib
 import inspect
 import pickle
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anyio import CapacityLimiter
 
 from .._core._checks import name_of
-from .._eventloops._background import EventloopPlace
-from .._executors import ExecutorPlace
-from .._processes import ProcessPlace
-from .._threads._threadpool import ThreadPlace
 
 if TYPE_CHECKING:
     from ._binding import BoundDual
-
-PLACES: Final[dict[type, str]] = {
-    ThreadPlace: "in_threadpool",
-    ProcessPlace: "in_processpool",
-    ExecutorPlace: "in_executor",
-    EventloopPlace: "in_eventloop",
-}
 
 
 def copy_metadata(dual: BoundDual, func: Any) -> None:
@@ -75,7 +64,7 @@ def described(place: Any) -> tuple[str, list[str], list[str]]:
     options = options_of(place)
     executor = options.pop("executor", None)
     said = [f"{name}={_said(value)}" for name, value in options.items()]
-    return PLACES[type(place)], [] if executor is None else [type(executor).__name__], said
+    return place.decorator, [] if executor is None else [type(executor).__name__], said
 
 
 def _said(value: Any) -> str:

@@ -17,6 +17,7 @@ from anyio import to_thread
 from .._core._checks import explain, name_of, require_async, require_context, require_flag, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
+from .._core._lifetime import in_forked_child
 from ._blocking import settings
 from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
@@ -258,6 +259,11 @@ class EventloopPlace(NamedTuple):
     timeout: float | None = None
     context: Context | None = None
 
+    @property
+    def decorator(self) -> str:
+        """The name of the decorator that makes it."""
+        return "in_eventloop"
+
     def check(self) -> None:
         """Refuse wrong options."""
         require_timeout(self.timeout, "in_eventloop")
@@ -329,5 +335,4 @@ def _reset_after_fork() -> None:
     _successors.clear()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

@@ -15,9 +15,7 @@ documentation, "Thread Safety Guarantees").
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import os
 import threading
 import time
 from contextlib import suppress
@@ -34,6 +32,7 @@ from .._core._checks import (
     visible_names,
 )
 from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
+from .._core._lifetime import at_exit, in_forked_child
 from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
@@ -385,6 +384,5 @@ def _reset_after_fork() -> None:
     _running.clear()
 
 
-atexit.register(_end_all_loops)
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+at_exit(_end_all_loops)
+in_forked_child(_reset_after_fork)

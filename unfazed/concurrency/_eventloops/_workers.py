@@ -8,11 +8,11 @@ A forked child forgets what the thread that forked knew of loops.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .._core import _limits, _slots
+from .._core._lifetime import in_forked_child
 from ._loops import running_loop
 
 if TYPE_CHECKING:
@@ -117,5 +117,4 @@ def _reset_after_fork() -> None:
     thread.lost_loop = loop and loop.native
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

@@ -162,6 +162,11 @@ class ExecutorPlace(NamedTuple):
     executor: Executor
     timeout: float | None = None
 
+    @property
+    def decorator(self) -> str:
+        """The name of the decorator that makes it."""
+        return "in_executor"
+
     def check(self) -> None:
         """Refuse wrong options."""
         require_executor(self.executor, "in_executor")

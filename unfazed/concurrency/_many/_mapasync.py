@@ -5,11 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._core._checks import require_async, require_sync
-from .._eventloops._background import EventloopPlace
-from .._executors import ExecutorPlace, require_executor
-from .._processes import ProcessPlace
-from .._processes._api import require_sendable
-from .._threads._threadpool import ThreadPlace
 from ._mapdual import new_run
 from ._mapiterators import AsyncMapIterator
 
@@ -115,10 +110,11 @@ def map_in_threadpool(
     Example:
         `async for result in map_in_threadpool(read, paths): ...`
     """
+    from .._threads._threadpool import ThreadPlace
+
     helper = "map_in_threadpool"
     require_sync(func, helper)
-    place = ThreadPlace()
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=False)
+    run = new_run(ThreadPlace(), func, iterables, helper, limit, ordered, return_exceptions, sync=False)
     return AsyncMapIterator(run, iterables, func, helper)
 
 
@@ -205,10 +201,12 @@ def map_in_processpool(
     Example:
         `async for result in map_in_processpool(hash_file, paths): ...`
     """
+    from .._processes import ProcessPlace
+    from .._processes._api import require_sendable
+
     helper = "map_in_processpool"
     sent: Callable[..., Any] = require_sendable(func, helper)
-    place = ProcessPlace()
-    run = new_run(place, sent, iterables, helper, limit, ordered, return_exceptions, chunk, sync=False)
+    run = new_run(ProcessPlace(), sent, iterables, helper, limit, ordered, return_exceptions, chunk, sync=False)
     return AsyncMapIterator(run, iterables, func, helper)
 
 
@@ -303,11 +301,12 @@ def map_in_executor(
     Example:
         `async for result in map_in_executor(cluster, simulate, cases): ...`
     """
+    from .._executors import ExecutorPlace, require_executor
+
     helper = "map_in_executor"
     require_executor(executor, helper)
     require_sync(func, helper)
-    place = ExecutorPlace(executor)
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=False)
+    run = new_run(ExecutorPlace(executor), func, iterables, helper, limit, ordered, return_exceptions, sync=False)
     return AsyncMapIterator(run, iterables, func, helper)
 
 
@@ -390,8 +389,11 @@ def map_in_eventloop(
     Example:
         `async for result in map_in_eventloop(fetch, urls): ...`
     """
+    from .._eventloops._background import EventloopPlace
+
     helper = "map_in_eventloop"
     require_async(func, helper)
-    place = EventloopPlace()
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=False, elsewhere=True)
+    run = new_run(
+        EventloopPlace(), func, iterables, helper, limit, ordered, return_exceptions, sync=False, elsewhere=True
+    )
     return AsyncMapIterator(run, iterables, func, helper)

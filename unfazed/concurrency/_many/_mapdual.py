@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final, overload
 
-from .._core._checks import Dual, called, name_of, require_count, require_flag, visible_names
+from .._core._checks import called, name_of, require_count, require_flag, visible_names
 from .._core._errors import WrongOptionError
-from .._processes import ProcessPlace
 from ._mapcall import How
 from ._mapinput import require_iterables
 from ._mapiterators import AsyncMapIterator, MapIterator, sync_iterator
@@ -44,7 +43,7 @@ def new_run(
     require_flag(ordered, "ordered", plain)
     require_flag(return_exceptions, "return_exceptions", plain)
     if chunk is not None:
-        if not isinstance(place, ProcessPlace):
+        if place.decorator != "in_processpool":
             raise WrongOptionError(
                 f"{plain}() has no option `chunk`: only worker processes get several items in a call"
             )
@@ -135,10 +134,3 @@ class DualMap(Generic[P, T]):
         helper, place, func = f"{name_of(self._dual)}.map.sync", self._dual._place, self._dual._func
         run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, chunk, sync=True)
         return sync_iterator(run, iterables, func, helper)
-
-
-class MapFace:
-    """The attribute `map` of dual callables."""
-
-    def __get__(self, dual: Dual | None, owner: type | None = None) -> Any:
-        return self if dual is None else cast("Any", DualMap(dual))

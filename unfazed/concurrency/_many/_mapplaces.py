@@ -8,21 +8,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .._eventloops._background import EventloopPlace, run_in_eventloop
 from .._eventloops._limiters import thread_limiter
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._waiting import call_in, cancelled_classes
-from .._executors import ExecutorCall, ExecutorPlace, refuse_coroutine
-from .._processes import ProcessPlace
-from .._processes._limit import default_limiter
-from .._threads._threadcall import ThreadCall
-from .._threads._threadpool import ThreadPlace
-from ._chunks import ProcessCalls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .._eventloops._background import EventloopPlace
+    from .._executors import ExecutorPlace
+    from .._processes import ProcessPlace
+    from .._threads._threadpool import ThreadPlace
     from ._mapcall import How, MapCall
 
     Place = ThreadPlace | ProcessPlace | ExecutorPlace | EventloopPlace
@@ -45,13 +42,16 @@ class ThreadCalls:
     size = least = 1
 
     def __init__(self, func: Callable[..., Any], options: ThreadPlace, how: How) -> None:
+        from .._threads._threadcall import ThreadCall
+
+        self._make = ThreadCall
         self._func = func
         self._options = options
         self._how = how
 
     async def run(self, call: MapCall) -> None:
         how = self._how
-        thread_call = ThreadCall(how.helper, self._func, how.arguments(call.items[0]), {}, self._options)
+        thread_call = self._make(how.helper, self._func, how.arguments(call.items[0]), {}, self._options)
         outcome = await thread_call.run()
         call.settle(outcome.read, how)
 
@@ -62,6 +62,10 @@ class ExecutorCalls:
     size = least = 1
 
     def __init__(self, func: Callable[..., Any], place: ExecutorPlace, how: How) -> None:
+        from .._executors import ExecutorCall, refuse_coroutine
+
+        self._make = ExecutorCall
+        self._refuse_coroutine = refuse_coroutine
         self._func = func
         self._place = place
         self._how = how
@@ -70,13 +74,13 @@ class ExecutorCalls:
         how = self._how
         executor, timeout = self._place
         try:
-            outcome = await ExecutorCall(executor, self._func, how.arguments(call.items[0]), {}, timeout).run()
+            outcome = await self._make(executor, self._func, how.arguments(call.items[0]), {}, timeout).run()
         except cancelled_classes():
             raise
         except BaseException as exc:
             call.fail(exc, how)
         else:
-            call.settle(lambda: refuse_coroutine(outcome.read(), self._func, how.helper), how)
+            call.settle(lambda: self._refuse_coroutine(outcome.read(), self._func, how.helper), how)
 
 
 class EventloopCalls:
@@ -94,24 +98,30 @@ class EventloopCalls:
     async def run(self, call: MapCall) -> None:
         how = self._how
         try:
-            call.values.append(await self._start(self._func, how.arguments(call.items[0])))
+            value = await self._start(self._func, how.arguments(call.items[0]))
         except cancelled_classes():
             raise
         except BaseException as exc:
             call.fail(exc, how)
+        else:
+            call.values.append(value)
 
 
 def _in_background(func: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
+    from .._eventloops._background import run_in_eventloop
+
     return run_in_eventloop(func, *args)
 
 
-def calls_in(place: Place, func: Callable[..., Any], how: How, chunk: int | None, *, elsewhere: bool) -> Calls:
+def calls_in(place: Any, func: Callable[..., Any], how: How, chunk: int | None, *, elsewhere: bool) -> Calls:
     """Return what makes the calls of *func* in *place*. *elsewhere*: on the background event loop."""
-    if isinstance(place, ProcessPlace):
+    if place.decorator == "in_processpool":
+        from ._chunks import ProcessCalls
+
         return ProcessCalls(func, place, how, chunk)
-    if isinstance(place, ThreadPlace):
+    if place.decorator == "in_threadpool":
         return ThreadCalls(func, place, how)
-    if isinstance(place, ExecutorPlace):
+    if place.decorator == "in_executor":
         return ExecutorCalls(func, place, how)
     if elsewhere:
         return EventloopCalls(func, _in_background, how)
@@ -122,12 +132,15 @@ def calls_in(place: Place, func: Callable[..., Any], how: How, chunk: int | None
     return EventloopCalls(func, start_here, how)
 
 
-def default_limit(place: Place) -> int:
+def default_limit(place: Any) -> int:
     """Return how many calls may have begun and not been delivered, in the current loop."""
-    if isinstance(place, (ThreadPlace, EventloopPlace)) and place.context is not None:
+    if getattr(place, "context", None) is not None:
         return 1  # one call at a time can use it
-    if isinstance(place, (ThreadPlace, ProcessPlace)):
-        limiters = thread_limiter if isinstance(place, ThreadPlace) else default_limiter
-        total = (place.limiter or limiters.of(current_loop())).total_tokens
-        return DEFAULT_LIMIT if total == math.inf else max(1, int(total))
-    return DEFAULT_LIMIT
+    if place.decorator == "in_threadpool":
+        default = thread_limiter
+    elif place.decorator == "in_processpool":
+        from .._processes._limit import default_limiter as default
+    else:
+        return DEFAULT_LIMIT
+    total: float = (place.limiter or default.of(current_loop())).total_tokens
+    return DEFAULT_LIMIT if total == math.inf else max(1, int(total))

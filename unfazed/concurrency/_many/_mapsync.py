@@ -5,11 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._core._checks import require_async, require_sync
-from .._eventloops._background import EventloopPlace
-from .._executors import ExecutorPlace, require_executor
-from .._processes import ProcessPlace
-from .._processes._api import require_sendable
-from .._threads._threadpool import ThreadPlace
 from ._mapdual import new_run
 from ._mapiterators import MapIterator, sync_iterator
 
@@ -109,10 +104,11 @@ def map_in_threadpool_sync(
     Example:
         `for result in map_in_threadpool_sync(read, paths): ...`
     """
+    from .._threads._threadpool import ThreadPlace
+
     helper = "map_in_threadpool_sync"
     require_sync(func, helper)
-    place = ThreadPlace()
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=True)
+    run = new_run(ThreadPlace(), func, iterables, helper, limit, ordered, return_exceptions, sync=True)
     return sync_iterator(run, iterables, func, helper)
 
 
@@ -199,10 +195,12 @@ def map_in_processpool_sync(
     Example:
         `for result in map_in_processpool_sync(hash_file, paths): ...`
     """
+    from .._processes import ProcessPlace
+    from .._processes._api import require_sendable
+
     helper = "map_in_processpool_sync"
     sent: Callable[..., Any] = require_sendable(func, helper)
-    place = ProcessPlace()
-    run = new_run(place, sent, iterables, helper, limit, ordered, return_exceptions, chunk, sync=True)
+    run = new_run(ProcessPlace(), sent, iterables, helper, limit, ordered, return_exceptions, chunk, sync=True)
     return sync_iterator(run, iterables, func, helper)
 
 
@@ -297,11 +295,12 @@ def map_in_executor_sync(
     Example:
         `for result in map_in_executor_sync(cluster, simulate, cases): ...`
     """
+    from .._executors import ExecutorPlace, require_executor
+
     helper = "map_in_executor_sync"
     require_executor(executor, helper)
     require_sync(func, helper)
-    place = ExecutorPlace(executor)
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=True)
+    run = new_run(ExecutorPlace(executor), func, iterables, helper, limit, ordered, return_exceptions, sync=True)
     return sync_iterator(run, iterables, func, helper)
 
 
@@ -385,8 +384,9 @@ def map_in_eventloop_sync(
     Example:
         `for result in map_in_eventloop_sync(fetch, urls): ...`
     """
+    from .._eventloops._background import EventloopPlace
+
     helper = "map_in_eventloop_sync"
     require_async(func, helper)
-    place = EventloopPlace()
-    run = new_run(place, func, iterables, helper, limit, ordered, return_exceptions, sync=True)
+    run = new_run(EventloopPlace(), func, iterables, helper, limit, ordered, return_exceptions, sync=True)
     return sync_iterator(run, iterables, func, helper)

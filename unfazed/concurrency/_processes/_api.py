@@ -268,6 +268,11 @@ class ProcessPlace(CallOptions):
 
     __slots__ = ()
 
+    @property
+    def decorator(self) -> str:
+        """The name of the decorator that makes it."""
+        return "in_processpool"
+
     def check(self) -> None:
         """Refuse wrong options."""
         require_limiter(self.limiter, "in_processpool")

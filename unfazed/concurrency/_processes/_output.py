@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 from ..._worker import channel
+from .._core._lifetime import in_forked_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,5 +81,4 @@ def _reset_after_fork() -> None:
     _writing = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

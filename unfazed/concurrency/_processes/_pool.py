@@ -16,8 +16,6 @@ Assumption: the functions in its queue do not raise. If one does, the error is s
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
 import threading
 import time
@@ -26,6 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 from .._core._errors import LoopEndedError, WorkerProcessError
+from .._core._lifetime import at_exit, in_forked_child
 from . import _starting
 from ._inbox import Inbox
 from ._worker import KEPT, TRIES, WorkerProcess
@@ -228,6 +227,5 @@ def _stop_at_exit() -> None:
     pool.stop(STOP_SECONDS)
 
 
-atexit.register(_stop_at_exit)
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=pool.start_afresh)
+at_exit(_stop_at_exit)
+in_forked_child(pool.start_afresh)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
 from .._core import _threadstart
+from .._core._lifetime import in_forked_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -345,9 +346,6 @@ def _reset_after_fork() -> None:
     children.clear()
 
 
+in_forked_child(_reset_after_fork)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(
-        before=_take_fork_lock,
-        after_in_parent=_release_fork_lock,
-        after_in_child=_reset_after_fork,
-    )
+    os.register_at_fork(before=_take_fork_lock, after_in_parent=_release_fork_lock)

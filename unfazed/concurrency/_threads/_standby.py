@@ -28,7 +28,6 @@ without threads.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from contextlib import suppress
 from contextvars import Context
@@ -40,6 +39,7 @@ from anyio import Event, to_thread
 from .._core import _blockedloops
 from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
+from .._core._lifetime import in_forked_child
 from .._core._taskcall import TaskCall
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._bypassing import bypass, hand_back
@@ -227,5 +227,4 @@ def _reset_after_fork() -> None:
     _idle.clear()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_after_fork)
+in_forked_child(_reset_after_fork)

@@ -34,7 +34,6 @@ forked child starts with none.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -44,6 +43,7 @@ from .._core import _limits, _slots
 from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._contexts import ContextLease
 from .._core._futures import OneShotFuture, Start, without_our_frame
+from .._core._lifetime import in_forked_child
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
@@ -331,5 +331,4 @@ def _warn_if_all_are_abandoned(slot: _limits.Slot) -> None:
     )
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_abandoned.clear)
+in_forked_child(_abandoned.clear)

@@ -162,6 +162,11 @@ class ThreadPlace(ThreadOptions):
 
     __slots__ = ()
 
+    @property
+    def decorator(self) -> str:
+        """The name of the decorator that makes it."""
+        return "in_threadpool"
+
     def check(self) -> None:
         """Refuse wrong options."""
         require_limiter(self.limiter, "in_threadpool")
