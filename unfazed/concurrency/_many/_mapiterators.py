@@ -90,7 +90,7 @@ class _Consumer:
 class _Iterator:
     """What both iterators have in common."""
 
-    _consumer: _Consumer
+    _consumer: Any  # of the class that the iterator needs
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
