@@ -19,6 +19,7 @@ import process_functions
 import pytest
 from conftest import (
     GRACE_SECONDS,
+    NO_GIL,
     Blocking,
     Caller,
     captured,
@@ -221,6 +222,9 @@ def test_a_hundred_plain_threads_call_at_once(background: Any) -> None:
     assert sorted(results) == [((number,), {}) for number in range(100)]
 
 
+MORE_CALLS = 50 if NO_GIL else 0  # without a GIL, what a thread has made goes away only when that thread goes on
+
+
 class NoCycle:
     """Fails if the local variables of `fail` need the garbage collector to go away."""
 
@@ -247,15 +251,21 @@ class NoCycle:
 
 @drops_at_once
 def test_errors_leave_no_reference_cycle(background: Any) -> None:
-    with NoCycle() as test, pytest.raises(ValueError, match="no"):
-        run_in_threadpool_sync(test.fail)
+    with NoCycle() as test:
+        with pytest.raises(ValueError, match="no"):
+            run_in_threadpool_sync(test.fail)
+        for _ in range(MORE_CALLS):
+            run_in_threadpool_sync(int)
 
 
 @drops_at_once
 @pytest.mark.anyio
 async def test_errors_leave_no_reference_cycle_in_async_code() -> None:
-    with NoCycle() as test, pytest.raises(ValueError, match="no"):
-        await run_in_threadpool(test.fail)
+    with NoCycle() as test:
+        with pytest.raises(ValueError, match="no"):
+            await run_in_threadpool(test.fail)
+        for _ in range(MORE_CALLS):
+            await run_in_threadpool(int)
 
 
 @drops_at_once
