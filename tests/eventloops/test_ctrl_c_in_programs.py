@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 import pytest
+from conftest import PYPY
 from own_programs import program
 
 assert program  # a fixture
@@ -190,6 +191,10 @@ def test_ctrl_c_that_comes_with_the_answer_or_before_the_call_is_submitted_does_
     program: Any, anyio_backend: tuple[str, dict[str, Any]]
 ) -> None:
     """Wherever a signal handler raises, the call ends, and the next one works."""
+    if PYPY:
+        # `SimpleQueue.put` appends the item and then releases a semaphore, in Python: a handler that raises in between
+        # leaves an item in the queue that nobody takes out.
+        pytest.skip("the queues of PyPy do not survive a signal handler that raises just anywhere")
     if anyio_backend[0] == "trio":
         # `TrioToken.run_sync_soon` takes a lock in a `with` block, in Python: a handler that raises between its taking
         # and the block leaves it taken by the main thread for good, and nobody gets into that loop any more.

@@ -213,9 +213,10 @@ def main() -> None:
     sys.unraisablehook = lambda _: None  # the handler raises in finalizers too
     sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]
     gc.collect()
-    gc.freeze()  # collections visit only what the calls create
-    if has_gil():  # without a GIL, each collection stops all threads
-        gc.set_threshold(50)
+    if sys.implementation.name == "cpython":
+        gc.freeze()  # collections visit only what the calls create
+        if has_gil():  # without a GIL, each collection stops all threads
+            gc.set_threshold(50)
     signal.signal(signal.SIGALRM, handle)
     sys.setswitchinterval(SWITCH_SECONDS)
     ticking = True
