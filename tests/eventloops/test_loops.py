@@ -125,6 +125,16 @@ def test_a_library_that_another_thread_is_importing_runs_no_loop_here(
     assert _loops.running_loop() is None
 
 
+def test_a_library_whose_import_has_just_failed_runs_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Modules(dict[str, types.ModuleType]):
+        def __contains__(self, name: object) -> bool:
+            return True
+
+    monkeypatch.setattr(_loops, "sys", types.SimpleNamespace(modules=Modules()))
+
+    assert _loops.running_loop() is None
+
+
 @pytest.mark.parametrize("loaded", [{}, {"trio": types.ModuleType("trio")}], ids=["absent", "half imported"])
 def test_a_library_that_is_not_there_yet_cancels_nothing(
     loaded: dict[str, types.ModuleType], monkeypatch: pytest.MonkeyPatch

@@ -291,6 +291,36 @@ async def test_a_call_that_ends_just_before_a_cancelled_group_waits_is_seen(monk
     assert repr(group) == "<CallGroup, left, 0 calls>"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("when", ["before it enters its scope", "after that", "before it leaves it"])
+async def test_a_group_that_is_interrupted_leaves_its_cancel_scope(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise ZeroDivisionError
+
+    class Interrupted:
+        def __init__(self) -> None:
+            self._scope = anyio.CancelScope()
+            self.__exit__ = self._scope.__exit__
+
+        def __enter__(self) -> None:
+            if when == "after that":
+                self._scope.__enter__()
+            interrupt()
+
+    if when == "before it leaves it":
+        monkeypatch.setattr(CallGroup, "_leave", interrupt)
+    else:
+        monkeypatch.setattr(_callgroup, "CancelScope", Interrupted)
+    with anyio.CancelScope() as scope:
+        with pytest.raises(ZeroDivisionError):
+            async with CallGroup():
+                pass
+        scope.cancel()
+        await checkpoint()
+
+    assert scope.cancelled_caught
+
+
 def test_a_loop_that_is_gone_ends_the_wait() -> None:
     async def main() -> None:
         group = CallGroup()
