@@ -78,16 +78,26 @@ class Chunk:
         begin = time.perf_counter()
         stride = len(items) if self._seconds is None else max(1, len(items) // LOOKS)
         while len(values) < len(items):
-            try:
-                self._run(items[len(values) : len(values) + stride], values)
-            except BaseException as exc:
-                results.fail(call.packed_error(_without_our_frames(exc)))
-                if not (self._keep_going and isinstance(exc, Exception)):
+            raised = self._run_and_catch(items[len(values) : len(values) + stride], values)
+            if raised is not None:
+                results.fail(call.packed_error(raised))
+                if not (self._keep_going and isinstance(raised, Exception)):
                     break
             if self._seconds is not None and time.perf_counter() - begin > self._seconds:
                 break
         results.seconds = time.perf_counter() - begin
         return results
+
+    def _run_and_catch(self, items: list[Any], values: list[Any]) -> BaseException | None:
+        raised: BaseException | None = None
+        try:
+            self._run(items, values)
+        except BaseException as exc:
+            raised = _without_our_frames(exc)
+        try:
+            return raised  # not in the `except`: there, PyPy may put the old traceback back
+        finally:
+            del raised  # its traceback leads here
 
     def _run(self, items: list[Any], values: list[Any]) -> None:
         func, append = self._func, values.append
