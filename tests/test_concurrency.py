@@ -60,6 +60,11 @@ def test_what_is_looked_up_once_is_an_ordinary_global_name() -> None:
 
 
 @pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
+def test_dir_has_all_names(module: ModuleType) -> None:
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
 def test_dir_and_help_show_what_has_not_been_used_yet(module: ModuleType) -> None:
     source = f"""
 import pydoc, {module.__name__} as module
