@@ -119,9 +119,14 @@ UNINTERRUPTIBLE = {
 
 
 def is_interruptible(frame: FrameType) -> bool:
-    """Return whether Python could run a signal handler here. Some versions crash before a function's first step."""
+    """Return whether Python could run a signal handler here. Some versions crash before a function's first step.
+
+    Not in the first step of a finalizer or of `__aexit__` either: no `try` covers that, and nobody can do their work.
+    """
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]]
+    if frame.f_code.co_name in ("__del__", "__aexit__") and (at == 0 or name == "RESUME"):
+        return False
     if name in UNINTERRUPTIBLE or (name == "RESUME" and code[at + 1] & 3 >= 2):  # after an `await`
         return False
     return sys.version_info < (3, 11) or any(dis.opname[opcode] == "RESUME" for opcode in code[: at + 2 : 2])

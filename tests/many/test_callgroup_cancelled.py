@@ -21,6 +21,8 @@ from unfazed.concurrency import (
     Handle,
     run_in_threadpool,
 )
+from unfazed.concurrency._eventloops import _waiting
+from unfazed.concurrency._many import _callgroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -274,6 +276,21 @@ def test_a_call_that_ends_just_before_the_wait_is_seen(monkeypatch: pytest.Monke
     assert repr(group) == "<CallGroup, left, 0 calls>"
 
 
+@pytest.mark.anyio
+async def test_a_call_that_ends_just_before_a_cancelled_group_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = CallGroup()
+    close, times = group._close, iter([False])
+    monkeypatch.setattr(group, "_close", lambda: next(times, None) is not False and close())
+
+    with anyio.CancelScope() as scope:
+        async with group:
+            scope.cancel()
+            await checkpoint()
+
+    assert scope.cancelled_caught
+    assert repr(group) == "<CallGroup, left, 0 calls>"
+
+
 def test_a_loop_that_is_gone_ends_the_wait() -> None:
     async def main() -> None:
         group = CallGroup()
@@ -287,6 +304,19 @@ def test_a_loop_that_is_gone_ends_the_wait() -> None:
 
     gate = Gate()
     asyncio.run(main())
+
+
+def test_a_group_that_was_not_woken_finds_out_that_all_calls_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler has raised in the thread that was to wake it."""
+    monkeypatch.setattr(_callgroup, "set_from_anywhere", lambda *_: None)
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.001)
+    group, gate = CallGroup(), Gate()
+
+    with group:
+        group.start_in_threadpool(gate.wait)
+        threading.Timer(0.05, gate.opened.set).start()
+
+    assert repr(group) == "<CallGroup, left, 0 calls>"
 
 
 def test_an_end_that_was_not_noted_is_noted_again(monkeypatch: pytest.MonkeyPatch) -> None:

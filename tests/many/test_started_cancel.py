@@ -466,11 +466,12 @@ def test_who_is_interrupted_while_it_starts_a_call_cancels_it() -> None:
         future.read()
 
     tasks: list[Any] = []
+    handles: list[Handle[None]] = []
     with EventLoopThread() as loop:
         call = LoopCall(wait)
         with pytest.raises(KeyboardInterrupt):
-            _handle.start_call(call, call.run, wait, submit, read)
-        wait_until(lambda: tasks[0].future.done, "it goes on")
+            _handle.start_call(call, call.run, wait, submit, read, handles.append)
+        wait_until(handles[0].cancelled, "it goes on, or has an error")
 
 
 def test_what_was_prevented_is_not_submitted_to_its_executor() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import captured, wait_until, wait_until_none
+from conftest import captured, captured_async, wait_until, wait_until_none
 from interrupting import EVERY_STEP, Alarm, Steps, numbers, raise_alarm
 
 import unfazed.concurrency
@@ -33,7 +33,7 @@ from unfazed.concurrency._core._taskcall import TaskCall
 from unfazed.concurrency._eventloops import _handle, _starting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 FOLDER = str(Path(unfazed.concurrency.__file__).parent)
 # About how many bytecodes of each operation are tried; arbitrary. What raises while bytecodes are traced can crash
@@ -105,6 +105,38 @@ def fail_in_group() -> None:
         group.start_in_threadpool(int, "not a number").result()
 
 
+async def awaited() -> None:
+    assert await start_in_threadpool(int, "1") == 1
+    assert await start_in_eventloop(one) == 1
+
+
+async def in_a_group_async() -> None:
+    async with CallGroup() as group:
+        handles = [group.start_in_threadpool(int), group.start_in_eventloop(one)]
+    assert [await handle for handle in handles] == [0, 1]
+
+
+async def in_a_group_that_fails_async() -> None:
+    _, error = await captured_async(fail_in_group_async)
+    if isinstance(error, Alarm):
+        raise error
+    assert isinstance(error, Exception)
+
+
+async def fail_in_group_async() -> None:
+    async with CallGroup() as group:
+        group.start_in_eventloop(anyio.sleep, 1000)
+        await group.start_in_threadpool(int, "not a number")
+
+
+async def in_a_group_that_is_cancelled() -> None:
+    with anyio.CancelScope() as scope:
+        async with CallGroup() as group:
+            group.start_in_eventloop(anyio.sleep, 1000)
+            scope.cancel()
+
+
+FROM_ASYNC_CODE = (awaited, in_a_group_async, in_a_group_that_fails_async, in_a_group_that_is_cancelled)
 OPERATIONS: list[Callable[[], None]] = [
     in_a_thread,
     in_a_loop,
@@ -125,18 +157,31 @@ def unsettled() -> list[Any]:
 def test_a_signal_handler_raises_at_any_bytecode(operation: Callable[[], None]) -> None:
     global executor
     with ThreadPoolExecutor(1) as executor:
+        interrupt(operation)
+
+
+@pytest.mark.parametrize("operation", FROM_ASYNC_CODE, ids=lambda operation: operation.__name__)
+def test_a_signal_handler_raises_at_any_bytecode_of_async_code(
+    operation: Callable[[], Awaitable[None]], anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    name, options = anyio_backend
+    interrupt(lambda: anyio.run(operation, backend=name, backend_options=options))
+
+
+def interrupt(operation: Callable[[], None]) -> None:
+    """Do *operation* again and again, each time interrupted at another bytecode."""
+    operation()
+    for when in numbers(operation, FOLDER, STEPS):
+        steps = Steps(raise_alarm, when, FOLDER)
+        with steps:
+            _, error = captured(operation)
+        assert error is None or "Alarm" in repr(error) + repr(error.__cause__), (steps.where, error)
+        del error
+        for handle in unsettled():  # what was interrupted before it was returned goes on
+            handle.cancel()
+        with_what = steps.where
+        wait_until(lambda: not unsettled(), f"a call never ends: {with_what}")
         operation()
-        for when in numbers(operation, FOLDER, STEPS):
-            steps = Steps(raise_alarm, when, FOLDER)
-            with steps:
-                _, error = captured(operation)
-            assert error is None or "Alarm" in repr(error), (steps.where, error)
-            del error
-            for handle in unsettled():  # what was interrupted before it was returned goes on
-                handle.cancel()
-            with_what = steps.where
-            wait_until(lambda: not unsettled(), f"a call never ends: {with_what}")
-            operation()
     wait_until_none(unsettled)
 
 

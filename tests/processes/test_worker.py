@@ -306,25 +306,36 @@ def test_programs_without_a_main_module_that_can_be_loaded_have_an_empty_one(tmp
     assert not (tmp_path / "ran by chance").exists()
 
 
-def test_a_frozen_program_starts_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_frozen_program_starts_itself(tmp_path: Path, guarded: bool) -> None:
     """Whose executable runs the program, and `multiprocessing.freeze_support` takes over in a worker."""
     write(
         tmp_path / "program.py",
-        """
+        f"""
         import multiprocessing.spawn, sys
         from unfazed.concurrency import *
         sys.frozen = True
         sys.executable = sys.path[0] + "/app"
         if __name__ == "__main__":
-            multiprocessing.spawn.freeze_support()  # as tools that freeze programs have the other one do
-            print([run_in_processpool_sync(abs, -number) for number in range(3)])
+            if {guarded}:
+                multiprocessing.spawn.freeze_support()  # as tools that freeze programs have the other one do
+            try:
+                print([run_in_processpool_sync(abs, -number) for number in range(3)])
+            except WorkerProcessError as exc:
+                print(exc)
         """,
     )
     app = tmp_path / "app"
     app.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/program.py" "$@"\n')
     app.chmod(0o755)
 
-    assert run_program(tmp_path, "program.py") == ("[0, 1, 2]\n", "")
+    out, err = run_program(tmp_path, "program.py")
+
+    assert err == ""
+    if guarded:
+        assert out == "[0, 1, 2]\n"
+    else:
+        assert "ended with exit code 0 before it was ready; a frozen program that uses worker processes needs" in out
 
 
 def test_what_is_printed_while_the_interpreter_starts_is_output(tmp_path: Path) -> None:

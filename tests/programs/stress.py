@@ -1,8 +1,9 @@
 """Stress the package with threads, loops, small limits, garbage and signals: `python tests/programs/stress.py SECONDS`.
 
-Each round runs an event loop in the main thread, and plain threads beside it. Meanwhile a timer's signal handler raises
-in the main thread again and again, at random bytecodes. It raises in this package only: elsewhere it would test anyio
-and Python's own loops. After each round, every call has ended, no slot is taken, and no new thread is left.
+Each round runs an event loop in the main thread, and plain threads beside it; `stress_calls.py` has the calls.
+Meanwhile a timer's signal handler raises in the main thread again and again, at random bytecodes. It raises in this
+package only: elsewhere it would test anyio and Python's own loops. After each round, every call has ended, no slot is
+taken, and no new thread is left.
 
 `test_stress.py` runs it for a few seconds; a soak test runs it for an hour. The last line of output counts the calls.
 """
@@ -11,48 +12,37 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib.util
+import importlib
 import logging
 import os
+import pkgutil
 import random
 import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
+from stress_calls import (
+    BACKENDS,
+    Alarm,
+    async_call,
+    counts,
+    executor,
+    limiters,
+    only_expected,
+    sync_call,
+)
 
 import unfazed.concurrency
-from unfazed.concurrency import (
-    CallTimeoutError,
-    EventLoopThread,
-    LoopEndedError,
-    contextmanager_in_eventloop_sync,
-    contextmanager_in_threadpool,
-    count_abandoned_threads,
-    in_processpool,
-    in_threadpool,
-    iterate_in_eventloop_sync,
-    iterate_in_threadpool,
-    run_in_eventloop,
-    run_in_eventloop_sync,
-    run_in_executor,
-    run_in_executor_sync,
-    run_in_processpool,
-    run_in_processpool_sync,
-    run_in_threadpool,
-    run_in_threadpool_sync,
-)
+from unfazed.concurrency import CallGroup, Handle, count_abandoned_threads, run_in_threadpool, run_in_threadpool_sync
 from unfazed.concurrency._core import _contexts, _limits, _taskcall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
 PACKAGE = str(Path(unfazed.concurrency.__file__).parent)
@@ -62,16 +52,6 @@ SWITCH_SECONDS = 0.0005  # how long a thread keeps the GIL; a short time makes m
 CALLS_PER_ROUND = 300
 THREADS = 4
 
-BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
-
-
-class Alarm(Exception):  # noqa: N818
-    """What the signal handler raises."""
-
-
-Expected = (Alarm, CallTimeoutError, LoopEndedError)
-counts: Counter[str] = Counter()
-executor = ThreadPoolExecutor(2)
 places: deque[str] = deque(maxlen=3)  # where the last alarms were raised
 armed = False  # whether the handler raises
 ticking = False  # whether the timer is set again
@@ -84,151 +64,15 @@ def handle(signum: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
     if sys.exc_info()[0] is not None:  # the last alarm may still propagate: only one at a time
         return
-    if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    if armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE) and not is_first_of_exit(frame):
         counts["alarms"] += 1
         places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name} {frame.f_lasti}")
         raise Alarm
 
 
-async def one(value: int = 1) -> int:
-    return value
-
-
-async def slow(value: int) -> int:
-    await anyio.sleep(0.001)
-    return value
-
-
-def nested(depth: int) -> int:
-    async def below() -> int:
-        return await run_in_threadpool(nested, depth - 1)
-
-    return 0 if depth == 0 else 1 + run_in_eventloop_sync(below)
-
-
-@contextmanager
-def sync_manager() -> Iterator[int]:
-    yield 1
-
-
-@asynccontextmanager
-async def async_manager() -> AsyncIterator[int]:
-    yield await slow(1)
-
-
-async def numbers() -> AsyncIterator[int]:
-    for number in range(5):
-        yield await one(number)
-
-
-class Garbage:
-    """A reference cycle that holds an unfinished call until the garbage collector finds it."""
-
-    def __init__(self, held: object) -> None:
-        self.held = held
-        self.me = self
-
-
-limiters: list[anyio.CapacityLimiter] = []
-
-
-def a_limiter() -> anyio.CapacityLimiter:
-    return random.choice(limiters)
-
-
-async def drop_a_call() -> int:
-    """Create a call that is never awaited, and leave it to the garbage collector, which may run in any thread."""
-    call: Any = in_threadpool(time.sleep, limiter=a_limiter())(0.0001)
-    Garbage(call)
-    return 1
-
-
-async def with_a_manager() -> int:
-    async with contextmanager_in_threadpool(sync_manager(), limiter=a_limiter()) as value:
-        return value
-
-
-async def over_an_iterator() -> int:
-    async for number in iterate_in_threadpool(iter(range(10)), prefetch=random.randrange(4)):
-        if number == 1:
-            return 1
-    raise AssertionError("unreachable")
-
-
-async def late() -> int:
-    with suppress(CallTimeoutError):
-        await in_threadpool(time.sleep, timeout=0.001, limiter=a_limiter())(0.004)
-    return 1
-
-
-async def cancelled() -> int:
-    with anyio.move_on_after(random.random() * 0.004):
-        await in_threadpool(nested, limiter=a_limiter())(2)
-    return 1
-
-
-ASYNC: list[Callable[[], Awaitable[int]]] = [
-    lambda: run_in_threadpool(int, "1"),
-    lambda: in_threadpool(int, limiter=a_limiter())("1"),
-    lambda: in_threadpool(nested, limiter=a_limiter())(1),
-    lambda: run_in_eventloop(slow, 1),
-    lambda: run_in_executor(executor, int, "1"),
-    lambda: run_in_processpool(int, "1"),
-    lambda: in_processpool(int, limiter=a_limiter())("1"),
-    drop_a_call,
-    with_a_manager,
-    over_an_iterator,
-    late,
-    cancelled,
-]
-
-
-def sync_with_a_manager() -> int:
-    with contextmanager_in_eventloop_sync(async_manager()) as value:
-        return value
-
-
-def sync_over_an_iterator() -> int:
-    for number in iterate_in_eventloop_sync(numbers()):
-        if number == 1:
-            return number
-    raise AssertionError("unreachable")
-
-
-def sync_in_a_loop_of_its_own() -> int:
-    with EventLoopThread(random.choice(BACKENDS)) as loop:
-        return loop.run_sync(slow, 1)
-
-
-SYNC: list[Callable[[], int]] = [
-    lambda: run_in_threadpool_sync(int, "1"),
-    lambda: in_threadpool(int, limiter=a_limiter()).sync("1"),
-    lambda: run_in_eventloop_sync(slow, 1),
-    lambda: run_in_executor_sync(executor, int, "1"),
-    lambda: run_in_processpool_sync(int, "1"),
-    lambda: nested(1),
-    sync_with_a_manager,
-    sync_over_an_iterator,
-]
-ASYNC += [lambda: run_in_threadpool(random.choice(SYNC)), lambda: anyio.to_thread.run_sync(random.choice(SYNC))]
-RARELY = 0.02  # the share of sync calls that start their own loop
-
-
-def sync_call() -> None:
-    call = sync_in_a_loop_of_its_own if random.random() < RARELY else random.choice(SYNC)
-    try:
-        assert call() == 1
-        counts["calls"] += 1
-    except Expected:
-        counts["interrupted calls"] += 1
-
-
-async def async_call() -> None:
-    try:
-        assert await random.choice(ASYNC)() == 1
-        counts["calls"] += 1
-    except Expected:
-        counts["interrupted calls"] += 1
+def is_first_of_exit(frame: FrameType) -> bool:
+    """Return whether *frame* is at the first step of an `__aexit__`. No `try` covers that: a scope stays open."""
+    return frame.f_code.co_name == "__aexit__" and frame.f_lineno == frame.f_code.co_firstlineno
 
 
 async def in_the_main_threads_loop() -> None:
@@ -249,14 +93,6 @@ def main_thread(backend: str) -> None:
         counts["interrupted loops"] += 1
     for _ in range(CALLS_PER_ROUND // 5):
         sync_call()
-
-
-def only_expected(exc: BaseException) -> bool:
-    """Return whether an event loop may end with *exc*, because the handler raised in it between calls."""
-    members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
-    if members:
-        return all(map(only_expected, members))
-    return isinstance(exc, Expected) or isinstance(exc.__cause__, Expected) or type(exc).__name__ == "TrioInternalError"
 
 
 def plain_thread(stop: threading.Event) -> None:
@@ -280,7 +116,9 @@ def left_behind(before: set[threading.Thread]) -> list[object]:
         for limit in list(_limits.limits.values())
         if limit.holders or limit.queue or limit.occupied or limit.running or limit.extras
     ]
-    return [*threads, *limits, *_contexts._leases, *[count_abandoned_threads()] * bool(count_abandoned_threads())]
+    handles = [each for each in gc.get_objects() if type(each) is Handle and getattr(each, "_running", None)]
+    abandoned = [count_abandoned_threads()] * bool(count_abandoned_threads())
+    return [*threads, *limits, *handles, *_contexts._leases, *abandoned]
 
 
 WORKERS = ("unfazed-processpool", "unfazed-worker", "unfazed-output")
@@ -323,6 +161,9 @@ def say_who_waits() -> None:
     for call in gc.get_objects():
         if isinstance(call, _taskcall.TaskCall) and not call.future.done:
             print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
+    for started in gc.get_objects():
+        if isinstance(started, (Handle, CallGroup)):
+            print("started:", dict(vars(started)), file=sys.stderr)
     for task in gc.get_objects():
         if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):
             step: Any = getattr(task, "coro", None) or task.get_coro()
@@ -338,7 +179,7 @@ def say_who_waits() -> None:
     faulthandler.dump_traceback(all_threads=True)
 
 
-CALL_STATE = ("_work", "loop", "accepted", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
+CALL_STATE = ("_work", "loop", "taken", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
 
 
 class Guard:
@@ -355,6 +196,9 @@ class Guard:
     def _watch(self) -> None:
         while self._well.wait(self._seconds):
             self._well.clear()
+        for _ in range(3):
+            print(f"no round has ended for {self._seconds:.0f} seconds: {dict(counts)}", file=sys.stderr)
+            time.sleep(5)
         say_who_waits()
         os._exit(1)
 
@@ -365,6 +209,8 @@ def main() -> None:
     seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
     random.seed(seed)
     print(f"seed {seed}", flush=True)
+    for module in pkgutil.walk_packages([PACKAGE], "unfazed.concurrency."):
+        importlib.import_module(module.name)  # another thread would see a module whose import a handler interrupts
     logging.disable(logging.CRITICAL)  # asyncio logs exceptions in its callbacks
     sys.unraisablehook = lambda _: None  # the handler raises in finalizers too
     sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]

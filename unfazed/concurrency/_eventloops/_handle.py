@@ -282,8 +282,8 @@ class Handle(Future[T]):
                 join(self)
             if not self._over:
                 submit(running.task, copy_context())
-        except BaseException:  # it cannot be started, or a signal handler raised
-            self._asked = True
+        except BaseException:  # it cannot be started, or a signal handler raised: then it may have begun all the same
+            self._asked = self._stopping = True
             if running.call.prevent_start():
                 running.task.future.write(None, None)
             running.task.cancel()

@@ -122,6 +122,9 @@ class AsyncioLoop:
             if expired:
                 self.forget_cancellation()
 
+    def look_later(self, seconds: float, look: Callable[[], object]) -> None:
+        self.native.call_later(seconds, look)
+
     async def end_other_tasks(self) -> None:
         asyncio = sys.modules["asyncio"]
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -203,6 +206,9 @@ class TrioLoop:
             return await work()
         raise late()
 
+    def look_later(self, seconds: float, look: Callable[[], object]) -> None:
+        pass
+
     async def end_other_tasks(self) -> None:
         pass  # trio cancels them itself
 
@@ -236,18 +242,27 @@ def forget_library() -> None:
 
 
 def _mark_context(library: str | None) -> None:
-    sniffio = sys.modules.get("sniffio")
+    sniffio = _loaded("sniffio")
     if sniffio is not None:  # pragma: no branch  trio needs it
         sniffio.current_async_library_cvar.set(library)
 
 
+def _loaded(name: str) -> Any:
+    """Return the module of this name if it was imported, perhaps not to its end, or `None`."""
+    # Not `get`, which takes the lock of the dict twice on Python 3.13 without a GIL: that takes 50 microseconds.
+    try:
+        return sys.modules[name] if name in sys.modules else None  # noqa: SIM401
+    except KeyError:  # its import has just failed, in another thread
+        return None
+
+
 def running_loop() -> Loop | None:
     """Return the event loop that runs in this thread, if any."""
-    lowlevel: Any = sys.modules.get("trio.lowlevel")
+    lowlevel = _loaded("trio.lowlevel")
     in_trio_run = lowlevel and getattr(lowlevel, "in_trio_run", None)  # missing while another thread imports trio
     if in_trio_run is not None and in_trio_run():
         return TrioLoop(lowlevel.current_trio_token())
-    events: Any = sys.modules.get("asyncio.events")
+    events = _loaded("asyncio.events")
     get_running_loop = events and getattr(events, "_get_running_loop", None)  # it does not raise if no loop runs
     native = get_running_loop and get_running_loop()
     return None if native is None else AsyncioLoop(native)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import CancelledError
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
@@ -34,9 +34,8 @@ if sys.version_info < (3, 11):  # pragma: no cover  coverage is measured on a ne
     from exceptiongroup import BaseExceptionGroup  # which anyio needs there
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from .._core._loop import Loop
@@ -92,7 +91,6 @@ class CallGroup:
         self._wake: Callable[[], object] | None = None  # wakes the loop that waits for the last member
         self._loop: Loop | None = None  # of async code
         self._scope: CancelScope | None = None  # around the body, in async code
-        self._held: AbstractAsyncContextManager[None] | None = None
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
@@ -223,12 +221,17 @@ class CallGroup:
         self._wake = partial(set_from_anywhere, current_loop(), event)
 
         def begin() -> None:
-            if cancellation is not None:
-                raise cancellation
             if not self._members.copy():  # they have ended before `_wake` was set
                 event.set()
+            if cancellation is not None:
+                raise cancellation
 
-        await wait_for_end(event, self._cancel_all, begin=begin, check=self._look_after, check_at_once=True)
+        def check() -> None:
+            self._look_after()
+            if not self._members.copy():
+                event.set()
+
+        await wait_for_end(event, self._cancel_all, begin=begin, check=check, check_at_once=True)
 
     def __enter__(self) -> CallGroup:
         refuse_in_loop(self, "CallGroup", INSTEAD)
@@ -270,29 +273,43 @@ class CallGroup:
 
     async def __aenter__(self) -> CallGroup:
         self._enter()
-        self._held = self._hold()
-        await self._held.__aenter__()
-        return self
+        self._loop = current_loop()
+        self._scope = CancelScope()
+        try:
+            self._scope.__enter__()
+            return self
+        except BaseException:  # raised by a signal handler: `async with` does not call `__aexit__` then
+            self._leave_scope()
+            raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._held is not None, "set when it was entered"
-        await self._held.__aexit__(exc_type, exc, traceback)
+        try:
+            await self._leave(exc)
+        finally:
+            self._leave_scope()
+            del exc
 
-    @asynccontextmanager
-    async def _hold(self) -> AsyncGenerator[None]:
-        """Hold the group open while the body runs, and wait for all calls after that."""
-        self._loop = current_loop()
+    def _leave_scope(self) -> None:
+        """Leave the scope around the body, if a signal handler has kept us from that."""
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            with suppress(RuntimeError):  # it has not been entered
+                scope.__exit__(None, None, None)
+
+    async def _leave(self, exc: BaseException | None) -> None:
+        """Wait for all calls, in the scope around the body, which has raised *exc*. Then raise all errors."""
+        assert self._scope is not None, "made when it was entered"
         error: BaseException | None = None
         cancellation: BaseException | None = None
         try:
-            with CancelScope() as self._scope:
-                try:
-                    yield
-                except get_cancelled_exc_class() as exc:
+            with ExitStack() as stack:
+                stack.callback(setattr, self, "_scope", None)
+                stack.push(self._scope)
+                if isinstance(exc, get_cancelled_exc_class()):
                     cancellation = exc
-                except BaseException as exc:
+                elif exc is not None:
                     error = self._of_the_body(exc)
                 if error is not None or cancellation is not None:
                     self._cancel_all()
@@ -303,7 +320,7 @@ class CallGroup:
         try:
             self._raise(error)
         finally:
-            del error, cancellation
+            del error, cancellation, exc
 
     def _of_the_body(self, error: BaseException | None) -> BaseException | None:
         """Return *error*, unless the body got it because it has asked for a call that the group has cancelled."""

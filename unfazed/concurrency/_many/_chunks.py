@@ -62,13 +62,13 @@ class ProcessCalls:
         how = self._how
         try:
             arguments = how.arguments(call.items[0])
-            call.values.append(
-                await run(ProcessCall(how.helper, self._func, arguments, {}, self._options, at_once=True))
-            )
+            value = await run(ProcessCall(how.helper, self._func, arguments, {}, self._options, at_once=True))
         except cancelled_classes():
             raise
         except BaseException as exc:
             call.fail(exc, how)
+        else:
+            call.values.append(value)
 
     async def _run_chunk(self, call: MapCall) -> None:
         try:

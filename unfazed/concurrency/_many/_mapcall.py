@@ -51,9 +51,11 @@ class MapCall:
     def settle(self, read: Callable[[], Any], how: How) -> None:
         """Note the result of the only item, or its error, which *read* returns or raises."""
         try:
-            self.values.append(read())
+            value = read()
         except BaseException as exc:
             self.fail(exc, how)
+        else:  # not above: a signal handler may raise when it has been added
+            self.values.append(value)
 
     def fail(self, error: BaseException, how: How) -> None:
         """Note that the item after those that have a value failed."""

@@ -108,6 +108,9 @@ class Items:
         """Read no more."""
         self.over = True
 
+    def do_again(self) -> None:
+        """Do again what a signal handler may have kept the loop from doing."""
+
     def is_closed(self) -> bool:
         """Return whether nothing has to be waited for after `stop`."""
         return True
@@ -188,6 +191,15 @@ class _ItemsFromElsewhere(Items):
             if not self.over:
                 self.end(exc)
         self.on_items()
+
+    def do_again(self) -> None:
+        reading = self.reading
+        if reading is None:
+            return
+        if reading.future.done:
+            self._note_end_of_reading()
+        elif reading.go_on():
+            self.submit(reading)
 
     def end(self, error: BaseException | None) -> None:
         """Note that there are no more items."""
@@ -287,7 +299,9 @@ class ItemsFromTask(_ItemsFromElsewhere):
                 self._runner.leave()
 
     def is_closed(self) -> bool:
-        return self._runner is None or self._runner.future.done
+        runner = self._runner
+        # The last two: a signal handler has kept it from beginning, or ended it.
+        return runner is None or runner.future.done or not runner.taken or runner.has_no_task()
 
 
 async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:

@@ -44,6 +44,7 @@ class _Consumer:
         self.taken = 0  # results
         self.busy = False
         self.over = False
+        self.closed = False  # whether all has ended; set last, so that what was interrupted is done again
 
     def __repr__(self) -> str:
         state = "ended" if self.over else "not begun" if self.run.loop is None else "begun"
@@ -54,6 +55,9 @@ class _Consumer:
         def left(self) -> int:
             """Return how many results are left that have been taken."""
             ...
+
+        def drop(self) -> None:
+            """End the iteration, in any finalizer."""
 
     def length_hint(self) -> int:
         """Return how many results are to come, or `NotImplemented` unless all of the input has a length."""
@@ -83,18 +87,10 @@ class _Consumer:
         return stop
 
 
-@final
-class AsyncMapIterator(Generic[T]):
-    """An async iterator over the results of many calls. `map_in_threadpool` and its like make it.
+class _Iterator:
+    """What both iterators have in common."""
 
-    One task at a time may use it, in one event loop. When it is garbage-collected, as after `break`, no further calls
-    begin.
-    """
-
-    def __init__(self, run: MapRun, iterables: tuple[Any, ...], func: object, helper: str) -> None:
-        self._consumer = _AsyncConsumer(run, iterables, func, helper)
-        self._results: deque[T] = self._consumer.results
-        self._at_hand = 0  # how many results in a row did not have to be awaited
+    _consumer: _Consumer
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
@@ -108,6 +104,32 @@ class AsyncMapIterator(Generic[T]):
     def __length_hint__(self) -> int:
         """Return how many results are to come, where all of the input has a length."""
         return self._consumer.length_hint()
+
+    def __del__(self) -> None:
+        try:
+            self._drop()
+        finally:
+            self._drop()  # again: a signal handler may have raised
+
+    def _drop(self) -> None:
+        consumer: _Consumer | None = getattr(self, "_consumer", None)  # missing if its making was interrupted
+        if consumer is not None and not consumer.closed:
+            consumer.drop()
+            consumer.closed = True
+
+
+@final
+class AsyncMapIterator(_Iterator, Generic[T]):
+    """An async iterator over the results of many calls. `map_in_threadpool` and its like make it.
+
+    One task at a time may use it, in one event loop. When it is garbage-collected, as after `break`, no further calls
+    begin.
+    """
+
+    def __init__(self, run: MapRun, iterables: tuple[Any, ...], func: object, helper: str) -> None:
+        self._consumer: _AsyncConsumer = _AsyncConsumer(run, iterables, func, helper)
+        self._results: deque[T] = self._consumer.results
+        self._at_hand = 0  # how many results in a row did not have to be awaited
 
     def __aiter__(self) -> AsyncMapIterator[T]:
         return self
@@ -139,11 +161,7 @@ class AsyncMapIterator(Generic[T]):
         self._consumer.over = True
         self._results.clear()
         await _finish_all(self._consumer.run)
-
-    def __del__(self) -> None:
-        consumer = getattr(self, "_consumer", None)  # missing if `__init__` was interrupted
-        if consumer is not None and not consumer.over:
-            consumer.run.stop()
+        self._consumer.closed = True
 
 
 class _AsyncConsumer(_Consumer):
@@ -155,6 +173,9 @@ class _AsyncConsumer(_Consumer):
 
     def left(self) -> int:
         return len(self.results)
+
+    def drop(self) -> None:
+        self.run.stop()
 
     async def get_more(self, at_hand: int) -> int:
         """Wait for results, or raise what follows the last one. Return the new *at_hand*."""
@@ -171,17 +192,21 @@ class _AsyncConsumer(_Consumer):
         cancellation: BaseException | None = None
         try:
             try:
-                at_hand = await self._wait(at_hand)
-            except BaseException as exc:
-                self.over = True
-                cancellation = exc
-            if cancellation is None and self.results:
-                return at_hand
-            error = self.end()
-            await run.finish(cancellation)
+                try:
+                    at_hand = await self._wait(at_hand)
+                except BaseException as exc:
+                    self.over = True
+                    cancellation = exc
+                if cancellation is None and self.results:
+                    return at_hand
+                error = self.end()
+                await run.finish(cancellation)
+                self.closed = True
+            finally:
+                self.busy = False
+                del cancellation
         finally:
-            self.busy = False
-            del cancellation
+            self.busy = False  # again: a signal handler may have raised in the first `finally`
         try:
             raise error or StopAsyncIteration
         finally:
@@ -211,7 +236,7 @@ class _AsyncConsumer(_Consumer):
         return at_hand
 
 
-class MapIterator(chain[T]):
+class MapIterator(_Iterator, chain[T]):
     """An iterator over the results of many calls. `map_in_threadpool_sync` and its like make it.
 
     One thread at a time may use it. When it is garbage-collected, as after `break`, no further calls begin.
@@ -221,19 +246,6 @@ class MapIterator(chain[T]):
 
     _consumer: _SyncConsumer
 
-    def __dir__(self) -> list[str]:
-        return visible_names(self)
-
-    def __repr__(self) -> str:
-        return repr(self._consumer)
-
-    def __reduce__(self) -> NoReturn:
-        raise not_copied(self)
-
-    def __length_hint__(self) -> int:
-        """Return how many results are to come, where all of the input has a length."""
-        return self._consumer.length_hint()
-
     def close(self) -> None:
         """End the iteration: no further calls begin, what runs is waited for, and the input is closed.
 
@@ -241,11 +253,6 @@ class MapIterator(chain[T]):
             BaseException: Whatever closing the input raised.
         """
         self._consumer.close()
-
-    def __del__(self) -> None:
-        consumer = getattr(self, "_consumer", None)  # missing if a signal handler raised when it was made
-        if consumer is not None and not consumer.over:
-            consumer.drop()
 
 
 def sync_iterator(run: MapRun, iterables: tuple[Any, ...], func: object, helper: str) -> MapIterator[Any]:
@@ -323,6 +330,7 @@ class _SyncConsumer(_Consumer):
                 if run.loop is None:
                     self._call(partial(_begin, run, self._runner), always=False)
                 if not self._call(partial(_more, run, self._runner)):
+                    self.closed = True
                     return
             self._values = self.take()
             self._results = iter(self._values)
@@ -346,6 +354,7 @@ class _SyncConsumer(_Consumer):
             if not self._interrupts.is_over:
                 with suppress(LoopThreadError):
                     self._call(partial(self._runner.finish, partial(finish, self.run)))
+                    self.closed = True
                     return
             self._runner.leave()
 
@@ -356,7 +365,6 @@ class _SyncConsumer(_Consumer):
         self._leave(_finish_all)
 
     def drop(self) -> None:
-        """End the iteration, in any finalizer."""
         self.run.stop()
         with suppress(LoopEndedError):
             self._runner.leave()

@@ -98,11 +98,13 @@ class EventloopCalls:
     async def run(self, call: MapCall) -> None:
         how = self._how
         try:
-            call.values.append(await self._start(self._func, how.arguments(call.items[0])))
+            value = await self._start(self._func, how.arguments(call.items[0]))
         except cancelled_classes():
             raise
         except BaseException as exc:
             call.fail(exc, how)
+        else:
+            call.values.append(value)
 
 
 def _in_background(func: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:

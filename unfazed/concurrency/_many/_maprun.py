@@ -20,7 +20,9 @@ Guarantees:
 
 - At most `limit` calls have begun and are not delivered. Nothing is read from the input before a call for it may begin.
 - After `stop`, no call begins. `stop` is safe in any thread and any finalizer, and waits for nothing. `finish` waits.
-- What a signal handler raises in the midst of this ends the map: its consumer gets it.
+- What a signal handler raises in the midst of this ends the map: its consumer gets it. asyncio drops callbacks that it
+  interrupts. So while the consumer waits, or somebody waits for the end, the loop does again, once a second, what it
+  may have been kept from (`look`, `finish`).
 
 Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. What `ready` and `_returned` do not hold is for
 the loop's thread.
@@ -28,8 +30,8 @@ the loop's thread.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -41,7 +43,8 @@ from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._waiting import wait_shielded
+from .._eventloops._timeouts import CHECK_SECONDS
+from .._eventloops._waiting import wait_and_check, wait_shielded
 from ._mapcall import MapCall, ended_if_cancelled
 from ._mapinput import items_of
 
@@ -95,7 +98,8 @@ class MapRun:
         self._makers: set[_Maker] = set()
         self._idle: list[_Maker] = []
         self._news: Event | None = None  # set when there is a result, or the end
-        self._poked = False
+        self._poked = False  # whether the loop is to call `_fill_when_poked`
+        self._looks = False  # whether the loop is to call `look`
         self.stopped: bool = False
 
     def begin(self) -> None:
@@ -110,6 +114,8 @@ class MapRun:
         self.fill()
         while not self.ready and not self._is_over():
             self._news = news = Event()
+            if not self._looks:
+                self._look_later()
             await news.wait()
         return bool(self.ready)
 
@@ -125,15 +131,22 @@ class MapRun:
 
     def poke(self) -> None:
         """Have the loop call `fill`. From any thread."""
-        # Either we see that `_poked` is false, or the `fill` to come sees what was appended before: it sets `_poked`
-        # first, and then takes a step on the same deque.
+        # Either we see that `_poked` is false, or the `fill` to come sees what was done before: both take a step on one
+        # deque, we before we look at `_poked`, and the loop after it has set that.
+        self._returned.extend(())
         if not self._poked and self.loop is not None:
-            self._poked = True
-            with suppress(LoopEndedError):
+            try:
+                self._poked = True
                 self.loop.post(self._fill_when_poked)
+            except LoopEndedError:
+                pass
+            except BaseException:  # raised by a signal handler: the next poke must not rely on this one
+                self._poked = False
+                raise
 
     def _fill_when_poked(self) -> None:
         self._poked = False
+        self._returned.extend(())
         try:
             self.fill()
         except BaseException as exc:  # raised by a signal handler, or there is no memory left
@@ -155,8 +168,7 @@ class MapRun:
             self._begin_call(call)
         if self._is_over():
             self._end()
-        if self.stopped:
-            self._look_for_the_end()
+        self._look_for_the_end()
 
     def _next_call(self) -> MapCall | None:
         """Return the next call that may begin, or `None` if none is there."""
@@ -242,19 +254,57 @@ class MapRun:
 
     def _note_end_of(self, maker: _Maker) -> None:
         """Note that the task of *maker* has ended: there is nothing to do, it was cancelled, or interrupted."""
-        if maker not in self._makers:
-            return
-        self._makers.discard(maker)
+        error: BaseException | None = None
         try:
             maker.task.future.read()
         except BaseException as exc:
-            if not self.stopped:
-                self._break(exc)
+            error = exc
+        if not self.stopped and (error is not None or not self._is_over()):
+            # Without an error, this is the second time: a signal handler raised in the first one.
+            self._break(error or LoopEndedError("a signal handler has ended this iterator"))
+        self._makers.discard(maker)
         self._look_for_the_end()
+        del error
 
     def _look_for_the_end(self) -> None:
-        if self.stopped and not self._makers and self.items.is_closed():
+        """Note the end, if we are stopped and nothing runs any more. In the loop's thread."""
+        if not self.stopped:
+            return
+        for maker in self._makers.copy():
+            if maker.task.loop is None:  # a signal handler raised before it was submitted
+                self._makers.discard(maker)
+        if not self._makers and self.items.is_closed():
             self._all_ended.set()
+
+    def _look_later(self) -> None:
+        """Have the loop look after what it had to do, while the consumer waits."""
+        assert self.loop is not None, "set when it began"
+        self._looks = True
+        self.loop.look_later(CHECK_SECONDS, partial(_look, weakref.ref(self)))
+
+    def look(self) -> None:
+        """Look after what the loop had to do, if the consumer waits."""
+        self._looks = False
+        if self.stopped or self._news is None or self._news.is_set():
+            return
+        self._look_later()
+        try:
+            self._do_again()
+        except BaseException as exc:  # raised by a signal handler
+            self._break(exc)
+
+    def _do_again(self) -> None:
+        """Do again what a signal handler may have kept the loop from doing."""
+        for maker in self._makers.copy():
+            if maker.task.future.done:
+                self._note_end_of(maker)
+            else:
+                maker.task.go_on()
+        self.items.do_again()
+        self._poked = False
+        self.fill()
+        if self.ready:
+            self._tell()
 
     def _break(self, error: BaseException) -> None:
         """End with *error*, which no call has raised."""
@@ -281,16 +331,17 @@ class MapRun:
         try:
             if cancellation is None:
                 try:
-                    await self._all_ended.wait()
+                    await wait_and_check(self._all_ended, self._do_again)
                     return
                 except BaseException as exc:
                     cancellation = exc
-            raise await wait_shielded(self._all_ended, cancellation, check=self._cancel_again)
+            raise await wait_shielded(self._all_ended, cancellation, check=self._do_again)
         finally:
             del cancellation
 
-    def _cancel_again(self) -> None:
-        """Do again what a signal handler may have kept the loop from doing."""
-        for maker in self._makers.copy():
-            maker.task.go_on()
-        self._look_for_the_end()
+
+def _look(reference: weakref.ref[MapRun]) -> None:
+    """Look after a run, if it is still there: what the loop is to do later must not keep it."""
+    run = reference()
+    if run is not None:
+        run.look()

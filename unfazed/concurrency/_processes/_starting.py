@@ -38,6 +38,10 @@ GUARD: Final = (
     "a script that uses worker processes needs its own calls behind `if __name__ == '__main__':`, for each worker "
     "imports it"
 )
+FROZEN_GUARD: Final = (
+    "a frozen program that uses worker processes needs `multiprocessing.freeze_support()` behind its "
+    "`if __name__ == '__main__':`, as the first thing there"
+)
 
 # Its standard input holds one line with a number of bytes, and then as many bytes. The parent sends nothing else until
 # the worker has answered: buffered reading would swallow it.
@@ -84,10 +88,7 @@ def refuse_in_preparation() -> None:
         worker.refused = True
         raise NotStartedError(f"could not start in a worker that imports the main module: {GUARD}")
     if getattr(sys, "frozen", False) and sys.argv[1:2] == ["--multiprocessing-fork"]:
-        raise NotStartedError(
-            "could not start in what is to be a worker: a frozen program that uses worker processes needs "
-            "`multiprocessing.freeze_support()` behind its `if __name__ == '__main__':`, as the first thing there"
-        )
+        raise NotStartedError(f"could not start in what is to be a worker: {FROZEN_GUARD}")
 
 
 def _command() -> list[str | bytes]:
@@ -197,7 +198,9 @@ class Child:
         except (channel.PipeEndError, OSError):
             status = self.end()
             said = f"could not start: {self._name!r} ended {status} before it was ready"
-            if "py" not in self._name.rpartition(os.sep)[2].lower():
+            if getattr(sys, "frozen", False):
+                said += f"; {FROZEN_GUARD}"
+            elif "py" not in self._name.rpartition(os.sep)[2].lower():
                 said += "; if that is not Python, say what is: multiprocessing.set_executable(path)"
             raise NotStartedError(said, again="killed by" in status) from None
         if kind == channel.READY:

@@ -61,7 +61,13 @@ class ThreadpoolIterator(Generic[T]):
         await self._feed.close()
 
     def __del__(self) -> None:
-        feed = getattr(self, "_feed", None)  # missing if `__init__` was interrupted
+        try:
+            self._drop()
+        finally:
+            self._drop()  # again: a signal handler may have raised
+
+    def _drop(self) -> None:
+        feed: Feed[T] | None = getattr(self, "_feed", None)  # missing if `__init__` was interrupted
         if feed is not None:
             feed.drop()
 
