@@ -5,7 +5,7 @@
     _measure.py   how: in batches, ours and the others' in turn
     _starts.py    in fresh processes: imports, first calls, memory
     _growth.py    how cost grows with callers, limits, and what is open
-    _report.py    JSON, a Markdown table, and pictures
+    _report.py    JSON, the figures in the pages, and pictures
 
 Never a test: what a machine can do at the moment decides nothing about whether the code is right.
 """

@@ -3,6 +3,7 @@
     python -m benchmarks                    all of it, in about a quarter of an hour
     python -m benchmarks --quick            less of it, in under a minute
     python -m benchmarks --only processpool the rows whose names have this in them, and no more than the table
+    python -m benchmarks --pages            nothing: write the pages anew from the results that are there
 
 Every loop has a process of its own, for there is one background event loop in each.
 """
@@ -77,8 +78,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less of everything, in under a minute")
     parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose names have this in them")
     parser.add_argument("--backend", choices=BACKENDS, help="measure on this loop alone, and print the rows as JSON")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where results.json, .md and the pictures go")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where results.json goes")
+    parser.add_argument("--pages", action="store_true", help="write the pages from the last results; measure nothing")
     options = parser.parse_args()
+    if options.pages:
+        _report.write(_report.RESULTS, json.loads((_report.RESULTS / "results.json").read_text(encoding="utf-8")))
+        return
     if options.quick:
         os.environ["UNFAZED_BENCH_QUICK"] = "1"
     if options.backend:

@@ -1,20 +1,43 @@
-"""What becomes of the measurements: JSON, Markdown tables, and pictures."""
+"""What becomes of the measurements: JSON, tables in the pages, and pictures.
+
+No figure is copied by hand. The pages have blocks between `<!-- figures: NAME -->` and `<!-- /figures -->`, which are
+written here. A test checks that they are what the last results say.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
 PACKAGES = ("unfazed-concurrency", "anyio", "asgiref", "asyncer", "fastapi", "loky", "starlette", "trio", "uvloop")
 MICROSECONDS = 1e6
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "explanation" / "figures.md"  # all tables; a page of its own
+PAGES = (ROOT / "README.md", ROOT / "docs" / "explanation" / "speed.md")  # with blocks
+PICTURES = ROOT / "docs" / "images"
+BACKENDS = ("asyncio", "uvloop", "trio")
+MAIN = (  # what the README shows
+    ("run_in_threadpool", "anyio"),
+    ("run_in_threadpool_sync", "anyio portal"),
+    ("run_in_eventloop_sync", "anyio portal"),
+    ("run_in_eventloop_sync", "asgiref"),
+    ("run_in_executor", "loop.run_in_executor"),
+    ("run_in_processpool", "anyio"),
+    ("run_in_processpool", "ProcessPoolExecutor"),
+    ("run_in_processpool_sync", "ProcessPoolExecutor"),
+    ("run_in_processpool, 1 MB both ways", "anyio"),
+    ("iterate_in_threadpool(prefetch=100)", "Starlette"),
+)
 
 
 def circumstances() -> dict[str, Any]:
@@ -28,10 +51,79 @@ def circumstances() -> dict[str, Any]:
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
+    """Write the results; if they go where the committed ones are, the pages and pictures as well."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(markdown(results), encoding="utf-8")
-    _draw(folder, results)
+    if folder.resolve() == RESULTS:
+        write_pages(results)
+        _draw(PICTURES, results)
+
+
+def write_pages(results: dict[str, Any]) -> None:
+    """Write all figures that the documentation shows."""
+    FIGURES.write_text(figures_page(results), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def figures_page(results: dict[str, Any]) -> str:
+    """Return the page with all tables."""
+    return f"# All figures\n\n{markdown(results)}\n![our time for each second of theirs](../images/speed-ratios.svg)\n"
+
+
+def fill(text: str, results: dict[str, Any]) -> str:
+    """Return the text of a page with each block written anew."""
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{BLOCKS[found[2]](results)}\n\n{found[3]}"
+
+    return re.sub(r"(<!-- figures: (\w+) -->).*?(<!-- /figures -->)", block, text, flags=re.DOTALL)
+
+
+def _summary(results: dict[str, Any], calls: Iterable[tuple[str, str]] | None = None) -> str:
+    """Return a table of ratios: a line for each call and contender, a column for each backend."""
+    ratios: dict[tuple[str, str], dict[str, str]] = {}
+    for row in results["rows"]:
+        for name, timing in row["others"].items():
+            ratios.setdefault((row["name"], name), {})[row["backend"]] = _ratio(row, name, timing)
+    lines = ["| call | against | " + " | ".join(BACKENDS) + " |", "|---|---|" + "---:|" * len(BACKENDS)]
+    for call, against in ratios if calls is None else calls:
+        cells = ratios.get((call, against), {})
+        lines.append(f"| {call} | {against} | " + " | ".join(cells.get(backend, "") for backend in BACKENDS) + " |")
+    return "\n".join(lines)
+
+
+def _main(results: dict[str, Any]) -> str:
+    return _summary(results, MAIN)
+
+
+def _goals(results: dict[str, Any]) -> str:
+    """Return how many goals were missed, and which."""
+    goals = [(row, name) for row in results["rows"] for name in row["limits"] if name in row["others"]]
+    ratios = [(row, name, row["others"][name]["ratio"]) for row, name in goals]
+    missed = [(row, name, ratio) for row, name, ratio in ratios if ratio > row["limits"][name]]
+    lines = [f"{len(goals) - len(missed)} of {len(goals)} goals were met. Missed were:", ""]
+    lines += ["| call | on | against | ratio | goal |", "|---|---|---|---:|---:|"]
+    lines += [
+        f"| {row['name']} | {row['backend']} | {name} | {ratio:.2f} | {row['limits'][name]:.2f} |"
+        for row, name, ratio in missed
+    ]
+    return "\n".join(lines)
+
+
+def _growth(results: dict[str, Any]) -> str:
+    callers, limits = results["callers"], results["limits"]
+    return "\n".join([*_curves("callers", callers), "", *_curves("limit", limits)])
+
+
+def _memory(results: dict[str, Any]) -> str:
+    return "\n".join(_values("memory of one", results["memory_bytes"], "kB", 1e-3))
+
+
+def _starts(results: dict[str, Any]) -> str:
+    imports = _values("import", results["import_seconds"], "ms", 1e3)
+    calls = _values("import and first call", results["first_call_seconds"], "ms", 1e3)
+    return "\n".join([*imports, "", *calls])
 
 
 def heading(results: dict[str, Any]) -> str:
@@ -55,24 +147,36 @@ def markdown(results: dict[str, Any]) -> str:
         ("memory of one", results["memory_bytes"], "kB", 1e-3),
     ):
         if values:
-            lines += ["", f"| {title} | {unit} |", "|---|---:|"]
-            lines += [f"| {name} | {value * factor:,.1f} |" for name, value in values.items()]
+            lines += ["", *_values(title, values, unit, factor)]
     for title, curves in (("callers", results["callers"]), ("limit", results["limits"])):
         if curves:
             lines += ["", *_curves(title, curves)]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any], name: str, timing: dict[str, Any]) -> str:
+def _values(title: str, values: dict[str, float], unit: str, factor: float) -> list[str]:
+    return [
+        f"| {title} | {unit} |",
+        "|---|---:|",
+        *(f"| {name} | {value * factor:,.1f} |" for name, value in values.items()),
+    ]
+
+
+def _ratio(row: dict[str, Any], name: str, timing: dict[str, Any]) -> str:
     limit = row["limits"].get(name)
     ratio = f"{timing['ratio']:.2f}"
+    return f"**{ratio}**" if limit is not None and timing["ratio"] > limit else ratio
+
+
+def _line(row: dict[str, Any], name: str, timing: dict[str, Any]) -> str:
+    limit = row["limits"].get(name)
     cells = (
         row["name"],
         row["backend"],
         f"{row['ours']['microseconds']:,.1f}",
         name,
         f"{timing['microseconds']:,.1f}",
-        f"**{ratio}**" if limit is not None and timing["ratio"] > limit else ratio,
+        _ratio(row, name, timing),
         f"{timing['low']:.2f} to {timing['high']:.2f}",
         "" if limit is None else f"{limit:.2f}",
     )
@@ -84,6 +188,17 @@ def _curves(title: str, curves: dict[str, list[tuple[int, float]]]) -> Iterable[
     yield "|---:" * (len(curves) + 1) + "|"
     for points in zip(*curves.values(), strict=True):
         yield f"| {points[0][0]:,} | " + " | ".join(f"{rate:,.0f}" for _, rate in points) + " |"
+
+
+BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "main": _main,
+    "ratios": _summary,
+    "goals": _goals,
+    "growth": _growth,
+    "memory": _memory,
+    "starts": _starts,
+    "heading": lambda results: f"Measured on {heading(results)}.",
+}
 
 
 def _draw(folder: Path, results: dict[str, Any]) -> None:
@@ -105,11 +220,11 @@ def _draw(folder: Path, results: dict[str, Any]) -> None:
     axes.barh([name for name, *_ in bars], [ratio for _, ratio, _ in bars], color="#4477aa", label="measured")
     axes.plot([most for *_, most in bars], range(len(bars)), "|", color="#cc3311", markersize=10, label="at most")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlabel("our time for each second of theirs")
     axes.legend()
     figure.suptitle(heading(results), fontsize=6)
-    figure.savefig(folder / "ratios.svg", metadata={"Date": None})
+    figure.savefig(folder / "speed-ratios.svg", metadata={"Date": None})
     plt.close(figure)
 
     figure, all_axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
@@ -127,5 +242,5 @@ def _draw(folder: Path, results: dict[str, Any]) -> None:
         axes.set_ylabel("calls in a second")
         axes.legend(fontsize=7)
     figure.suptitle(heading(results), fontsize=6)
-    figure.savefig(folder / "growth.svg", metadata={"Date": None})
+    figure.savefig(folder / "speed-growth.svg", metadata={"Date": None})
     plt.close(figure)

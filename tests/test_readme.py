@@ -1,34 +1,40 @@
-"""The README: every example runs and prints what it says, and every name exists."""
+"""The README, the documentation and the skill file: every example runs and prints what it says."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pages import EXAMPLE, PAGES, README, name_of, read
 
-import unfazed.concurrency
+if TYPE_CHECKING:
+    from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", TEXT, re.MULTILINE | re.DOTALL)
-executors_are_demanded = "UNFAZED_TEST_EXECUTORS" in os.environ  # by the tox environment `executors`
-web_is_demanded = "UNFAZED_TEST_WEB" in os.environ  # by the tox environment `web`
+# The tox environments `executors` and `web` demand the examples that need their packages, and run no others.
+DEMANDED = {"UNFAZED_TEST_EXECUTORS": "distributed", "UNFAZED_TEST_WEB": "fastapi"}
+demanded = [package for variable, package in DEMANDED.items() if variable in os.environ]
+# Without trio only those of the README: the same Python runs all of them where trio is.
+without_trio = os.environ.get("UNFAZED_TEST_BACKENDS") == "asyncio" and not demanded
+EXAMPLES = [
+    pytest.param(source, output, id=f"{name_of(page)}-{number}")
+    for page in ((README,) if without_trio else PAGES)
+    for number, (source, output) in enumerate(EXAMPLE.findall(read(page)))
+    if not demanded or any(package in source for package in demanded)
+]
 
 
-@pytest.mark.parametrize(("source", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize(("source", "output"), EXAMPLES)
 def test_an_example_prints_what_it_says(source: str, output: str, tmp_path: Path) -> None:
     if re.search(r"trio|sniffio", source) and importlib.util.find_spec("trio") is None:
         pytest.skip("the example needs trio")
-    if "distributed" in source and not executors_are_demanded and importlib.util.find_spec("distributed") is None:
-        pytest.skip("the example needs distributed")
-    if "fastapi" in source and not web_is_demanded and importlib.util.find_spec("fastapi") is None:
-        pytest.skip("the example needs fastapi")
+    for package in DEMANDED.values():
+        if package in source and not demanded and importlib.util.find_spec(package) is None:
+            pytest.skip(f"the example needs {package}")
     program = tmp_path / "example.py"
     program.write_text(source, encoding="utf-8")
 
@@ -48,31 +54,10 @@ def test_an_example_prints_what_it_says(source: str, output: str, tmp_path: Path
 
 
 def test_every_example_says_what_it_prints() -> None:
-    assert len(EXAMPLES) >= 10
-    assert all(output for _, output in EXAMPLES)
+    assert len(EXAMPLES) >= (1 if demanded or without_trio else 40)
+    for page in PAGES:
+        assert all(output for _, output in EXAMPLE.findall(read(page))), page
 
 
-def test_the_reference_shows_every_function_with_its_signature() -> None:
-    for name in unfazed.concurrency.__all__:
-        value = getattr(unfazed.concurrency, name)
-        if inspect.isfunction(value):
-            assert f"`{name}({signature(value)})`" in TEXT
-        elif not issubclass(value, unfazed.concurrency.RemoteTraceback):
-            assert f"`{name}`" in TEXT or f"`{name}({signature(value)})`" in TEXT, name
-
-
-def signature(function: object) -> str:
-    """Return the parameters with their defaults, without their types."""
-    parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
-    bare = [each for each in bare if each.name != "others"]  # which are refused
-    return str(inspect.Signature(bare))[1:-1].replace("'", '"')
-
-
-def test_the_exceptions_are_what_the_table_says() -> None:
-    rows = re.findall(r"^\| `(\w+Error)` \| (.*?) \|", TEXT, re.MULTILINE)
-
-    assert len(rows) == 13
-    for name, bases in rows:
-        error = getattr(unfazed.concurrency, name)
-        assert [f"`{base.__name__}`" for base in error.__bases__[1:]] == bases.split(", ")
+def test_the_readme_is_short() -> None:
+    assert len(read(README).splitlines()) <= 250

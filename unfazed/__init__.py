@@ -3,4 +3,4 @@
 The helpers are in `unfazed.concurrency`. This file holds the version and imports nothing.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

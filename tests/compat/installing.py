@@ -31,7 +31,7 @@ from starlette_helpers import request
 from unfazed_compat.starlette import _install
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
 responses_module: Any = importlib.import_module("starlette.responses")
@@ -168,7 +168,7 @@ async def programs_own_calls(_: Path) -> None:
 COMPRESSES_IN_THREADS = "to_thread" in inspect.getsource(importlib.import_module("starlette.middleware.gzip"))
 
 # what calls threads, and what is called there
-KINDS: dict[Callable[[Path], Awaitable[None]], set[str]] = {
+KINDS: dict[Callable[[Path], Coroutine[Any, Any, None]], set[str]] = {
     endpoint_function: {"endpoint"},
     endpoint_class: {"get"},
     background_task: {"task"},

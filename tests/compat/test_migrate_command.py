@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 import pytest
+from pages import DOCS, read
 from unfazed_compat.migrate import _command, _run, _source, _writing
 from unfazed_compat.migrate._plan import Options
 
@@ -30,7 +31,7 @@ OLD = "from asgiref.sync import sync_to_async\n"
 NEW = "from unfazed_compat.asgiref import sync_to_async\n"
 BROKEN = "import asgiref\ndef\n"
 PATHS = [str(Path(each).resolve()) for each in sys.path]
-README = Path(__file__).parents[2] / "README.md"
+PAGE = DOCS / "how-to" / "migrate-asgiref.md"
 
 
 @pytest.fixture(autouse=True)
@@ -451,13 +452,13 @@ def test_what_this_python_cannot_parse_is_parsed_by_libcst(monkeypatch: pytest.M
 
 SESSIONS = [
     session
-    for session in re.findall(r"^```console\n(.*?)^```\n", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for session in re.findall(r"^```console\n(.*?)^```\n", read(PAGE), re.MULTILINE | re.DOTALL)
     if "unfazed_compat.migrate" in session
 ]
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=range(len(SESSIONS)))
-def test_the_readme_shows_what_the_command_prints(session: str) -> None:
+def test_the_documentation_shows_what_the_command_prints(session: str) -> None:
     code = 0
     for line, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE):
         command = shlex.split(line)

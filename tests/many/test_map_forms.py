@@ -11,8 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from operator import length_hint
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -22,6 +21,7 @@ import tqdm.asyncio
 from conftest import Caller, let_others_run
 from map_functions import double
 from map_helpers import all_of, double_async, letters
+from pages import recipes
 
 from unfazed.concurrency import (
     NotSendableError,
@@ -36,6 +36,9 @@ from unfazed.concurrency import (
     map_in_threadpool_sync,
     run_in_eventloop_sync,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 tqdm.tqdm.monitor_interval = 0  # otherwise it has a thread
 tqdm.tqdm.set_lock(threading.RLock())  # otherwise it has a lock of `multiprocessing`, which starts a process
@@ -186,10 +189,8 @@ def test_calls_run_in_subinterpreters(caller: Caller) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="needs InterpreterPoolExecutor")
 def test_the_example_with_subinterpreters_runs(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    source = readme.split("```python interpreters\n")[1].split("```")[0]
     program = tmp_path / "program.py"
-    program.write_text(source, "utf-8")
+    program.write_text(recipes()["interpreters.py"], "utf-8")
 
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
 

@@ -14,13 +14,14 @@ from interrupting import Alarm, raise_alarm
 from map_helpers import Gated, all_of, double_async, letters
 
 from unfazed.concurrency import LoopEndedError, map_in_eventloop, map_in_threadpool, map_in_threadpool_sync
+from unfazed.concurrency._eventloops import _waiting
 from unfazed.concurrency._eventloops._loopthread import submit_here
 from unfazed.concurrency._many import _mapinput, _maprun
 from unfazed.concurrency._many._mapcall import How, MapCall
 from unfazed.concurrency._scoped._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 
 def first_raises(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,3 +213,28 @@ async def test_an_async_iterator_whose_close_was_interrupted_is_closed_when_it_i
     with anyio.fail_after(10):
         while run._makers:
             await anyio.sleep(0.001)
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_was_told_in_vain_to_end_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler raises in the callback that tells it. asyncio drops such a callback, trio ends."""
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.001)
+    leave = TaskRunner._leave
+    dropped: list[TaskRunner] = []
+
+    def drop_first(self: TaskRunner) -> None:
+        if dropped:
+            leave(self)
+        else:
+            dropped.append(self)
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(100):
+            yield number
+
+    results = map_in_threadpool(int, numbers(), limit=2)
+    assert await anext(results) == 0
+    monkeypatch.setattr(TaskRunner, "_leave", drop_first)
+    await results.aclose()
+
+    assert dropped

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib
 import logging
 import os
-import pkgutil
 import random
 import signal
 import sys
@@ -209,8 +207,8 @@ def main() -> None:
     seed = int(os.environ.get("UNFAZED_STRESS_SEED") or random.randrange(2**32))
     random.seed(seed)
     print(f"seed {seed}", flush=True)
-    for module in pkgutil.walk_packages([PACKAGE], "unfazed.concurrency."):
-        importlib.import_module(module.name)  # another thread would see a module whose import a handler interrupts
+    for name in unfazed.concurrency.__all__:
+        getattr(unfazed.concurrency, name)  # imports it: other threads may see a module whose import was interrupted
     logging.disable(logging.CRITICAL)  # asyncio logs exceptions in its callbacks
     sys.unraisablehook = lambda _: None  # the handler raises in finalizers too
     sys.excepthook_before, sys.excepthook = sys.excepthook, lambda *_: None  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The recipes of the README, each started as its users start it."""
+"""The recipes of the documentation, each started as its users start it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import signal
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pages import DOCS, read, recipes
 
 from unfazed.concurrency import sync_twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
-RECIPES = dict(
-    re.findall(r"^```python (\S+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-)
+RECIPES = recipes()
 HANG_SECONDS = 50
 are_demanded = "UNFAZED_TEST_RECIPES" in os.environ  # by the tox environment `recipes`
 
@@ -47,8 +45,16 @@ def run(*command: str) -> str:
 
 
 def test_each_recipe_has_a_test() -> None:
-    elsewhere = {"interpreters"}  # in `test_map_forms.py`
-    assert {*RECIPES} == {"tasks.py", "notebook", "test_shop.py", "count_words.py", "weather.py", *elsewhere}
+    elsewhere = {"interpreters.py"}  # in `test_map_forms.py`
+    assert {*RECIPES} == {
+        "tasks.py",
+        "notebook",
+        "first_cell",
+        "test_shop.py",
+        "count_words.py",
+        "weather.py",
+        *elsewhere,
+    }
 
 
 # ---- Celery
@@ -118,9 +124,8 @@ def test_notebook(folder: Path) -> None:
         "from unfazed.concurrency import run_in_threadpool_sync\n"
         "try:\n    run_in_threadpool_sync(int)\nexcept RuntimeError as exc:\n    print(exc)"
     )
-    allowed = (
+    allowed = RECIPES["first_cell"] + (
         "from unfazed.concurrency import *\n"
-        "configure_background_eventloop(allow_blocking_loop=True)\n"
         "async def twice(number):\n    return 2 * number\n"
         "print(run_in_threadpool_sync(int, '1'), run_in_eventloop_sync(twice, 1))"
     )
@@ -185,7 +190,9 @@ def test_library_from_sync_code(folder: Path, weather: Any) -> None:
 
 def test_library_with_a_generated_module(folder: Path, weather: Any) -> None:
     needs("ruff")
-    (command,) = re.findall(r"^\$ python -m (unfazed.twins weather.*)$", README.read_text("utf-8"), re.MULTILINE)
+    (command,) = re.findall(
+        r"^\$ python -m (unfazed.twins weather.*)$", read(DOCS / "how-to" / "both-apis.md"), re.MULTILINE
+    )
     run("-m", *command.split())
     run("-m", *command.split(), "--check")
 

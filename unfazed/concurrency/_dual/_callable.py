@@ -84,7 +84,10 @@ class _MapFace:
     def __get__(self, dual: DualCallable[P, T] | None, owner: type | None = None) -> Any:
         from .._many._mapdual import DualMap  # here, because only few callers need it, and it needs much
 
-        return self if dual is None else DualMap(dual)
+        if dual is None:
+            return self
+        dual_map: DualMap[P, T] = DualMap(dual)
+        return dual_map
 
 
 @final

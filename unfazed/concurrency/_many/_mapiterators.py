@@ -90,7 +90,7 @@ class _Consumer:
 class _Iterator:
     """What both iterators have in common."""
 
-    _consumer: _Consumer
+    _consumer: Any  # of the class that the iterator needs
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
@@ -103,7 +103,8 @@ class _Iterator:
 
     def __length_hint__(self) -> int:
         """Return how many results are to come, where all of the input has a length."""
-        return self._consumer.length_hint()
+        hint: int = self._consumer.length_hint()
+        return hint
 
     def __del__(self) -> None:
         try:

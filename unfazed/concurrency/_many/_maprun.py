@@ -300,6 +300,8 @@ class MapRun:
                 self._note_end_of(maker)
             else:
                 maker.task.go_on()
+        if self.stopped:
+            self.items.stop()
         self.items.do_again()
         self._poked = False
         self.fill()
