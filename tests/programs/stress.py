@@ -156,6 +156,10 @@ def say_who_waits() -> None:
     """Print where each task and each thread is. Call it from another thread while the program hangs."""
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
+    for slot in gc.get_objects():
+        if isinstance(slot, _limits.Slot) and (slot.held or slot in slot.limit.queue):
+            state = {name: getattr(slot, name) for name in SLOT_STATE}
+            print("slot:", [*_limits.limits].index(id(slot.limiter)), id(slot), state, file=sys.stderr)
     for call in gc.get_objects():
         if isinstance(call, _taskcall.TaskCall) and not call.future.done:
             print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
@@ -177,6 +181,19 @@ def say_who_waits() -> None:
     faulthandler.dump_traceback(all_threads=True)
 
 
+SLOT_STATE = (
+    "held",
+    "woken",
+    "work",
+    "waits",
+    "wake",
+    "lender",
+    "borrower",
+    "extra",
+    "ended",
+    "given_up",
+    "awaited_in",
+)
 CALL_STATE = ("_work", "loop", "taken", "bypassing", "aborted", "missed", "_abort", "_cancelled", "_steps")
 
 
