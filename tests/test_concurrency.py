@@ -171,6 +171,8 @@ ROOMS = {  # what a first use imports, besides `_core` and `_eventloops`
     "in_processpool(int)": "_dual _processes",
     "list(in_threadpool(int).map.sync('12'))": "_dual _many _scoped _threads",
     "sync_twin": "_twins",
+    "observe": "",
+    "statistics": "_executors _inside _processes _threads",
 }
 
 
