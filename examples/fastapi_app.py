@@ -8,6 +8,7 @@
     GET  /photos/{number}/thumbnail
     GET  /photos                    all of them, line by line, as they come from the database
     GET  /state                     what is open and running just now
+    GET  /calls                     what goes on inside: numbers and the dump as JSON, or the dump as text for browsers
 
 It needs `pip install unfazed-concurrency fastapi pillow`. The database is where `PHOTOS` says, else `photos.sqlite`.
 """
@@ -21,15 +22,22 @@ import queue
 import sqlite3
 from collections.abc import AsyncIterator, Iterator  # noqa: TC003  FastAPI looks at the annotations
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from PIL import Image
 from unfazed_compat.starlette import contextmanager_in_threadpool, iterate_in_threadpool, run_in_threadpool
 
-from unfazed.concurrency import count_abandoned_threads, run_in_eventloop_sync, run_in_processpool
+from unfazed.concurrency import (
+    count_abandoned_threads,
+    dump_calls,
+    run_in_eventloop_sync,
+    run_in_processpool,
+    statistics,
+)
 
 CONNECTIONS = 4  # fewer than there are threads: requests wait for each other here
 
@@ -149,3 +157,13 @@ async def list_photos(lines: Annotated[AsyncIterator[str], Depends(read_lines)])
 async def show_state(request: Request) -> dict[str, int]:
     database: Database = request.app.state.database
     return {"connections in use": CONNECTIONS - database.idle.qsize(), "abandoned threads": count_abandoned_threads()}
+
+
+@app.get("/calls")
+async def show_calls(request: Request) -> Response:
+    """Show what goes on inside. In production, keep this page from strangers."""
+    dump = io.StringIO()
+    dump_calls(dump)
+    if "text/" in request.headers.get("accept", ""):
+        return PlainTextResponse(dump.getvalue())
+    return JSONResponse({"statistics": asdict(statistics()), "dump": dump.getvalue().splitlines()})

@@ -326,7 +326,7 @@ def children() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def measure_one_backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have coverage measure the processes that tests start on one backend only: it takes longer than their start."""
+    """Have coverage measure worker processes on one backend only, because that takes twice as long as their start."""
     config = os.environ.get(COVERAGE_CONFIG)
     callspec = getattr(request.node, "callspec", None)
     if config is None or callspec is None or callspec.params.get("anyio_backend", _backends()[0]) == _backends()[0]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 HANG_SECONDS = 30  # nothing here takes a tenth of it
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COV")}  # on all backends
 
 PRELUDE = """
 import anyio, asyncio, atexit, contextlib, os, signal, sys, threading, time
@@ -73,7 +74,7 @@ class Program:
         prelude = PRELUDE.format(backend=backend[0], options=backend[1])
         body = textwrap.indent(textwrap.dedent(source), "    ")
         self._file.write_text(f"{prelude}\nif __name__ == '__main__':\n{body}")
-        self._environment = dict(os.environ, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
+        self._environment = dict(os.environ, **MEASURED, UNFAZED_BACKEND=backend[0], PYTHONWARNINGS=WARNINGS)
         paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment["PYTHONPATH"] = os.pathsep.join(paths)  # for `processes`
         if interrupted_anywhere:  # in the measurement of coverage as well, which keeps its lock then

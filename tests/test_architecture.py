@@ -25,6 +25,7 @@ FLOORS = {  # of the rooms, and of the files that are rooms of their own
     "_executors": 2,
     "_processes": 2,
     "_threads": 2,
+    "_inside": 3,
     "_scoped": 3,
     "_many": 4,
     "_twins": 4,

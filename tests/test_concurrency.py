@@ -60,6 +60,11 @@ def test_what_is_looked_up_once_is_an_ordinary_global_name() -> None:
 
 
 @pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
+def test_dir_has_all_names(module: ModuleType) -> None:
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("module", [unfazed.concurrency, unfazed.concurrecy])
 def test_dir_and_help_show_what_has_not_been_used_yet(module: ModuleType) -> None:
     source = f"""
 import pydoc, {module.__name__} as module
@@ -166,6 +171,8 @@ ROOMS = {  # what a first use imports, besides `_core` and `_eventloops`
     "in_processpool(int)": "_dual _processes",
     "list(in_threadpool(int).map.sync('12'))": "_dual _many _scoped _threads",
     "sync_twin": "_twins",
+    "observe": "",
+    "statistics": "_executors _inside _processes _threads",
 }
 
 

@@ -477,7 +477,7 @@ def test_who_is_interrupted_while_it_starts_a_call_cancels_it() -> None:
 def test_what_was_prevented_is_not_submitted_to_its_executor() -> None:
     """1: the loop begins the call. 2: its handle prevents it. 3: the loop is about to submit it."""
     with ThreadPoolExecutor(1) as executor:
-        call = ExecutorCall(executor, never, (), {})
+        call = ExecutorCall("start_in_executor", executor, never, (), {})
         call._start = Start()
         assert call.prevent_start()
         assert not run_in_eventloop_sync(call.run).done

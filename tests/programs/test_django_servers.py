@@ -220,6 +220,9 @@ def test_every_response_is_right_and_nothing_is_left_over(
                     calls.append(executor.submit(server.drop, endless, f"{NAMES[0]}\n".encode()))
             for call in calls:
                 call.result()
+        inside = json.loads(server.get("/calls/")[2])
+        assert inside["dump"][0].startswith("Calls of process ")
+        assert "limiters" in inside["statistics"]
 
         left: list[object] = []
         clean: set[int] = set()

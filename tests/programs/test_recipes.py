@@ -46,6 +46,7 @@ def run(*command: str) -> str:
 
 def test_each_recipe_has_a_test() -> None:
     elsewhere = {"interpreters.py"}  # in `test_map_forms.py`
+    elsewhere |= {"telemetry.py", "metrics.py", "slow_calls.py", "test_hops.py", "stuck.py"}  # of observing
     assert {*RECIPES} == {
         "tasks.py",
         "notebook",

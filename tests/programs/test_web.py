@@ -191,8 +191,16 @@ async def use_everything(client: httpx.AsyncClient) -> None:
     async def miss(number: int) -> None:
         assert (await client.get(f"/photos/{number + PHOTOS}")).status_code == 404
 
+    async def show_calls(number: int) -> None:
+        inside = (await client.get("/calls")).json()
+        assert inside["statistics"]["calls"]["processpool"]["returned"] >= PHOTOS
+        assert inside["dump"][0].startswith("Calls of process ")
+        text = await client.get("/calls", headers={"Accept": "text/html"})
+        assert text.headers["content-type"] == "text/plain; charset=utf-8"
+        assert text.text.startswith("Calls of process ")
+
     order = random.Random(3)
-    kinds = [show, show_thumbnail, list_photos, leave, miss]
+    kinds = [show, show_thumbnail, list_photos, leave, miss, show_calls]
     calls = [partial(order.choice(kinds), order.randint(1, PHOTOS)) for _ in range(REQUESTS)]
     await all_at_once(calls)
     await wait_until_idle(client)

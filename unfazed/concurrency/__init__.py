@@ -27,6 +27,9 @@ Iterators and context managers cross the border in the same words: `iterate_in_t
 `iterate_in_eventloop_sync`, `contextmanager_in_threadpool`, `contextmanager_in_eventloop_sync`. `EventLoopThread` is
 an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one. `check_cancelled` stops
 a function in a thread, and `allow_blocking_loop` lets sync calls wait where an event loop runs.
+
+What goes on inside: `statistics()` returns numbers, `dump_calls()` writes who waits for whom, `observe(...)` has an
+object told about each call, and `record_calls()` gives a test the calls of a block.
 """
 
 from importlib import import_module
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         WrongFunctionError,
         WrongOptionError,
     )
+    from ._core._observing import CallObserver, Observation, ObservedCall, observe
     from ._dual import (
         DualCallable,
         DualContextManager,
@@ -73,6 +77,18 @@ if TYPE_CHECKING:
     from ._eventloops._handle import Handle
     from ._eventloops._loopthread import EventLoopThread
     from ._executors import run_in_executor, run_in_executor_sync, start_in_executor
+    from ._inside._dump import dump_calls
+    from ._inside._recording import record_calls
+    from ._inside._statistics import (
+        AbandonedThread,
+        BackgroundLoopStatistics,
+        CallStatistics,
+        LimiterStatistics,
+        PlaceStatistics,
+        Statistics,
+        WorkerStatistics,
+        statistics,
+    )
     from ._many import CallGroup
     from ._many._mapasync import map_in_eventloop, map_in_executor, map_in_processpool, map_in_threadpool
     from ._many._mapdual import DualMap
@@ -105,9 +121,13 @@ if TYPE_CHECKING:
     from ._twins import sync_twin
 
 __all__ = (
+    "AbandonedThread",
     "AsyncMapIterator",
+    "BackgroundLoopStatistics",
     "CallCancelledError",
     "CallGroup",
+    "CallObserver",
+    "CallStatistics",
     "CallTimeoutError",
     "DualCallable",
     "DualContextManager",
@@ -118,17 +138,23 @@ __all__ = (
     "ExecutorError",
     "Handle",
     "InUseError",
+    "LimiterStatistics",
     "LoopEndedError",
     "LoopStartError",
     "LoopStateError",
     "LoopThreadError",
     "MapIterator",
     "NotSendableError",
+    "Observation",
+    "ObservedCall",
+    "PlaceStatistics",
     "RemoteError",
     "RemoteTraceback",
+    "Statistics",
     "ThreadpoolIterator",
     "UnfazedError",
     "WorkerProcessError",
+    "WorkerStatistics",
     "WrongFunctionError",
     "WrongOptionError",
     "allow_blocking_loop",
@@ -139,6 +165,7 @@ __all__ = (
     "contextmanager_in_eventloop_sync",
     "contextmanager_in_threadpool",
     "count_abandoned_threads",
+    "dump_calls",
     "in_eventloop",
     "in_executor",
     "in_processpool",
@@ -153,6 +180,8 @@ __all__ = (
     "map_in_processpool_sync",
     "map_in_threadpool",
     "map_in_threadpool_sync",
+    "observe",
+    "record_calls",
     "run_in_eventloop",
     "run_in_eventloop_sync",
     "run_in_executor",
@@ -165,6 +194,7 @@ __all__ = (
     "start_in_executor",
     "start_in_processpool",
     "start_in_threadpool",
+    "statistics",
     "sync_twin",
     "warm_up_processpool",
     "warm_up_processpool_sync",
@@ -172,9 +202,13 @@ __all__ = (
 
 # Where the names are. A room is imported when one of its names is first used.
 _HOMES = {
+    "AbandonedThread": "_inside._statistics",
     "AsyncMapIterator": "_many._mapiterators",
+    "BackgroundLoopStatistics": "_inside._statistics",
     "CallCancelledError": "_core._errors",
     "CallGroup": "_many",
+    "CallObserver": "_core._observing",
+    "CallStatistics": "_inside._statistics",
     "CallTimeoutError": "_core._errors",
     "DualCallable": "_dual",
     "DualContextManager": "_dual",
@@ -185,17 +219,23 @@ _HOMES = {
     "ExecutorError": "_core._errors",
     "Handle": "_eventloops._handle",
     "InUseError": "_core._errors",
+    "LimiterStatistics": "_inside._statistics",
     "LoopEndedError": "_core._errors",
     "LoopStartError": "_core._errors",
     "LoopStateError": "_core._errors",
     "LoopThreadError": "_core._errors",
     "MapIterator": "_many._mapiterators",
     "NotSendableError": "_core._errors",
+    "Observation": "_core._observing",
+    "ObservedCall": "_core._observing",
+    "PlaceStatistics": "_inside._statistics",
     "RemoteError": "_core._errors",
     "RemoteTraceback": "_core._errors",
+    "Statistics": "_inside._statistics",
     "ThreadpoolIterator": "_scoped._threaditerators",
     "UnfazedError": "_core._errors",
     "WorkerProcessError": "_core._errors",
+    "WorkerStatistics": "_inside._statistics",
     "WrongFunctionError": "_core._errors",
     "WrongOptionError": "_core._errors",
     "allow_blocking_loop": "_eventloops._blocking",
@@ -206,6 +246,7 @@ _HOMES = {
     "contextmanager_in_eventloop_sync": "_scoped._contextmanagers",
     "contextmanager_in_threadpool": "_scoped._contextmanagers",
     "count_abandoned_threads": "_threads._threadcall",
+    "dump_calls": "_inside._dump",
     "in_eventloop": "_dual",
     "in_executor": "_dual",
     "in_processpool": "_dual",
@@ -220,6 +261,8 @@ _HOMES = {
     "map_in_processpool_sync": "_many._mapsync",
     "map_in_threadpool": "_many._mapasync",
     "map_in_threadpool_sync": "_many._mapsync",
+    "observe": "_core._observing",
+    "record_calls": "_inside._recording",
     "run_in_eventloop": "_eventloops._background",
     "run_in_eventloop_sync": "_eventloops._background",
     "run_in_executor": "_executors",
@@ -232,6 +275,7 @@ _HOMES = {
     "start_in_executor": "_executors",
     "start_in_processpool": "_processes",
     "start_in_threadpool": "_threads._threadpool",
+    "statistics": "_inside._statistics",
     "sync_twin": "_twins",
     "warm_up_processpool": "_processes",
     "warm_up_processpool_sync": "_processes",

@@ -15,4 +15,5 @@ urlpatterns = (
     path("endless/sync/", views.endless_sync),
     path("endless/async/", views.endless_async),
     path("report/", views.report),
+    path("calls/", views.show_calls),
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -13,6 +15,8 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from unfazed_compat.django import database_sync_to_async
+
+from unfazed.concurrency import dump_calls, statistics
 
 from .middleware import greeting, visitor
 from .models import Entry
@@ -111,3 +115,12 @@ async def report(request: HttpRequest) -> HttpResponse:
     """Show what is left over."""
     names = sorted(thread.name for thread in threading.enumerate())
     return JsonResponse({"process": os.getpid(), "threads": names, "streams": len(open_streams)})
+
+
+async def show_calls(request: HttpRequest) -> HttpResponse:
+    """Show what goes on inside: as JSON, or as text for browsers. In production, keep this page from strangers."""
+    dump = io.StringIO()
+    dump_calls(dump)
+    if "text/" in request.headers.get("accept", ""):
+        return HttpResponse(dump.getvalue(), content_type="text/plain; charset=utf-8")
+    return JsonResponse({"statistics": asdict(statistics()), "dump": dump.getvalue().splitlines()})

@@ -4,6 +4,8 @@
     _futures.py       one-shot futures: a result or an error, written once
     _loop.py          what we ask of an event loop
     _contexts.py      who runs in which of the contexts that users share
+    _calls.py         what is known of every call, and the totals
+    _observing.py     who observes the calls, and how it is told
     _slots.py         take, queue, release and lend slots; the lock
     _limits.py        who holds a slot, who queues, who gets the next: the rules
     _blockedloops.py  event loops that a sync call blocks on purpose, and what must not need them

@@ -50,7 +50,7 @@ class BlockedLoop:
 
     def __init__(self, native: object, helper: str, instead: str) -> None:
         self.native: object = native
-        self.over = False
+        self.over: bool = False
         self._helper = helper
         self._instead = instead
         self._thread = threading.current_thread().name

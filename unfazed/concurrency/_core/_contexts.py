@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from ._blockedloops import BlockedLoop
-    from ._limits import Slot
+    from ._limits import Ancestor
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class ContextLease:
 
 
 def _on_behalf(
-    slot: Slot | None, blocked_loop: BlockedLoop | None, func: Callable[[], T], mark_context: Callable[[], None]
+    slot: Ancestor | None, blocked_loop: BlockedLoop | None, func: Callable[[], T], mark_context: Callable[[], None]
 ) -> T:
     """Run *func* on behalf of a call with this *slot*. After that, the context has what it had before."""
     mark_context()
@@ -133,7 +133,7 @@ def _on_behalf(
 
 
 async def _on_behalf_async(
-    slot: Slot | None,
+    slot: Ancestor | None,
     blocked_loop: BlockedLoop | None,
     func: Callable[[], Awaitable[T]],
     mark_context: Callable[[], None],

@@ -36,6 +36,12 @@ class OneShotFuture(Generic[T]):
         """Whether it has been written."""
         return bool(self._outcomes)
 
+    @property
+    def error(self) -> BaseException | None:
+        """The error that was written and not read yet; `None` for a value, or as long as nothing is written."""
+        error: BaseException | None = self._outcomes[0][1] if self._outcomes else None
+        return error
+
     def try_claim(self) -> bool:
         """Keep others from writing it. Return whether nobody had."""
         return self._write([None, None])

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 _at_exit: list[Callable[[], object]] = []  # the last one comes first: its room may need those that came before
 _in_child: list[Callable[[], object]] = []  # the first one comes first
@@ -36,25 +36,26 @@ def in_forked_child(reset: Callable[[], object]) -> None:
 def end_all() -> None:
     """At exit: end everything."""
     global _exiting
-    _exiting = True
-    ends = _at_exit[::-1]
-    _at_exit.clear()
-    _call(ends)
+    _exiting = True  # before we look: `at_exit` adds, and then looks at this
+    try:
+        end = _at_exit.pop()
+    except IndexError:  # none is left
+        return
+    try:
+        end()
+    finally:  # Ctrl-C may come meanwhile
+        end_all()
 
 
-def _reset_all() -> None:
-    _call(_in_child)
-
-
-def _call(functions: Sequence[Callable[[], object]]) -> None:
-    """Call one after the other, the later ones even if one raises: Ctrl-C may come meanwhile."""
-    if functions:
+def _reset(number: int = 0) -> None:
+    """In a forked child: reset everything, beginning with that *number*."""
+    if number < len(_in_child):
         try:
-            functions[0]()
+            _in_child[number]()
         finally:
-            _call(functions[1:])
+            _reset(number + 1)
 
 
 atexit.register(end_all)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-    os.register_at_fork(after_in_child=_reset_all)
+    os.register_at_fork(after_in_child=_reset)

@@ -29,7 +29,7 @@ import weakref
 from collections import OrderedDict
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast, final
 
 from ._blockedloops import waits_for
 
@@ -39,17 +39,42 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from ._blockedloops import BlockedLoop
+    from ._calls import UserCall
 
 STALL_SECONDS: Final = 0.05  # long enough to be no ordinary wait, short enough not to be noticed; otherwise arbitrary
 
-current_slot: ContextVar[Slot | None] = ContextVar("unfazed_current_slot", default=None)
-"""The slot of the call that the current code runs for: set in a worker, inherited by what it starts."""
+current_slot: ContextVar[Ancestor | None] = ContextVar("unfazed_current_slot", default=None)
+"""The slot, or mark, of the call that the current code runs for: set where it runs, inherited by what it starts."""
 
 limits: dict[int, Limit] = {}  # by the id of the limiter, while that lives
 unwoken: dict[Slot, bool] = {}  # granted from the queue; whether the watcher has seen that they were not woken yet
 
 
-class Slot:
+class Ancestor:
+    """A call as those that are made on its behalf see it. Contexts may keep it, so it forgets the call at its end."""
+
+    held: bool = False  # whether it has a slot: granted, and not given back yet
+    work: UserCall | None = None  # the call; None: it has ended, or is a thread that others started
+    parent: Ancestor | None = None  # the call that has made it, whatever its place
+
+    def living_parent(self) -> Slot | None:
+        """Return the nearest ancestor with a slot. Forget those that have ended: the chain could grow for ever."""
+        parent = self.parent
+        while parent is not None and not parent.held and parent.work is None:
+            parent = parent.parent
+        self.parent = parent
+        while parent is not None and not parent.held:
+            parent = parent.parent
+        return cast("Slot | None", parent)  # only slots are held
+
+
+@final
+class Mark(Ancestor):
+    """Stands for a call that needs no slot."""
+
+
+@final
+class Slot(Ancestor):
     """One call's permission to run. Made before it is asked for, so that whoever is interrupted can give it back.
 
     Args:
@@ -57,14 +82,15 @@ class Slot:
     """
 
     # the state of a new slot; class attributes cost less than assignments in `__init__`
-    held = False  # granted, and not given back yet
-    given_up = False  # its caller has given it back, or no longer wants it
-    extra = False  # let in by rule 3 though it is not nested
-    adopted = False  # held by a worker that others started; anyio may already count a token of the limiter for it
-    woken = False  # its caller has been told that it was granted
-    work: object = "others' threads"  # what runs on it, for messages: a function, or a name
-    abandoned = False  # nobody waits any more for what runs on it
-    ended = False  # what ran on it has ended, but its caller may not have given it back yet
+    held: bool = False  # granted, and not given back yet
+    work: UserCall | None = None
+    given_up: bool = False  # its caller has given it back, or no longer wants it
+    extra: bool = False  # let in by rule 3 though it is not nested
+    adopted: bool = False  # held by a worker that others started; anyio may already count a token of the limiter for it
+    woken: bool = False  # its caller has been told that it was granted
+    relieved: bool = False  # let in by rule 3
+    abandoned: bool = False  # nobody waits any more for what runs on it
+    ended: bool = False  # what ran on it has ended, but its caller may not have given it back yet
     awaited_in: object = None  # the native loop whose task alone can give it back
     blocked_loop: BlockedLoop | None = None  # while queued: the loop that is blocked until its caller goes on
     refused: BlockedLoop | None = None  # why it is never granted: this loop would wait for ever
@@ -77,16 +103,8 @@ class Slot:
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self.limiter: CapacityLimiter | None = limiter  # keeps it, and so its accounts, alive until we end
-        self.limit = limits.get(id(limiter)) or open_accounts(limiter)
-        self.parent = current_slot.get()  # the call that makes this one, whatever its limiter
-
-    def living_parent(self) -> Slot | None:
-        """Return the nearest ancestor that has not ended. Forget the ended ones: the chain could grow for ever."""
-        parent = self.parent
-        while parent is not None and not parent.held:
-            parent = parent.parent
-        self.parent = parent
-        return parent
+        self.limit: Limit = limits.get(id(limiter)) or open_accounts(limiter)
+        self.parent: Ancestor | None = current_slot.get()
 
     def give_back(self) -> Sequence[Slot]:
         """End the slot, or its wait in the queue. Return the slots that are granted by that."""
@@ -94,7 +112,7 @@ class Slot:
         if self in limit.holders:  # not `if self.held`: a signal handler may have raised between the two updates
             limit.take_away(self)
         self.held = False
-        self.work = ""  # contexts may keep the slot, and must not keep the function
+        self.work = None
         served: Sequence[Slot] = ()
         if limit.queue:
             limit.dequeue(self)
@@ -104,9 +122,9 @@ class Slot:
         self.limiter = None
         return served
 
-    def what_it_waits_for(self, name_of: Callable[[object], str]) -> str:
+    def what_it_waits_for(self) -> str:
         """Return what a call waits for that has queued and was never let in; "" for any other call."""
-        return "" if self.wake is None or self.woken else f"a slot, but {self.limit.describe(name_of)}"
+        return "" if self.wake is None or self.woken else f"a slot, but {self.limit.describe()}"
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
@@ -141,13 +159,13 @@ class Limit:
         self._limiter = weakref.ref(limiter, partial(limits.pop, id(limiter)))
         self.holders: set[Slot] = set()  # calls that hold a slot, a lent one included
         self.queue: OrderedDict[Slot, None] = OrderedDict()  # oldest first
-        self.occupied = 0  # holders with a slot of their own, not a lent one
-        self.running = 0  # holders that do not wait in our calls
-        self.extras = 0  # running calls that rule 3 let in though they are not nested
-        self.adopted = 0  # holders that others started
+        self.occupied: int = 0  # holders with a slot of their own, not a lent one
+        self.running: int = 0  # holders that do not wait in our calls
+        self.extras: int = 0  # running calls that rule 3 let in though they are not nested
+        self.adopted: int = 0  # holders that others started
         self.stalled_since: float | None = None  # time.monotonic() seconds; None: somebody runs or nobody queues
-        self.watched = False  # whether the watcher looks after it
-        self.warned = False  # whether a warning was logged that all its slots are abandoned
+        self.watched: bool = False  # whether the watcher looks after it
+        self.warned: bool = False  # whether a warning was logged that all its slots are abandoned
 
     @property
     def limiter(self) -> CapacityLimiter:
@@ -163,14 +181,19 @@ class Limit:
         others = borrowed - self.adopted if borrowed > self.adopted else 0
         return limiter.total_tokens - self.occupied - others
 
-    def describe(self, name_of: Callable[[object], str]) -> str:
+    def borrowed_by_others(self) -> int:
+        """Return how many tokens others have borrowed from the limiter by anyio's own means."""
+        return max(0, self.limiter.borrowed_tokens - self.adopted)
+
+    def describe(self) -> str:
         """Return how many slots are taken, and by which functions, those that wait in our calls included."""
         abandoned: dict[str, list[bool]] = {}
         for slot in self.holders.copy():  # a copy is atomic, and other threads change the set
-            name = slot.work if isinstance(slot.work, str) else f"{name_of(slot.work)}()"
+            work = slot.work
+            name = "others' threads" if work is None else f"{work.name}()"
             abandoned.setdefault(name, []).append(slot.abandoned)
         total, free = self.limiter.total_tokens, self.free()
-        others = int(total - self.occupied - free)
+        others = self.borrowed_by_others()
         if others:
             abandoned["anyio's own calls"] = [False] * others
         by = ", ".join(
@@ -260,11 +283,12 @@ class Limit:
             return []
         for slot in self.queue:
             if slot.living_parent() is not None:
+                slot.relieved = True
                 return [self.grant_queued(slot)]
         if self.extras >= self.limiter.total_tokens:
             return []
         slot = next(iter(self.queue))
-        slot.extra = True
+        slot.extra = slot.relieved = True
         self.extras += 1
         return [self.grant_queued(slot)]
 
@@ -327,6 +351,16 @@ class Limit:
         self.extras = sum(slot.extra for slot in self.holders)
         self.adopted = sum(slot.adopted for slot in self.holders)
         self.stalled_since = None
+
+
+def innermost_call(ancestor: Ancestor | None) -> UserCall | None:
+    """Return the call of *ancestor*, or of its nearest ancestor whose call has not ended."""
+    while ancestor is not None:
+        work = ancestor.work  # read once: it is forgotten when the call ends
+        if work is not None:
+            return work
+        ancestor = ancestor.parent
+    return None
 
 
 def open_accounts(limiter: CapacityLimiter) -> Limit:

@@ -171,6 +171,8 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
         return ()
     limit = slot.limit
     slot.wake = wake
+    if slot.work is not None:
+        slot.work.since = time.monotonic()
     limit.enqueue(slot)
     if not limit.watched:
         _watched.add(limit)
@@ -259,19 +261,19 @@ def _take_now(slot: Slot) -> Sequence[Slot]:
     return ()
 
 
-def adopt(slot: Slot) -> None:
-    """Count a worker that others started as the holder of *slot*, which it lends from the start.
+def adopt(slot: Slot, wait: object = None) -> None:
+    """Count a worker that others started as the holder of *slot*, which it lends from the start, while in *wait*.
 
     Nobody asked us before it ran, so it may be beyond the limit.
     """
-    _locked(_adopt, slot)
+    _locked(_adopt, slot, wait)
 
 
-def _adopt(slot: Slot) -> Sequence[Slot]:
+def _adopt(slot: Slot, wait: object) -> Sequence[Slot]:
     slot.adopted = True
     slot.limit.adopted += 1
     _take_now(slot)
-    return _lend(slot, slot)
+    return _lend(slot, wait)
 
 
 def _have_a_watcher() -> None:

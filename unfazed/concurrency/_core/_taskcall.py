@@ -27,25 +27,30 @@ Assumption: `list.append` is atomic, with and without a GIL (Python's documentat
 from __future__ import annotations
 
 from contextlib import suppress
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
+from ._calls import AsyncCall
 from ._errors import LoopEndedError
 from ._futures import without_our_frame
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._calls import UserCall
     from ._futures import OneShotFuture
     from ._loop import Loop
 
 T = TypeVar("T")
 
 
-class TaskCall(Generic[T]):
+class TaskCall(AsyncCall, Generic[T]):
     """An async function that one thread has another thread's loop run, in a new task.
+
+    It is a call of the user's if it has a `func`. Otherwise it does something for one, or something of ours.
 
     Args:
         work: The function.
@@ -64,6 +69,8 @@ class TaskCall(Generic[T]):
     bypassing: bool = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
     loop: Loop | None = None  # where it is, or is about to be, submitted
+    carried: UserCall | None = None  # the user's call that it does something for
+    title: str = "unfazed"  # the name of its task, if it is for no such call
 
     def __init__(
         self, work: Callable[[], Awaitable[T]], future: OneShotFuture[T], made_elsewhere: bool = False
@@ -72,6 +79,20 @@ class TaskCall(Generic[T]):
         self.future = future
         self.made_elsewhere = made_elsewhere
         self._steps: list[str] = []  # `set_loop` and `cancel` each add one before they look at the other
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        named = self if self.func is not None else self.carried
+        if named is None:
+            return self.title
+        func = named.func
+        return func.__name__ if type(func) is FunctionType else named.name  # the first is the faster
+
+    def user_calls(self) -> list[UserCall]:
+        """Return the user's calls that this one is, carries or runs one after another. From any thread."""
+        user_call = self if self.func is not None else self.carried
+        return [] if user_call is None or self.future.done else [user_call]
 
     def set_loop(self, loop: Loop) -> None:
         """Say which loop is about to run the call."""
@@ -130,7 +151,13 @@ class TaskCall(Generic[T]):
         if self._cancelled:
             self._cancel()
         try:
-            value = await self._work()
+            async_call = self if self.func is not None else self.carried
+            if isinstance(async_call, AsyncCall):  # otherwise the function begins elsewhere
+                async_call.note_begin()
+                async_call.awaited = awaited = self._work()
+                value = await awaited
+            else:
+                value = await self._work()
         except BaseException as exc:  # SystemExit and the like included: they must not end the loop
             error = without_our_frame(exc)
             if not isinstance(exc, get_cancelled_exc_class()):

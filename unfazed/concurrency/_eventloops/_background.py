@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 
 from anyio import to_thread
 
+from .._core._calls import StepCall, totals
 from .._core._checks import explain, name_of, require_async, require_context, require_flag, require_timeout
 from .._core._contexts import ContextLease
 from .._core._errors import LoopStateError
 from .._core._lifetime import in_forked_child
+from .._core._observing import observers
 from ._blocking import settings
 from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
-from ._loopthread import EventLoopThread
+from ._loopthread import EventLoopThread, run_in
 from ._starting import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
@@ -40,6 +42,7 @@ T = TypeVar("T")
 
 _background_thread: EventLoopThread | None = None
 _successors: dict[EventLoopThread | None, EventLoopThread] = {}  # keys: the loop that has ended, or None for the first
+returned: Final = totals["eventloop"]["returned"]
 _settings: tuple[str, dict[str, Any] | None] | None = None
 
 
@@ -112,12 +115,13 @@ def submit_to_background(call: TaskCall[Any], context: Context) -> None:
     _background()._submit(call, context)
 
 
-async def _background_from_async() -> EventLoopThread:
-    """Return what `_background` returns, without blocking the current loop while the thread starts."""
-    current = running_background()
-    if current is not None:
-        return current
-    return await to_thread.run_sync(_background, limiter=NO_LIMIT)
+async def _background_from_async(func: object, helper: str) -> EventLoopThread:
+    """Return what `_background` returns, without blocking the current loop while the thread starts for a call."""
+    try:
+        return await to_thread.run_sync(_background, limiter=NO_LIMIT)
+    except BaseException as exc:
+        StepCall(func, helper).never_begins(exc)
+        raise
 
 
 @overload
@@ -152,10 +156,15 @@ async def run_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     Example:
         `rows = await run_in_eventloop(pool.fetch, "select 1")`
     """
+    return await run_on_background(func, args, kwargs, "run_in_eventloop")
+
+
+async def run_on_background(func: Any, args: tuple[object, ...], kwargs: dict[str, Any], helper: str) -> Any:
+    """Do what `run_in_eventloop` does, for *helper*."""
     work = async_work(func, args, kwargs, "run_in_eventloop")
     try:
-        background = await _background_from_async()
-        return await lending(background.run(work))
+        background = running_background() or await _background_from_async(func, helper)
+        return await lending(run_in(background, work, func, helper))
     except TypeError as exc:
         explain(exc, "run_in_eventloop", func, kwargs)
         raise
@@ -275,11 +284,21 @@ class EventloopPlace(NamedTuple):
 
     async def run(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call from async code."""
+        work = self._work(func, args, kwargs)
+        call = StepCall(func, "in_eventloop") if observers else None  # otherwise it is only counted
         try:
-            return await self._work(func, args, kwargs)()
-        except TypeError as exc:
+            if call is not None:
+                call.begin_here()
+            value = await work()
+        except BaseException as exc:
+            (call or StepCall(func, "in_eventloop")).end_here(exc)
             explain(exc, "in_eventloop", func, kwargs)
             raise
+        if call is None:
+            next(returned)
+        else:
+            call.end_here(None)
+        return value
 
     def run_sync(self, func: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call from sync code."""

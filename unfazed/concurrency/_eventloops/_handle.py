@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, 
 
 from anyio import Event, move_on_after
 
+from .._core._calls import HANDLE
 from .._core._checks import explain, name_of, not_copied, visible_names
 from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
@@ -49,6 +50,8 @@ from ._workers import lending
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from typing import TypeAlias
+
+    from .._core._calls import UserCall
 
     Join: TypeAlias = Callable[["Handle[Any]"], object]  # makes a handle a member of a group, before its call begins
     Submit: TypeAlias = Callable[[TaskCall[Any], Context], None]
@@ -84,6 +87,10 @@ class _Running(NamedTuple):
     call: Startable
     task: TaskCall[Any]
     read: Callable[[OneShotFuture[Any]], Any]  # returns the result of the future of the task, or raises its error
+
+    def user_call(self) -> UserCall:
+        """Return the call as statistics and observers know it."""
+        return self.task if self.task.carried is None else self.task.carried
 
 
 @final
@@ -237,7 +244,9 @@ class Handle(Future[T]):
         self._require_its_process()
         refuse_in_loop(self, "result", "await handle")
         if belongs_to_loop():
-            call_from_sync(partial(self._wait_in_loop, timeout), self, "result", "await handle", _no_loop)
+            running, wait = self._running, partial(self._wait_in_loop, timeout)
+            carried = running and running.user_call()
+            call_from_sync(wait, self, "result", "await handle", _no_loop, carried=carried, counted=False)
         else:
             settled: BlockingFuture[None] = BlockingFuture()
             wake = partial(settled.write, None, None)
@@ -277,7 +286,10 @@ class Handle(Future[T]):
     def _begin(self, running: _Running, submit: Submit, join: Join | None) -> None:
         """Have *submit* start the call, unless the group that it joins is cancelled."""
         self._running = running
+        user_call = running.user_call()
         try:
+            user_call.waiter = HANDLE
+            user_call.introduce()
             if join is not None:
                 join(self)
             if not self._over:
@@ -312,6 +324,7 @@ class Handle(Future[T]):
         self._running = task.future.on_done = None  # each refers to the other
         call.prevent_start()  # what has never begun closes its coroutine
         try:
+            running.user_call().note_end(error or (CallCancelledError(self._name) if cancelled else None))
             self._set(value, error, cancelled)
         except BaseException as exc:  # raised by a callback of the user's, `SystemExit` for one: the loop must go on
             threading.excepthook(
@@ -367,8 +380,18 @@ def start_call(
     submit: Submit,
     read: Callable[[OneShotFuture[Any]], Any],
     join: Join | None = None,
+    *,
+    user_call: UserCall | None = None,
+    helper: str = "",
 ) -> Handle[Any]:
-    """Have *submit* start *call*, whose task does *work*, and return its handle. It makes it join a group first."""
+    """Have *submit* start *call*, whose task does *work*, and return its handle. It makes it join a group first.
+
+    *user_call* is what the user has started by means of *helper*; by default the task is that.
+    """
     handle: Handle[Any] = Handle(name_of(func))
-    handle._begin(_Running(call, TaskCall(work, OneShotFuture(handle._settle)), read), submit, join)
+    task = TaskCall(work, OneShotFuture(handle._settle))
+    if user_call is None:
+        task.func, task.helper = func, helper
+    task.carried = user_call
+    handle._begin(_Running(call, task, read), submit, join)
     return handle

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from reprlib import repr as short_repr
+from threading import current_thread
 from typing import TYPE_CHECKING, final
 from weakref import ref
 
@@ -59,7 +60,8 @@ class DefaultLimiter:
         self._ask = ask
         self._variable = variable
         self._usual_total = usual_total
-        self._known: dict[int, tuple[CapacityLimiter, ref[object]]] = {}  # by the id of the loop, while it lives
+        # By the id of the loop, while that lives. The last one is the name of the loop's thread.
+        self._known: dict[int, tuple[CapacityLimiter, ref[object], str]] = {}
         self._chosen: int | None = None
         self._default: int | None = None  # if none is chosen: of the variable, or the usual one
         self._ours: set[float] = {anyios_total}  # with another total, somebody else has set it
@@ -91,8 +93,12 @@ class DefaultLimiter:
         if limiter.total_tokens in self._ours and limiter.total_tokens != total:
             self._ours.add(total)
             limiter.total_tokens = total
-        all_known[id(native)] = limiter, ref(native, partial(all_known.pop, id(native)))
+        all_known[id(native)] = limiter, ref(native, partial(all_known.pop, id(native))), current_thread().name
         return limiter
+
+    def loop_names(self) -> dict[int, str]:
+        """Return the names of the threads whose loops have these limiters, by the id of the limiter."""
+        return {id(limiter): name for limiter, _, name in self._known.copy().values()}
 
     def _read_variable(self) -> int | None:
         value = os.environ.get(self._variable)

@@ -64,7 +64,7 @@ class AsyncioLoop:
         # The loop keeps only a weak reference to the task. The waiting caller keeps it alive, by `call._abort`.
         running = self._run(call)
         try:
-            task = self.native.create_task(running)
+            task = self.native.create_task(running, name=call.task_name)
         except BaseException:  # raised by a user's task factory
             running.close()
             raise
@@ -166,7 +166,7 @@ class TrioLoop:
         import trio
 
         try:
-            task = trio.lowlevel.spawn_system_task(self._run, call, context=context)
+            task = trio.lowlevel.spawn_system_task(self._run, call, name=call.task_name, context=context)
         except RuntimeError:  # the main task has ended
             raise LoopEndedError("the event loop of this call has ended") from None
         call.task_has_ended = lambda: task.coro.cr_frame is None

@@ -221,9 +221,7 @@ class EventLoopThread:
         """
         work = async_work(func, args, kwargs, "run")
         try:
-            if self._closed is not None and self._thread is threading.current_thread():
-                return await work()  # the loop is ending: cleanup calls this
-            return await call_in(self._submit, work, func, current_loop())
+            return await run_in(self, work, func, "run")
         except TypeError as exc:
             explain(exc, "run", func, kwargs)
             raise
@@ -345,6 +343,13 @@ def submit_here(call: TaskCall[Any], context: Context) -> None:
                 return
             call.expect_the_end(LoopEndedError(loop_thread._closed))
     current_loop().submit(call, context)
+
+
+async def run_in(loop_thread: EventLoopThread, work: Callable[[], Awaitable[T]], func: object, helper: str) -> T:
+    """Run *work*, a call of *func* by means of *helper*, in the loop of *loop_thread*, and await its result."""
+    if loop_thread._closed is not None and loop_thread._thread is threading.current_thread():
+        return await work()  # the loop is ending: cleanup calls this
+    return await call_in(loop_thread._submit, work, func, current_loop(), helper=helper)
 
 
 def loop_of(loop_thread: EventLoopThread) -> Loop | None:

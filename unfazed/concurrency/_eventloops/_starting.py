@@ -58,7 +58,8 @@ def start_work(
         loop_thread = owner()
         require_its_loop(work, loop_thread._require_running())
         call = LoopCall(work)
-        return start_call(call, call.run, func, loop_thread._submit, explained(helper, func, kwargs), join)
+        read = explained(helper, func, kwargs)
+        return start_call(call, call.run, func, loop_thread._submit, read, join, helper=helper)
     except BaseException:
         close_unless_begun(work)
         raise

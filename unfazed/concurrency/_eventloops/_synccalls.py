@@ -16,15 +16,18 @@ import threading
 from concurrent.futures import CancelledError
 from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import RunFinishedError, from_thread
 
 from .._core import _blockedloops, _limits, _slots
 from .._core._blockedloops import BlockedLoop, current_blocked_loop
+from .._core._calls import totals
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
 from .._core._futures import BlockingFuture, OneShotFuture
+from .._core._observing import observers
 from .._core._taskcall import TaskCall
 from ._blocking import may_be_blocked
 from ._limiters import thread_limiter
@@ -36,9 +39,13 @@ from ._workers import thread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .._core._calls import UserCall
+
     Submit = Callable[[TaskCall[Any], Context], None]
 
 T = TypeVar("T")
+
+returned: Final = totals["eventloop"]["returned"]
 
 
 class Interrupts:
@@ -83,6 +90,8 @@ def call_from_sync(
     offer: Callable[[OneShotFuture[T]], None] | None = None,
     interrupts: Interrupts | None = None,
     blocks: BlockedLoop | None = None,
+    carried: UserCall | None = None,
+    counted: bool = True,
 ) -> T:
     """Run *work* in the loop that this thread belongs to, or where *submit* puts it, and wait for its end.
 
@@ -98,11 +107,15 @@ def call_from_sync(
         offer: If given, gets the future, so that somebody else may write it before *work* has ended.
         interrupts: Shared by several calls that are one for the user.
         blocks: The loop of this thread, which is blocked. Then *submit* is always used.
+        carried: The user's call that *work* does something for, and whose end the caller of this notes; `None` if
+            *work* is the user's call itself.
+        counted: Whether a call of the user's begins here, and not a wait or a preparation of ours.
     """
     if blocks is None:
         blocks = refuse_in_loop(func, helper, instead)
         if blocks is not None:
             options: dict[str, Any] = {"always": always, "offer": offer, "interrupts": interrupts, "blocks": blocks}
+            options |= {"carried": carried, "counted": counted}
             result: T = _block(blocks, partial(call_from_sync, work, func, helper, instead, submit, **options))
             return result
     if _slots.holds_lock():  # this thread holds the lock of the slots, which whoever runs *work* needs
@@ -112,30 +125,51 @@ def call_from_sync(
         )
     future: BlockingFuture[T] = BlockingFuture()
     call = TaskCall(work, future, made_elsewhere=True)
+    call.carried = carried
+    is_users = counted and carried is None
+    if is_users:
+        call.func, call.helper, call.waiter = func, helper, get_ident()
+        call.introduce()
+    elif counted and carried is not None:
+        carried.waiter = get_ident()
+        if observers:
+            carried.introduce()
     worker = thread.worker
-    if worker is not None:
-        if _blockedloops.live and blocks is None and not always:
-            _blockedloops.expect(worker.way_back().native, call, current_blocked_loop.get())
-        outer = worker.enter(call)
-        try:
-            if worker.called_back_in_the_task and blocks is None:
-                # That task only waits. If it ran the call itself, nested calls would pile up on its stack.
-                elsewhere = _elsewhere(submit if always else worker.submit, work, func, may_be_interrupted=always)
-                _call_in_waiting_task(TaskCall(elsewhere, future))
-            else:
-                if offer is not None:
-                    offer(future)
-                into = submit if always or blocks is not None else worker.submit
-                _call_and_wait(call, future, func, into, interrupts, in_worker=blocks is None)
-        finally:
-            worker.leave(call, outer)
-    elif blocks is not None or not _call_from_others_worker(
-        TaskCall(_elsewhere(submit, work, func, may_be_interrupted=True), future) if always else call
-    ):
-        if offer is not None:
-            offer(future)
-        _call_and_wait(call, future, func, submit, interrupts)
-    return future.read()
+    try:
+        if worker is not None:
+            if _blockedloops.live and blocks is None and not always:
+                _blockedloops.expect(worker.way_back().native, call, current_blocked_loop.get())
+            outer = worker.enter(call)
+            try:
+                if worker.called_back_in_the_task and blocks is None:
+                    # That task only waits. If it ran the call itself, nested calls would pile up on its stack.
+                    submit = submit if always else worker.submit
+                    elsewhere = _elsewhere(submit, work, func, call, may_be_interrupted=always)
+                    _call_in_waiting_task(TaskCall(elsewhere, future))
+                else:
+                    if offer is not None:
+                        offer(future)
+                    into = submit if always or blocks is not None else worker.submit
+                    _call_and_wait(call, future, func, into, interrupts, in_worker=blocks is None)
+            finally:
+                worker.leave(call, outer)
+        elif blocks is not None or not _call_from_others_worker(
+            TaskCall(_elsewhere(submit, work, func, call, may_be_interrupted=True), future) if always else call, call
+        ):
+            if offer is not None:
+                offer(future)
+            _call_and_wait(call, future, func, submit, interrupts)
+        value = future.read()
+    except BaseException as exc:
+        if is_users:
+            call.note_end(exc)
+        raise
+    if is_users:
+        if call.observed is None:
+            next(returned)
+        else:
+            call.note_end(None)
+    return value
 
 
 def _block(blocked_loop: BlockedLoop, call: Callable[[], T]) -> T:
@@ -198,14 +232,15 @@ def _wait(call: TaskCall[T], future: BlockingFuture[T], again: Callable[[], obje
 
 
 def _elsewhere(
-    submit: Submit, work: Callable[[], Awaitable[T]], func: object, *, may_be_interrupted: bool
+    submit: Submit, work: Callable[[], Awaitable[T]], func: object, call: TaskCall[T], *, may_be_interrupted: bool
 ) -> Callable[[], Awaitable[T]]:
-    """Return an async function that has *submit* run *work* in another loop, and waits for it."""
+    """Return an async function that has *submit* run *work* in another loop, for *call*, and waits for it."""
     context = copy_context()  # of this thread, not of the task that waits for it
+    carried = call if call.func is not None else call.carried
 
     async def run_elsewhere() -> T:
-        here = current_loop()
-        return await call_in(submit, work, func, here, context=context, may_be_interrupted=may_be_interrupted)
+        options: dict[str, Any] = {"context": context, "may_be_interrupted": may_be_interrupted, "carried": carried}
+        return await call_in(submit, work, func, current_loop(), **options)
 
     return run_elsewhere
 
@@ -258,8 +293,11 @@ def belongs_to_others_loop() -> bool:
     return False
 
 
-def _call_from_others_worker(call: TaskCall[Any]) -> bool:
-    """Run *call* in the loop that awaits this worker thread, which others started. Return whether there is one."""
+def _call_from_others_worker(call: TaskCall[Any], wait: object) -> bool:
+    """Run *call* in the loop that awaits this worker thread, which others started. Return whether there is one.
+
+    Its slot is lent while it is in *wait*.
+    """
     modules = _from_thread_modules()
     if not modules:
         return False
@@ -271,7 +309,7 @@ def _call_from_others_worker(call: TaskCall[Any]) -> bool:
         slot = _limits.Slot(thread_limiter.of(current_loop()))
         try:
             try:
-                _slots.adopt(slot)
+                _slots.adopt(slot, wait)
                 _limits.current_slot.set(slot)
                 await call.run(_cancelled_by_others)
             finally:

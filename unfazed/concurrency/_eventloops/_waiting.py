@@ -22,6 +22,7 @@ from ._timeouts import CHECK_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .._core._calls import UserCall
     from .._core._limits import Slot
     from .._core._loop import Loop
 
@@ -149,6 +150,8 @@ async def call_in(
     func: object,
     here: Loop,
     *,
+    helper: str | None = None,
+    carried: UserCall | None = None,
     context: Context | None = None,
     may_be_interrupted: bool = False,
 ) -> T:
@@ -158,10 +161,16 @@ async def call_in(
     task; the caller's cancellation is raised when the task has ended. Who wakes us: whoever writes the future, the task
     or the end of its loop. Signal handlers may interrupt that loop. trio ends it then, and so cancels us; on asyncio
     it goes on, and if *may_be_interrupted* is true, we check it from the start.
+
+    It is a call of *func* by the user, with *helper*, or does something for *carried*, which is such a call.
     """
     event = Event()
     future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
     call = TaskCall(work, future)
+    call.carried = carried
+    if helper is not None:
+        call.func, call.helper = func, helper
+        call.introduce()
     begin = partial(submit, call, copy_context() if context is None else context)
 
     def cancel() -> None:
@@ -177,11 +186,19 @@ async def call_in(
             if call.go_on() and may_be_interrupted:
                 begin()
 
-    await wait_for_end(event, cancel, begin=begin, check=check, check_at_once=may_be_interrupted)
     try:
-        return future.read()
-    except cancelled_classes() as exc:
-        raise CallCancelledError(name_of(func)) from exc
+        await wait_for_end(event, cancel, begin=begin, check=check, check_at_once=may_be_interrupted)
+        try:
+            value = future.read()
+        except cancelled_classes() as exc:
+            raise CallCancelledError(name_of(func)) from exc
+    except BaseException as exc:
+        if helper is not None:
+            call.note_end(exc)
+        raise
+    if helper is not None:
+        call.note_end(None)
+    return value
 
 
 def cancelled_classes() -> tuple[type[BaseException], ...]:

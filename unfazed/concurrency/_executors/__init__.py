@@ -15,12 +15,12 @@ from ._api import (
     start_in_any_executor,
     start_in_executor,
 )
-from ._call import ExecutorCall, refuse_coroutine
+from ._call import ExecutorCall, calls_in_executors
 
 __all__ = (
     "ExecutorCall",
     "ExecutorPlace",
-    "refuse_coroutine",
+    "calls_in_executors",
     "require_executor",
     "run_in_executor",
     "run_in_executor_sync",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from reprlib import repr as short_repr
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from .._core._checks import (
@@ -13,7 +14,7 @@ from .._core._checks import (
 from .._core._errors import WrongFunctionError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import call_from_sync, must_use_loop
-from ._call import ExecutorCall, refuse_coroutine
+from ._call import ExecutorCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +65,8 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
     """
     require_executor(executor, "run_in_executor")
     require_sync(func, "run_in_executor")
-    outcome = await ExecutorCall(executor, func, args, kwargs).run()
-    return refuse_coroutine(outcome.read(), func, "run_in_executor")
+    outcome = await ExecutorCall("run_in_executor", executor, func, args, kwargs).run()
+    return outcome.read()
 
 
 def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -98,8 +99,8 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
     helper = "run_in_executor_sync"
     require_executor(executor, helper)
     require_sync(func, helper)
-    call = ExecutorCall(executor, func, args, kwargs)
-    return _wait_for(call, func, helper, helper, "await run_in_executor(executor, {}, ...)")
+    call = ExecutorCall(helper, executor, func, args, kwargs)
+    return _wait_for(call, func, helper, "await run_in_executor(executor, {}, ...)")
 
 
 def start_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Handle[T]:
@@ -145,15 +146,23 @@ def start_in_any_executor(
     helper = "start_in_executor"
     require_executor(executor, helper)
     require_sync(func, helper)
-    return ExecutorCall(executor, func, args, kwargs).start(helper, join)
+    return ExecutorCall(helper, executor, func, args, kwargs).start(join)
 
 
-def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, twin: str, instead: str) -> T:
-    if must_use_loop():
-        value = call_from_sync(call.run, func, twin, instead, submit_to_background).read()
-    else:
-        value = call.run_sync()
-    return refuse_coroutine(value, func, helper)
+def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
+    try:
+        if must_use_loop():
+            value = call_from_sync(call.run, func, helper, instead, submit_to_background, carried=call).read()
+        else:
+            call.waiter = get_ident()
+            call.introduce()
+            value = call.run_sync()
+    except BaseException as exc:
+        if call.waiter is not None:  # otherwise it was refused
+            call.note_end(exc)
+        raise
+    call.note_end(None)
+    return value
 
 
 class ExecutorPlace(NamedTuple):
@@ -178,16 +187,18 @@ class ExecutorPlace(NamedTuple):
 
     async def run(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for async code."""
-        outcome = await ExecutorCall(self.executor, func, args, kwargs, self.timeout).run()
-        return refuse_coroutine(outcome.read(), func, "in_executor")
+        outcome = await self._call(func, args, kwargs).run()
+        return outcome.read()
 
     def run_sync(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> T:
         """Run a call for sync code."""
-        call = ExecutorCall(self.executor, func, args, kwargs, self.timeout)
-        return _wait_for(call, func, "in_executor", "{}.sync", "await {}(...)")
+        return _wait_for(self._call(func, args, kwargs), func, "{}.sync", "await {}(...)")
 
     def start(
         self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any], join: Join | None = None
     ) -> Handle[T]:
         """Start a call, and have its handle join a group first."""
-        return ExecutorCall(self.executor, func, args, kwargs, self.timeout).start("in_executor", join)
+        return self._call(func, args, kwargs).start(join)
+
+    def _call(self, func: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, Any]) -> ExecutorCall[T]:
+        return ExecutorCall("in_executor", self.executor, func, args, kwargs, self.timeout)

@@ -11,19 +11,19 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from time import monotonic
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from anyio import Event
 
-from .._core._checks import (
-    async_function_error,
-    close_coroutine,
-    explain,
-    name_of,
-)
+from .._core._calls import SlotlessCall, totals
+from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._errors import CallTimeoutError, ExecutorError
 from .._core._futures import BlockingFuture, OneShotFuture, Start
+from .._core._lifetime import in_forked_child
+from .._core._limits import current_slot
+from .._core._observing import observers
 from .._core._references import to_send
 from .._eventloops._background import submit_to_background
 from .._eventloops._handle import start_call
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 
     from anyio import CancelScope
 
+    from .._core._observing import CallOutcome
     from .._eventloops._handle import Handle, Join
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+returned: Final = totals["executor"]["returned"]
 
 
 def _runs_in_our_threads(executor: Executor) -> bool:
@@ -54,9 +57,11 @@ def _runs_in_our_threads(executor: Executor) -> bool:
     )
 
 
-class ExecutorCall(Generic[T]):
-    """One call in an executor."""
+class ExecutorCall(SlotlessCall, Generic[T]):
+    """One call in an executor. Error messages name *helper*."""
 
+    place = "executor"
+    _is_late = False  # whether its time was up
     stops_when_cancelled = False
     _never_started = False  # as far as the executor can tell
     _start: Start | None = None  # of a call that has a handle: whether it was submitted, or kept from that
@@ -64,6 +69,7 @@ class ExecutorCall(Generic[T]):
 
     def __init__(
         self,
+        helper: str,
         executor: Executor,
         func: Callable[..., T],
         args: tuple[object, ...],
@@ -71,7 +77,8 @@ class ExecutorCall(Generic[T]):
         seconds: float | None = None,
     ) -> None:
         self._executor = executor
-        self._func = func
+        self.helper = helper
+        self.func: Callable[..., T] = func
         self._args = args
         self._kwargs = kwargs
         self._timeout = None if seconds is None else Timeout(seconds, name_of(func))
@@ -86,18 +93,29 @@ class ExecutorCall(Generic[T]):
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
         loop, event = current_loop(), Event()
-        await raise_if_cancelled(loop)
-        if self._start is not None and not self._start.begin():
-            return OneShotFuture()
-        future = self._future = self._submit()
-        wake = partial(set_from_anywhere, loop, event)
-        future.add_done_callback(lambda _: wake())
-        if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
-            wake()
-        await wait_for_end(event, partial(self._cancel, future, wake), timer)
-        error = self._error_of(future)
+        try:
+            if self.waiter is None:
+                self.introduce()
+            await raise_if_cancelled(loop)
+            if self._start is not None and not self._start.begin():
+                return OneShotFuture()
+            future = self._future = self._submit()
+            wake = partial(set_from_anywhere, loop, event)
+            future.add_done_callback(lambda _: wake())
+            if future.done():  # again: the executor may call `wake` in the line above, and drops what it raises
+                wake()
+            await wait_for_end(event, partial(self._cancel, future, wake), timer)
+        except BaseException as exc:
+            self._is_late = timer is not None and timer.cancel_called
+            if self.waiter is None:
+                self.note_end(exc)
+            raise
+        value, error = self._result_of(future)
         outcome: OneShotFuture[T] = OneShotFuture()
-        outcome.write(None if error is not None else future.result(), error)
+        outcome.write(value, error)
+        if self.waiter is None:
+            self.note_end(error)
+        del error
         return outcome
 
     def run_sync(self) -> T:
@@ -115,13 +133,13 @@ class ExecutorCall(Generic[T]):
         except BaseException as exc:
             late = isinstance(exc, CallTimeoutError)
             if future is not None and not (late or future.cancel() or future.done()):
-                say_that_we_wait(exc, name_of(self._func))
+                say_that_we_wait(exc, self.name)
                 with suppress(CallTimeoutError):
                     self._wait(future, ended)
             raise
-        error = self._error_of(future)
+        value, error = self._result_of(future)
         if error is None:
-            return future.result()
+            return cast("T", value)
         try:
             raise error
         finally:
@@ -131,17 +149,45 @@ class ExecutorCall(Generic[T]):
         executor = self._executor
         try:
             if _runs_in_our_threads(executor):
-                call = partial(self._func, *self._args, **self._kwargs)
                 context = copy_context()
                 context.run(forget_library)
-                return executor.submit(context.run, call)
-            return executor.submit(partial(_to_send(executor, self._func), *self._args, **self._kwargs))
+                return executor.submit(context.run, self.work)
+            self.note_begin_elsewhere()  # nobody tells us when it does
+            return executor.submit(partial(_to_send(executor, self.func), *self._args, **self._kwargs))
         except Exception as exc:
             # The executor was shut down or is broken. Some libraries have an exception class of their own for that.
             if not isinstance(exc, RuntimeError) and not _is_of_library(exc, executor):
                 raise
             reason = f"was not accepted by its {type(executor).__name__}: {exc}"
-            raise ExecutorError(name_of(self._func), reason) from exc
+            raise ExecutorError(self.name, reason) from exc
+
+    def work(self) -> T:
+        """Run the call, in a thread of the executor."""
+        func, args, kwargs = self.func, self._args, self._kwargs
+        self.note_begin()
+        del self  # the traceback of an error refers to this frame
+        return func(*args, **kwargs)
+
+    def introduce(self) -> None:
+        _live.add(self)
+        self.since = monotonic()
+        self.made_by = current_slot.get()
+        if observers:
+            self.tell_queued()
+
+    def note_end(self, exc: BaseException | None) -> None:
+        _live.discard(self)
+        if exc is None and self.observed is None:
+            next(returned)
+        else:
+            super().note_end(exc)
+
+    @property
+    def has_timeout(self) -> bool:
+        return self._timeout is not None
+
+    def outcome_of(self, exc: BaseException) -> CallOutcome:
+        return "timed out" if self._is_late else super().outcome_of(exc)
 
     def _wait(self, future: Future[T], ended: BlockingFuture[None]) -> None:
         def when_late() -> str:
@@ -157,14 +203,10 @@ class ExecutorCall(Generic[T]):
         if future.done():  # again: a signal handler may have raised in the thread that ended it
             wake()
 
-    def start(self, helper: str, join: Join | None) -> Handle[T]:
+    def start(self, join: Join | None) -> Handle[T]:
         """Start the call on the background event loop, and have its handle join a group first."""
         self._start = Start()
-
-        def read(future: OneShotFuture[OneShotFuture[T]]) -> T:
-            return refuse_coroutine(future.read().read(), self._func, helper)
-
-        return start_call(self, self.run, self._func, submit_to_background, read, join)
+        return start_call(self, self.run, self.func, submit_to_background, _read, join, user_call=self)
 
     # For its handle
 
@@ -188,18 +230,21 @@ class ExecutorCall(Generic[T]):
     def _what_it_waits_for(self) -> str:
         return f"its turn in the {type(self._executor).__name__}" if self._never_started else ""
 
-    def _error_of(self, future: Future[T]) -> BaseException | None:
-        """Return what to raise for *future*, which is done, or None."""
+    def _result_of(self, future: Future[T]) -> tuple[T | None, BaseException | None]:
+        """Return the value of *future*, which is done, or else what to raise."""
         try:
             error = future.exception()
         except CancelledError as exc:
-            error = ExecutorError(name_of(self._func), "was cancelled by its executor, not by its caller")
+            error = ExecutorError(self.name, "was cancelled by its executor, not by its caller")
             error.__cause__ = exc
-        return None if error is None else self._explained(error)
+        if error is not None:
+            return None, self._explained(error)
+        value = future.result()
+        return (None, async_function_error(self.func, self.helper)) if close_coroutine(value) else (value, None)
 
     def _explained(self, error: BaseException) -> BaseException:
         """Return *error*, or what says better what has happened."""
-        executor, func = self._executor, self._func
+        executor, func = self._executor, self.func
         explained = error
         if isinstance(error, BrokenExecutor):
             explained = ExecutorError(name_of(func), f"was lost, as its executor broke: {error}")
@@ -252,7 +297,16 @@ def _is_its_own(error: BaseException, executor: Executor, func: object) -> bool:
     )
 
 
-def refuse_coroutine(value: T, func: object, helper: str) -> T:
-    if close_coroutine(value):
-        raise async_function_error(func, helper)
-    return value
+def _read(future: OneShotFuture[OneShotFuture[T]]) -> T:
+    return future.read().read()
+
+
+_live: set[ExecutorCall[Any]] = set()  # those that have been made and have not ended; `add`, `discard` are atomic
+
+
+def calls_in_executors() -> set[ExecutorCall[Any]]:
+    """Return the calls that have been made and have not ended. From any thread."""
+    return _live.copy()
+
+
+in_forked_child(_live.clear)

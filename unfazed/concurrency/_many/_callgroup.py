@@ -267,9 +267,8 @@ class CallGroup:
         if isinstance(error, KeyboardInterrupt):
             self._interrupts.times = max(1, self._interrupts.times)
             say_that_we_wait(error, "CallGroup")
-        call_from_sync(
-            self._wait_for_all, self, "CallGroup", INSTEAD, submit_to_background, interrupts=self._interrupts
-        )
+        options: dict[str, Any] = {"interrupts": self._interrupts, "counted": False}
+        call_from_sync(self._wait_for_all, self, "CallGroup", INSTEAD, submit_to_background, **options)
 
     async def __aenter__(self) -> CallGroup:
         self._enter()

@@ -103,7 +103,8 @@ class _Iterator:
 
     def __length_hint__(self) -> int:
         """Return how many results are to come, where all of the input has a length."""
-        return self._consumer.length_hint()
+        hint: int = self._consumer.length_hint()
+        return hint
 
     def __del__(self) -> None:
         try:
@@ -271,7 +272,7 @@ class _SyncConsumer(_Consumer):
         name = name_of(func)
         twin = helper.removesuffix(".sync").removesuffix("_sync")
         self._instead = f"async for ... in {twin}({'...' if twin.startswith(f'{name}.') else f'{name}, ...'})"
-        self._runner = TaskRunner(partial(_finish, run))
+        self._runner = TaskRunner(partial(_finish, run), helper)
         self._interrupts = Interrupts()
         self._values: list[Any] = []  # of the call that was taken last
         self._results: Iterator[Any] = iter(())  # those of them that are left
@@ -343,9 +344,8 @@ class _SyncConsumer(_Consumer):
     def _call(self, work: Callable[[], Awaitable[Any]], *, always: bool = True) -> Any:
         """Run *work* in the loop of the run, or if not *always*, find a loop for it."""
         submit: Submit = self._runner.take if always else submit_to_background
-        return call_from_sync(
-            work, self.func, self.helper, self._instead, submit, always=always, interrupts=self._interrupts
-        )
+        options: dict[str, Any] = {"always": always, "interrupts": self._interrupts}
+        return call_from_sync(work, self.func, self.helper, self._instead, submit, counted=False, **options)
 
     def _leave(self, finish: Callable[[MapRun], Awaitable[None]]) -> None:
         """Begin nothing any more, and wait for what runs, unless Ctrl-C was pressed twice."""

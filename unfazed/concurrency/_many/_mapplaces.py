@@ -62,10 +62,9 @@ class ExecutorCalls:
     size = least = 1
 
     def __init__(self, func: Callable[..., Any], place: ExecutorPlace, how: How) -> None:
-        from .._executors import ExecutorCall, refuse_coroutine
+        from .._executors import ExecutorCall
 
-        self._make = ExecutorCall
-        self._refuse_coroutine = refuse_coroutine
+        self._make: type[ExecutorCall[Any]] = ExecutorCall
         self._func = func
         self._place = place
         self._how = how
@@ -74,13 +73,14 @@ class ExecutorCalls:
         how = self._how
         executor, timeout = self._place
         try:
-            outcome = await self._make(executor, self._func, how.arguments(call.items[0]), {}, timeout).run()
+            make, items = self._make, how.arguments(call.items[0])
+            outcome = await make(how.helper, executor, self._func, items, {}, timeout).run()
         except cancelled_classes():
             raise
         except BaseException as exc:
             call.fail(exc, how)
         else:
-            call.settle(lambda: self._refuse_coroutine(outcome.read(), self._func, how.helper), how)
+            call.settle(outcome.read, how)
 
 
 class EventloopCalls:
@@ -107,12 +107,6 @@ class EventloopCalls:
             call.values.append(value)
 
 
-def _in_background(func: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
-    from .._eventloops._background import run_in_eventloop
-
-    return run_in_eventloop(func, *args)
-
-
 def calls_in(place: Any, func: Callable[..., Any], how: How, chunk: int | None, *, elsewhere: bool) -> Calls:
     """Return what makes the calls of *func* in *place*. *elsewhere*: on the background event loop."""
     if place.decorator == "in_processpool":
@@ -123,13 +117,15 @@ def calls_in(place: Any, func: Callable[..., Any], how: How, chunk: int | None, 
         return ThreadCalls(func, place, how)
     if place.decorator == "in_executor":
         return ExecutorCalls(func, place, how)
-    if elsewhere:
-        return EventloopCalls(func, _in_background, how)
 
-    def start_here(func: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
-        return call_in(submit_here, place._work(func, args, {}), func, current_loop())
+    def start(func: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
+        if elsewhere:
+            from .._eventloops._background import run_on_background
 
-    return EventloopCalls(func, start_here, how)
+            return run_on_background(func, args, {}, how.helper)
+        return call_in(submit_here, place._work(func, args, {}), func, current_loop(), helper=how.helper)
+
+    return EventloopCalls(func, start, how)
 
 
 def default_limit(place: Any) -> int:

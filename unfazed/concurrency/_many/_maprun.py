@@ -207,6 +207,7 @@ class MapRun:
             return
         maker = _Maker()
         maker.task = TaskCall(partial(self._make_calls, maker), OneShotFuture(partial(self._note_end_of, maker)))
+        maker.task.title = "unfazed: makes the calls of a map"
         self._makers.add(maker)
         submit_here(maker.task, self._context.copy())
         if self.stopped:  # after it was added: `stop` sets this before it looks at the makers

@@ -228,7 +228,8 @@ def warm_up_processpool_sync(count: int, /) -> None:
     helper = "warm_up_processpool_sync"
     require_count(count, "count", helper)
     warm_up = partial(warm_up_processpool, count)
-    call_from_sync(warm_up, warm_up, helper, f"await warm_up_processpool({count})", submit_to_background)
+    instead = f"await warm_up_processpool({count})"
+    call_from_sync(warm_up, warm_up, helper, instead, submit_to_background, counted=False)
 
 
 def configure_processpool(*, limit: int | None = None, output: bool = True, logs: bool = True) -> None:

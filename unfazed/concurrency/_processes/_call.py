@@ -43,8 +43,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, fi
 from ..._worker import call as outcomes
 from ..._worker import channel, logs
 from .._core import _limits, _slots
+from .._core._calls import UserCall, totals
 from .._core._checks import name_of
-from .._core._errors import LoopEndedError
+from .._core._errors import LoopEndedError, RemoteTraceback, WorkerProcessError
 from .._core._futures import Start, without_our_frame
 from .._eventloops._timeouts import Timeout
 from ._output import settings
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from .._core._futures import OneShotFuture
+    from .._core._observing import CallOutcome
     from ._worker import WorkerProcess
 
     Received: TypeAlias = tuple[WorkerProcess, bytes, bytes]  # the worker, and the kind and payload of its answer
@@ -83,12 +85,15 @@ class CallOptions(NamedTuple):
 
 
 NO_OPTIONS: Final = CallOptions()
+returned: Final = totals["processpool"]["returned"]
 
 
 @final
-class ProcessCall:
+class ProcessCall(UserCall):
     """One call in a worker process. Error messages name *helper*."""
 
+    place = "processpool"
+    is_late = False  # whether its time was up
     initializer: bytes | None = None
     timeout: Timeout | None = None
     slot: _limits.Slot | None = None
@@ -117,7 +122,7 @@ class ProcessCall:
         at_once: bool = False,
     ) -> None:
         self.helper = helper
-        self.func = func
+        self.func: Callable[..., object] = func
         self.options = options
         if options is not NO_OPTIONS:
             if options.timeout is not None:
@@ -134,9 +139,12 @@ class ProcessCall:
         self._sent: list[int] = []  # what the caller has written
         self._received: list[bytes] = []  # what the caller has read
 
-    @property
-    def name(self) -> str:
-        return name_of(self.func)
+    def outcome_of(self, exc: BaseException) -> CallOutcome:
+        if isinstance(exc.__cause__, RemoteTraceback):  # the function has raised it
+            return "raised"
+        if self.is_late:
+            return "timed out"
+        return "worker died" if isinstance(exc, WorkerProcessError) else super().outcome_of(exc)
 
     def transferred(self) -> int:
         """Return how large the pickles of the call and of its answer were: the larger of the two."""
@@ -144,7 +152,7 @@ class ProcessCall:
 
     def what_it_waits_for(self) -> str:
         """Return what to say if the call still waits for a slot when its time is up; "" for any other call."""
-        return "" if self.slot is None else self.slot.what_it_waits_for(name_of)
+        return "" if self.slot is None else self.slot.what_it_waits_for()
 
     # For the worker's thread
 
@@ -203,7 +211,9 @@ class ProcessCall:
         finally:
             _slots.take_back(slot, wait)
 
-    def outcome(self, worker: WorkerProcess, kind: bytes, reader: channel.Reader) -> tuple[Any, BaseException | None]:
+    def fetch_outcome(
+        self, worker: WorkerProcess, kind: bytes, reader: channel.Reader
+    ) -> tuple[Any, BaseException | None]:
         """Read the value or the error from *reader*. Raises `PipeEndError` if the worker dies meanwhile."""
         try:
             return self._in_context(self.read, worker, kind, reader), None
@@ -275,6 +285,8 @@ class ProcessCall:
             raise
         worker.levels = self.levels
         worker.calls += 1
+        worker.call = self
+        self.note_begin_elsewhere()
         return True
 
     def receive(self, leased: list[WorkerProcess]) -> Received | None:
@@ -297,6 +309,7 @@ class ProcessCall:
             raise OutOfTheOrdinaryError
         if rest < size:
             return None
+        worker.call = None
         if self.options.max_calls is not None and self.was_last_of(worker):
             worker.retire()
             leased.clear()
@@ -354,6 +367,7 @@ class ProcessCall:
         if not leased:
             pool.take_any(leased)
         if not leased:
+            self.since = time.monotonic()
             pool.submit(self)
             return
         if self.sent:

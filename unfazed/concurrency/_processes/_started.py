@@ -47,4 +47,5 @@ class StartedCall:
 def start(call: ProcessCall, kwargs: dict[str, Any], join: Join | None) -> Handle[Any]:
     """Start *call* on the background event loop, and have its handle join a group first."""
     read = explained(call.helper, call.func, kwargs)
-    return start_call(StartedCall(call), partial(run, call), call.func, submit_to_background, read, join)
+    work = partial(run, call)
+    return start_call(StartedCall(call), work, call.func, submit_to_background, read, join, user_call=call)

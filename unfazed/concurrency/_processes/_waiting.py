@@ -23,13 +23,14 @@ from anyio.lowlevel import checkpoint
 from .._core import _limits, _slots
 from .._core._errors import CallTimeoutError, LoopStateError
 from .._core._futures import BlockingFuture, OneShotFuture
+from .._core._observing import observers
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync, must_use_loop, say_that_we_wait
 from .._eventloops._timeouts import INTERRUPT_CHECK_SECONDS, seconds_to_wait, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
 from .._eventloops._workers import lending
-from ._call import OutOfTheOrdinaryError, ProcessCall
+from ._call import OutOfTheOrdinaryError, ProcessCall, returned
 from ._handling import is_handling
 from ._inbox import Inbox
 from ._limit import default_limiter
@@ -54,20 +55,33 @@ def run(call: ProcessCall) -> Awaitable[Any]:
 
 async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
-    await raise_if_cancelled(loop)
     # Made before it is taken, and given back in two `finally`, for the reasons that `_threadcall.py` gives.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
-    slot.work = call.func
+    slot.work = call
     slot.awaited_in = loop.native
+    if observers and call.waiter is None:
+        call.introduce()
     try:
         try:
+            await raise_if_cancelled(loop)
             if not _slots.take(slot):
                 await wait_for_slot(slot, loop)
-            return await _run_in_slot(call, loop, timer)
+            value = await _run_in_slot(call, loop, timer)
         finally:
             _slots.release(slot)
+    except BaseException as exc:
+        call.is_late = timer is not None and timer.cancel_called
+        if call.waiter is None:
+            call.note_end(exc)
+        raise
     finally:
         _slots.release(slot)
+    if call.waiter is None:
+        if call.observed is None:
+            next(returned)
+        else:
+            call.note_end(None)
+    return value
 
 
 async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None) -> Any:
@@ -141,14 +155,32 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
         )
-    if must_use_loop():
-        return call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background)
+    try:
+        if must_use_loop():
+            value = call_from_sync(lambda: run(call), call.func, helper, instead, submit_to_background, carried=call)
+        else:
+            call.waiter = threading.get_ident()
+            if observers:
+                call.introduce()
+            value = _find_limiter_and_wait(call, helper, instead)
+    except BaseException as exc:
+        if call.waiter is not None:  # otherwise it was refused
+            call.note_end(exc)
+        raise
+    if call.observed is None:
+        next(returned)
+    else:
+        call.note_end(None)
+    return value
+
+
+def _find_limiter_and_wait(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
         pool.start_early(call)  # meanwhile the background event loop starts: it has the limiter
-        limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background)
+        limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background, counted=False)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
-    slot.work = call.func
+    slot.work = call
     try:
         try:
             if not _slots.take(slot):

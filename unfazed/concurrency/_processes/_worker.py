@@ -81,6 +81,8 @@ class WorkerProcess:
         self.quick = True  # whether its last answer to async code came within `QUICK_SECONDS`
         self.levels: object = self  # log levels that it was sent; `self` differs from all
         self.initialized: set[bytes] = set()  # the pickles of the initializers that it has called
+        self.is_ready = False  # whether it has started
+        self.call: ProcessCall | None = None  # the one that it runs
         self.calls = 0  # how many calls it was sent
         self.into = self.out = -1  # file descriptors: calls go in, frames come out
         self.room = 0  # how many bytes `into` takes at once while the worker is idle
@@ -138,6 +140,7 @@ class WorkerProcess:
         except NotStartedError as exc:
             self._fail_to_start(exc)
             return
+        self.is_ready = True
         self._pool.give_back(self)
         while self._go_on(child):
             pass
@@ -190,8 +193,10 @@ class WorkerProcess:
         begun = False
         try:
             if call.sent or call.claim(self):
+                self.call = call
                 if not call.sent:
                     self.calls += 1
+                    call.note_begin_elsewhere()
                     channel.write_all(child.calls, self.message(call))
                     self.levels = call.levels
                 while (kind := reader.next()[0]) in (channel.RECORD, channel.BEGUN):
@@ -199,15 +204,17 @@ class WorkerProcess:
                         begun = True
                     else:
                         handle(reader.take(), call.have_handled if begun else _call)
-                outcome = call.outcome(self, kind, reader)
+                outcome = call.fetch_outcome(self, kind, reader)
         except BaseException as exc:
             if not isinstance(exc, (channel.PipeEndError, OSError)):  # no memory left, say
                 child.kill()
             status = child.end()
+            self.call = None
             self._pool.forget(self)
             if (begun or not self._try_another(call)) and call.end():
                 call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
             return False
+        self.call = None
         killed = not call.end()
         lives = not (killed or call.was_last_of(self))
         if lives:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
+from .._core._calls import StepCall
 from .._core._checks import in_brief, name_of, not_copied, require_limiter, visible_names, wrong_source
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
@@ -190,10 +191,10 @@ class InTask(AbstractContextManager[T, "bool | None"]):
 
     def __enter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_eventloop_sync")
-        runner = TaskRunner(self._exit_by_itself)
+        runner = TaskRunner(self._exit_by_itself, "contextmanager_in_eventloop_sync")
         interrupts = Interrupts()
         try:
-            self._call(runner.start, self._submit, interrupts)
+            self._call(runner.start, self._submit, interrupts, counted=False)
             value: T = self._call(self._enter, runner.take, interrupts)
             self._runner = runner
             return value
@@ -228,10 +229,22 @@ class InTask(AbstractContextManager[T, "bool | None"]):
             return runner.outcome.read()  # it was left when a scope was cancelled that it holds
         return suppressed
 
-    def _call(self, work: Callable[[], Awaitable[Any]], submit: Submit, interrupts: Interrupts) -> Any:
+    def _call(
+        self, work: Callable[[], Awaitable[Any]], submit: Submit, interrupts: Interrupts, *, counted: bool = True
+    ) -> Any:
         func, helper, instead = self._words
-        elsewhere = submit is not submit_to_background
-        return call_from_sync(work, func, helper, instead, submit, always=elsewhere, interrupts=interrupts)
+        options: dict[str, Any] = {"always": submit is not submit_to_background, "interrupts": interrupts}
+        if not counted:
+            return call_from_sync(work, func, helper, instead, submit, counted=False, **options)
+        step = StepCall(in_brief(func) if func is self._manager else func, helper)
+        try:
+            value = call_from_sync(work, func, helper, instead, submit, carried=step, **options)
+        except BaseException as exc:
+            if step.waiter is not None:  # otherwise it was refused
+                step.note_end(exc)
+            raise
+        step.note_end(None)
+        return value
 
     async def _enter(self) -> T:
         value = await self._manager.__aenter__()

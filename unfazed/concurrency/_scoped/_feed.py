@@ -198,6 +198,7 @@ class Feed(Generic[T]):
         if self._fetching is None:
             self._paused = False
             self._fetching = TaskCall(partial(self._runner.run, self._fetch), OneShotFuture(self._fetched))
+            self._fetching.title = "iterate_in_threadpool: fetches ahead"
         if not self._fetching.taken:
             submit_here(self._fetching, copy_context())
 

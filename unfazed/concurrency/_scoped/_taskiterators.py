@@ -105,11 +105,12 @@ def iterate_steps(
     instead: str = "async for ... in {}(...)",
 ) -> Generator[T, None, None]:
     """Iterate in one task, which `call_from_sync` starts with *submit* and *always*."""
-    runner = TaskRunner(steps.close)
+    runner = TaskRunner(steps.close, helper.format(name_of(source)))
     interrupts = Interrupts()
     try:
         try:
-            call_from_sync(runner.start, source, helper, instead, submit, always=always, interrupts=interrupts)
+            options: dict[str, Any] = {"always": always, "interrupts": interrupts}
+            call_from_sync(runner.start, source, helper, instead, submit, counted=False, **options)
             while True:
                 try:
                     item = call_from_sync(

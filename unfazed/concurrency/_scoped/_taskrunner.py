@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from .._core._blockedloops import BlockedLoop
+    from .._core._calls import UserCall
     from .._core._loop import Loop
 
 T = TypeVar("T")
@@ -59,14 +60,16 @@ class TaskRunner(TaskCall[None]):
 
     *last* gets the cancellation if a scope was cancelled that a call had entered; otherwise, at the end of the loop for
     one, it gets `None`. In the first case the user comes too late to leave the scope. So if *last* raises anything but
-    a cancellation, or returns true because it has suppressed the cancellation, that is the `outcome` for the user.
+    a cancellation, or returns true because it has suppressed the cancellation, that is the `outcome` for the user. The
+    name of the task is *title*.
     """
 
-    def __init__(self, last: Callable[[BaseException | None], Awaitable[object]]) -> None:
+    def __init__(self, last: Callable[[BaseException | None], Awaitable[object]], title: str = "unfazed") -> None:
         super().__init__(self._serve, OneShotFuture())
+        self.title = title
         self._last = last
         self._process = os.getpid()  # in a forked child, the copy of the loop takes calls and never runs
-        self._calls: deque[tuple[TaskCall[Any], _limits.Slot | None, BlockedLoop | None]] = deque()
+        self._calls: deque[tuple[TaskCall[Any], _limits.Ancestor | None, BlockedLoop | None]] = deque()
         self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
@@ -88,6 +91,9 @@ class TaskRunner(TaskCall[None]):
         call.set_loop(self.loop)
         self.loop.post(self._take, call, context.run(_limits.current_slot.get), blocked_loop)
 
+    def user_calls(self) -> list[UserCall]:
+        return [each for call, *_ in self._calls.copy() for each in call.user_calls()]
+
     def leave(self) -> None:
         """Have the task do its last step, after the current call. From any thread; returns at once."""
         if self.loop is not None and not self.over:
@@ -98,7 +104,7 @@ class TaskRunner(TaskCall[None]):
         self._leaving = self._left = True
         return await last()
 
-    def _take(self, call: TaskCall[Any], slot: _limits.Slot | None, blocked_loop: BlockedLoop | None) -> None:
+    def _take(self, call: TaskCall[Any], slot: _limits.Ancestor | None, blocked_loop: BlockedLoop | None) -> None:
         if call.taken:
             return
         try:

@@ -71,9 +71,11 @@ class _StepCall(ThreadCall[T]):
         super().__init__(helper, func, (), {}, ThreadOptions(runner.limiter))
         self._runner = runner
 
+    @property
+    def name(self) -> str:
+        return self.helper  # *func* is of ours
+
     async def hand_over(self) -> None:
-        assert self.slot is not None, "taken before"
-        self.slot.work = f"{self._helper}()"
         await self._runner.hand_over(self.work)
 
 
@@ -88,6 +90,7 @@ class ThreadRunner(Generic[T]):
         self.limiter: CapacityLimiter = limiter or thread_limiter.of(self.loop)
         self._steps: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._hold: TaskCall[None] = TaskCall(self._stay, OneShotFuture(self._released))
+        self._hold.title = f"{helper}: holds its thread"
         self._starts: list[str] = []  # "thread" if that starts, "released" by the loop: which came first
         self._error: BaseException | None = None  # why the thread could not start
         self._waiting: Event | None = None  # of the current step
@@ -201,12 +204,14 @@ class ThreadRunner(Generic[T]):
 
     def _do_last(self) -> None:
         """Do the last step, and tell who waits for it, or show its error."""
-        thread_call = ThreadCall(self._helper, self._last, (), {})
+        thread_call = _StepCall(self, self._helper, self._last)
+        thread_call.introduce()
         thread_call.loop = self.loop
         thread_call.slot = _slots.acquire_now(self.limiter)
-        thread_call.slot.work = f"{self._helper}()"
+        thread_call.slot.work = thread_call
         thread_call.work()
         _slots.release(thread_call.slot)
+        thread_call.note_end(thread_call.outcome.error)
         self._outcome = thread_call.outcome
         heard = self.heard and not self.loop.is_gone()
         self._ends.append("last step")

@@ -135,6 +135,7 @@ class _Thread:
 
     def start(self) -> None:
         hold = TaskCall(self._stay, OneShotFuture(self._retire), made_elsewhere=True)
+        hold.title = "unfazed: holds a thread that stands by"
         try:
             submit_to(self.owner, hold, Context())
         except BaseException:  # Ctrl-C, for one

@@ -35,15 +35,19 @@ forked child starts with none.
 from __future__ import annotations
 
 from functools import partial
+from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from anyio import CancelScope, Event, to_thread
 
 from .._core import _limits, _slots
+from .._core._calls import UserCall, totals
 from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._contexts import ContextLease
 from .._core._futures import OneShotFuture, Start, without_our_frame
 from .._core._lifetime import in_forked_child
+from .._core._observing import observers
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from .._core._loop import Loop
+    from .._core._observing import CallOutcome
 
 T = TypeVar("T")
 
@@ -71,16 +76,21 @@ class ThreadOptions(NamedTuple):
 
 
 NO_OPTIONS: Final = ThreadOptions()
+returned: Final = totals["threadpool"]["returned"]
 
 
-class ThreadCall(Worker, Generic[T]):
+class ThreadCall(Worker, UserCall, Generic[T]):
     """One call in a worker thread. Error messages name *helper*."""
 
+    place = "threadpool"
+    slot: _limits.Slot | None = None
     must_hand_over = False  # whether `cancel` and `hand_over` are ours on trio, too, and not anyio's
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # set by `may_bypass`
     _lease: ContextLease | None = None  # of the context that the options name
-    _is_abandoned = False
+    abandoned: float | None = None  # time.monotonic() when it was abandoned
+    _is_late = False  # whether its time was up, and its function had not ended
+    _failed = False  # whether its function has raised
     _ended: Event | None = None  # set by the worker of a cancelled call; made by the loop, which waits for it
     _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
 
@@ -92,8 +102,8 @@ class ThreadCall(Worker, Generic[T]):
         kwargs: dict[str, Any],
         options: ThreadOptions = NO_OPTIONS,
     ) -> None:
-        self._helper = helper
-        self._func = func
+        self.helper = helper
+        self.func: Callable[..., T] = func
         self._args = args
         self._kwargs = kwargs
         self._options = options
@@ -127,7 +137,7 @@ class ThreadCall(Worker, Generic[T]):
         if not slot.held:
             return False
         self.loop, self.slot = loop, slot
-        slot.work = self._func
+        slot.work = self
         self._sync_caller = None  # whoever called us writes it after this
         forget_library()
         try:
@@ -176,9 +186,11 @@ class ThreadCall(Worker, Generic[T]):
         limiter, abandon_on_cancel, _, context = self._options
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or thread_limiter.of(loop))
-        slot.work = self._func
+        slot.work = self
+        if observers and self.waiter is None:
+            self.introduce()
         if context is not None:
-            self._lease = ContextLease(context, name_of(self._func))
+            self._lease = ContextLease(context, name_of(self.func))
         in_the_task = (
             loop.calls_back_in_the_task and timer is None and not abandon_on_cancel and not self.must_hand_over
         )
@@ -207,15 +219,34 @@ class ThreadCall(Worker, Generic[T]):
                         del cancellation
             finally:
                 self._give_back_in_loop()
+        except BaseException as exc:
+            self._is_late = timer is not None and timer.cancel_called
+            if self.waiter is None:
+                self.note_end(exc)
+            raise
         finally:
             self._give_back_in_loop()  # again: a signal handler may have raised in the first `finally`
+        if self.waiter is None:
+            if self._failed or observers:
+                self.note_end(self.outcome.error)
+            else:
+                next(returned)
         return self.outcome
+
+    @property
+    def has_timeout(self) -> bool:
+        return self._timeout is not None
+
+    def outcome_of(self, exc: BaseException) -> CallOutcome:
+        if self._is_late:
+            return "timed out"
+        return "abandoned" if self.abandoned is not None else super().outcome_of(exc)
 
     def _what_it_waits_for(self) -> str:
         """Return what to say if the function has never begun when the time is up."""
         if self.outcome.done:
             return ""
-        return (self.slot and self.slot.what_it_waits_for(name_of)) or "a thread"
+        return (self.slot and self.slot.what_it_waits_for()) or "a thread"
 
     def hand_over(self) -> Awaitable[None]:
         """Have a thread call `work`, and wait for that. If we are cancelled, stop waiting at once."""
@@ -243,7 +274,8 @@ class ThreadCall(Worker, Generic[T]):
     def _abandon(self) -> None:
         """Wait no longer for the worker."""
         assert self.slot is not None, "taken before the worker starts"
-        self._is_abandoned = self.slot.abandoned = True
+        self.abandoned = monotonic()
+        self.slot.abandoned = True
         _abandoned.add(self)
         self._parting.append("abandoned")
         if self._parting[0] == "ended":  # before we added the call: the worker will not remove it
@@ -260,16 +292,20 @@ class ThreadCall(Worker, Generic[T]):
         value: T | None = None
         error: BaseException | None = None
         try:
+            self.thread, self.began = get_ident(), monotonic()
+            if observers and self.observed is not None:
+                self.observed.tell_begun()
             if self._lease is None:
-                value = self._func(*self._args, **self._kwargs)
+                value = self.func(*self._args, **self._kwargs)
             else:
-                value = self._lease.run(partial(self._func, *self._args, **self._kwargs), forget_library)
+                value = self._lease.run(partial(self.func, *self._args, **self._kwargs), forget_library)
             if close_coroutine(value):
-                raise async_function_error(self._func, self._helper)
+                raise async_function_error(self.func, self.helper)
         except BaseException as exc:
+            self._failed = True
             error = without_our_frame(exc)
             if self._kwargs and error.__traceback__ is None:  # the function has not even begun, or is a builtin one
-                explain(error, self._helper, self._func, self._kwargs)
+                explain(error, self.helper, self.func, self._kwargs)
         thread.worker = None
         self.slot.ended = True
         if self._sync_caller is not None:
@@ -289,7 +325,7 @@ class ThreadCall(Worker, Generic[T]):
         set_from_anywhere(self.way_back(), self._ended)
 
     def _give_back_in_loop(self) -> None:
-        if not self._is_abandoned:
+        if self.abandoned is None:
             self._give_back()
 
     def _give_back(self) -> None:
@@ -301,6 +337,11 @@ class ThreadCall(Worker, Generic[T]):
 
 
 _abandoned: set[ThreadCall[Any]] = set()
+
+
+def abandoned_calls() -> set[ThreadCall[Any]]:
+    """Return the calls whose threads run on though nobody waits for them. From any thread."""
+    return _abandoned.copy()
 
 
 def count_abandoned_threads() -> int:
@@ -327,7 +368,7 @@ def _warn_if_all_are_abandoned(slot: _limits.Slot) -> None:
     logging.getLogger("unfazed.concurrency").warning(
         "All slots of a limiter belong to abandoned threads, and calls wait until one of these ends: %s. Give what "
         "they do a timeout of its own, and what must not wait for them a limiter of its own.",
-        limit.describe(name_of),
+        limit.describe(),
     )
 
 

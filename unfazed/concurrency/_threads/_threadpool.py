@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .._core._checks import require_context, require_count, require_flag, require_limiter, require_sync, require_timeout
+from .._core._observing import observers
 from .._eventloops._handle import start_call
 from .._eventloops._limiters import thread_limiter
 from .._eventloops._synccalls import call_from_sync
 from . import _standby
-from ._threadcall import ThreadCall, ThreadOptions
+from ._threadcall import ThreadCall, ThreadOptions, returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +125,8 @@ def start_in_thread(
 
 def _start(thread_call: ThreadCall[T], func: Callable[..., T], join: Join | None) -> Handle[T]:
     thread_call.must_hand_over = True  # so that `tell_cancelled` reaches what it waits for
-    return start_call(thread_call, thread_call.run, func, partial(_standby.submit, thread_call), _read, join)
+    submit = partial(_standby.submit, thread_call)
+    return start_call(thread_call, thread_call.run, func, submit, _read, join, user_call=thread_call)
 
 
 def _read(future: OneShotFuture[OneShotFuture[T]]) -> T:
@@ -133,7 +135,19 @@ def _read(future: OneShotFuture[OneShotFuture[T]]) -> T:
 
 def _wait_for(thread_call: ThreadCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
     submit = partial(_standby.submit, thread_call)
-    return call_from_sync(thread_call.run, func, helper, instead, submit, offer=thread_call.answer_directly).read()
+    try:
+        value = call_from_sync(
+            thread_call.run, func, helper, instead, submit, offer=thread_call.answer_directly, carried=thread_call
+        ).read()
+    except BaseException as exc:
+        if thread_call.waiter is not None:  # otherwise it was refused
+            thread_call.note_end(exc)
+        raise
+    if observers:
+        thread_call.note_end(None)
+    else:
+        next(returned)
+    return value
 
 
 def configure_threadpool(*, limit: int) -> None:
