@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
-from conftest import PYPY
+from conftest import PYPY, drop_garbage
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 from model import HANG_SECONDS, Node, Outcome, expected, fitted, trees
@@ -115,6 +115,7 @@ def leftovers() -> list[str]:
 
     deadline = time.monotonic() + HANG_SECONDS
     while left() and time.monotonic() < deadline:
+        drop_garbage()
         time.sleep(0.001)
     return left()
 

@@ -191,6 +191,7 @@ def test_library_from_sync_code(folder: Path, weather: Any) -> None:
 
 def test_library_with_a_generated_module(folder: Path, weather: Any) -> None:
     needs("ruff")
+    needs("libcst")
     (command,) = re.findall(
         r"^\$ python -m (unfazed.twins weather.*)$", read(DOCS / "how-to" / "both-apis.md"), re.MULTILINE
     )
