@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+from conftest import PYPY
 from model import HANG_SECONDS, LONG_SECONDS, SHORT_SECONDS, Node, Outcome, as_outcome, blocks
 from process_functions import NodeError, NodeExit, leaf, raise_end
 
@@ -249,10 +250,14 @@ class Run:
         if node.place == "iterator":
             taken: list[Outcome] = []
             closed = threading.Event()
-            for outcome in iterate_in_eventloop_sync(self.async_steps(node, where, closed)):
+            steps = iterate_in_eventloop_sync(self.async_steps(node, where, closed))
+            for outcome in steps:
                 if len(taken) == node.taken:
                     break
                 taken.append(outcome)
+            if PYPY:
+                steps.close()
+            del steps  # which closes it on CPython
             if not closed.is_set():
                 self.problem(f"{where} is not closed")
             return ("value", node.place, tuple(taken))
