@@ -40,12 +40,6 @@ class Loop(Protocol):
     def post(self, func: Callable[..., object], *args: object) -> None:
         """Have the loop call *func* soon. Returns at once."""
 
-    def look_later(self, seconds: float, look: Callable[[], object]) -> None:
-        """Call *look* in so many seconds if the loop drops callbacks that a signal handler interrupts (asyncio).
-
-        trio ends its run instead. In the loop's thread.
-        """
-
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call* in a new task, in *context* or a copy of it. Returns at once."""
 

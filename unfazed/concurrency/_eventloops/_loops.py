@@ -122,9 +122,6 @@ class AsyncioLoop:
             if expired:
                 self.forget_cancellation()
 
-    def look_later(self, seconds: float, look: Callable[[], object]) -> None:
-        self.native.call_later(seconds, look)
-
     async def end_other_tasks(self) -> None:
         asyncio = sys.modules["asyncio"]
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -205,9 +202,6 @@ class TrioLoop:
         with move_on_after(seconds):
             return await work()
         raise late()
-
-    def look_later(self, seconds: float, look: Callable[[], object]) -> None:
-        pass
 
     async def end_other_tasks(self) -> None:
         pass  # trio cancels them itself

@@ -108,6 +108,7 @@ async def wait_and_check(event: Event, check: Callable[[], object]) -> None:
     while not event.is_set():
         with move_on_after(CHECK_SECONDS):
             await event.wait()
+            return
         check()
 
 

@@ -21,8 +21,8 @@ Guarantees:
 - At most `limit` calls have begun and are not delivered. Nothing is read from the input before a call for it may begin.
 - After `stop`, no call begins. `stop` is safe in any thread and any finalizer, and waits for nothing. `finish` waits.
 - What a signal handler raises in the midst of this ends the map: its consumer gets it. asyncio drops callbacks that it
-  interrupts. So while the consumer waits, or somebody waits for the end, the loop does again, once a second, what it
-  may have been kept from (`look`, `finish`).
+  interrupts. So who waits, for a result or for the end, does again, once a second, what the loop may have been kept
+  from (`_look`, `finish`).
 
 Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. What `ready` and `_returned` do not hold is for
 the loop's thread.
@@ -30,7 +30,6 @@ the loop's thread.
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from contextvars import copy_context
 from functools import partial
@@ -43,7 +42,6 @@ from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
-from .._eventloops._timeouts import CHECK_SECONDS
 from .._eventloops._waiting import wait_and_check, wait_shielded
 from ._mapcall import MapCall, ended_if_cancelled
 from ._mapinput import items_of
@@ -99,7 +97,6 @@ class MapRun:
         self._idle: list[_Maker] = []
         self._news: Event | None = None  # set when there is a result, or the end
         self._poked = False  # whether the loop is to call `_fill_when_poked`
-        self._looks = False  # whether the loop is to call `look`
         self.stopped: bool = False
 
     def begin(self) -> None:
@@ -113,10 +110,8 @@ class MapRun:
         """Wait until a result is ready, or the end has come. Return whether there is a result."""
         self.fill()
         while not self.ready and not self._is_over():
-            self._news = news = Event()
-            if not self._looks:
-                self._look_later()
-            await news.wait()
+            self._news = Event()
+            await wait_and_check(self._news, self._look)
         return bool(self.ready)
 
     def delivered(self) -> None:
@@ -277,18 +272,8 @@ class MapRun:
         if not self._makers and self.items.is_closed():
             self._all_ended.set()
 
-    def _look_later(self) -> None:
-        """Have the loop look after what it had to do, while the consumer waits."""
-        assert self.loop is not None, "set when it began"
-        self._looks = True
-        self.loop.look_later(CHECK_SECONDS, partial(_look, weakref.ref(self)))
-
-    def look(self) -> None:
-        """Look after what the loop had to do, if the consumer waits."""
-        self._looks = False
-        if self.stopped or self._news is None or self._news.is_set():
-            return
-        self._look_later()
+    def _look(self) -> None:
+        """Look after what the loop had to do, while the consumer waits."""
         try:
             self._do_again()
         except BaseException as exc:  # raised by a signal handler
@@ -341,10 +326,3 @@ class MapRun:
             raise await wait_shielded(self._all_ended, cancellation, check=self._do_again)
         finally:
             del cancellation
-
-
-def _look(reference: weakref.ref[MapRun]) -> None:
-    """Look after a run, if it is still there: what the loop is to do later must not keep it."""
-    run = reference()
-    if run is not None:
-        run.look()
