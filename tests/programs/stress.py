@@ -157,7 +157,7 @@ def say_who_waits() -> None:
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
     for slot in gc.get_objects():
-        if isinstance(slot, _limits.Slot) and (slot.held or slot in slot.limit.queue):
+        if isinstance(slot, _limits.Slot) and hasattr(slot, "limit") and (slot.held or slot in slot.limit.queue):
             state = {name: getattr(slot, name) for name in SLOT_STATE}
             print("slot:", [*_limits.limits].index(id(slot.limiter)), id(slot), state, file=sys.stderr)
     for call in gc.get_objects():

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from conftest import GRACE_SECONDS
 
 from unfazed.concurrency import LoopEndedError, contextmanager_in_threadpool, iterate_in_threadpool
+from unfazed.concurrency._core._futures import OneShotFuture
+from unfazed.concurrency._core._taskcall import TaskCall
 from unfazed.concurrency._eventloops import _loops, _waiting
 from unfazed.concurrency._scoped import _feed, _threadrunner
+from unfazed.concurrency._scoped._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextvars import Context
-
-    from unfazed.concurrency._core._taskcall import TaskCall
 
 pytestmark = pytest.mark.anyio
 
@@ -55,3 +58,30 @@ async def test_the_task_that_fetches_ahead_is_missed(monkeypatch: pytest.MonkeyP
             await iterator.__anext__()
     with anyio.fail_after(GRACE_SECONDS):
         await iterator.aclose()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, asyncio counts no cancellations")
+async def test_a_runner_whose_call_and_task_are_cancelled_together_ends(anyio_backend_name: str) -> None:
+    """asyncio delivers two cancellations as one. The end of the loop is one of them."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio does not cancel single tasks")
+
+    async def last(cancellation: BaseException | None) -> None:
+        ended.set()
+
+    started, ended = anyio.Event(), anyio.Event()
+
+    async def work() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    runner = TaskRunner(last)
+    await runner.start()
+    call: TaskCall[None] = TaskCall(work, OneShotFuture())
+    runner.take(call, copy_context())
+    await started.wait()
+    call.cancel()  # which the loop carries out before the task is woken
+    abort: Any = runner._abort
+    abort.__self__.cancel()
+    with anyio.fail_after(GRACE_SECONDS):
+        await ended.wait()

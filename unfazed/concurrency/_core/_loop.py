@@ -58,6 +58,10 @@ class Loop(Protocol):
         """Return a new exception of the library's cancellation class. Any thread may raise it, also without a loop."""
         ...
 
+    def cancellations(self) -> int:
+        """Return how many cancellations the current task has not handled yet; always 0 if the library counts none."""
+        ...
+
     def forget_cancellation(self) -> None:
         """Say that the current task has handled a cancellation and goes on."""
 

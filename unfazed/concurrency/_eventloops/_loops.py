@@ -90,6 +90,9 @@ class AsyncioLoop:
         cancellation: BaseException = sys.modules["asyncio"].CancelledError()
         return cancellation
 
+    def cancellations(self) -> int:
+        return _cancellations_of(_current_task())
+
     def forget_cancellation(self) -> None:
         uncancel = getattr(_current_task(), "uncancel", None)  # since Python 3.11
         if uncancel is not None:  # pragma: no branch
@@ -194,6 +197,9 @@ class TrioLoop:
     def cancellation(self) -> BaseException:
         """Return a `trio.Cancelled`, which only trio itself can make: so run a loop in this thread for that."""
         return cast("BaseException", sys.modules["trio"].run(_cancelled_task))
+
+    def cancellations(self) -> int:
+        return 0
 
     def forget_cancellation(self) -> None:
         pass  # a cancelled scope stays cancelled

@@ -186,11 +186,14 @@ class TaskRunner(TaskCall[None]):
             current_blocked_loop.set(blocked_loop)
             if self._reason is not None:
                 call.expect_the_end(self._reason)
+            before = loop.cancellations()
             await call.run(abort)
             self._current = None
             self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call
             if call.aborted:
                 loop.forget_cancellation()
+                if loop.cancellations() > before:  # somebody else has cancelled the task as well: its loop ends
+                    break
             elif call.cancelled_by_others:
                 break
 
