@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import process_functions
 import pytest
-from conftest import Blocking, Caller, Gate, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, Gate, wait_until
 from counting import PLACES, Counted, calls_in, dumped, fail_async, identity, lines_of
 from map_functions import double
 
@@ -440,10 +441,14 @@ async def test_each_kind_of_call_that_an_async_function_awaits_is_below_it(backg
             gate.opened.clear()
             handle = start_in_eventloop(outer, name)
             await gate.wait_until_reached()
+            below = re.compile(rf"^    \d+: {name}\(", re.MULTILINE)
+            with anyio.fail_after(GRACE_SECONDS):
+                while not below.search(dumped()):  # not yet: the function has begun before its caller awaits it
+                    await anyio.sleep(0.001)
             text = dumped()
             gate.opened.set()
             await handle
-            lines_of(text, r"^  \d+: start_in_eventloop\(outer\) for handle", rf"^    \d+: {name}\(")
+            lines_of(text, r"^  \d+: start_in_eventloop\(outer\) for handle", below.pattern)
 
 
 @pytest.mark.anyio

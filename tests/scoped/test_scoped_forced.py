@@ -60,6 +60,31 @@ async def test_the_task_that_fetches_ahead_is_missed(monkeypatch: pytest.MonkeyP
         await iterator.aclose()
 
 
+async def test_an_end_of_fetching_ahead_that_was_noted_by_half_is_noted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
+    submit, fetched = _feed.submit_here, _feed.Feed._fetched
+    lost: list[TaskCall[None]] = []
+
+    def lose_first(call: TaskCall[None], context: Context) -> None:
+        if lost:
+            submit(call, context)
+        else:
+            lost.append(call)
+            lose(call, context)
+
+    def note_by_half(self: _feed.Feed[int]) -> None:
+        if len(lost) == 1:
+            lost.append(lost[0])
+            self._fetching = None
+        else:
+            fetched(self)
+
+    monkeypatch.setattr(_feed, "submit_here", lose_first)
+    monkeypatch.setattr(_feed.Feed, "_fetched", note_by_half)
+    with anyio.fail_after(GRACE_SECONDS):
+        assert [item async for item in iterate_in_threadpool([1], prefetch=1)] == [1]
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before, asyncio counts no cancellations")
 async def test_a_runner_whose_call_and_task_are_cancelled_together_ends(anyio_backend_name: str) -> None:
     """asyncio delivers two cancellations as one. The end of the loop is one of them."""

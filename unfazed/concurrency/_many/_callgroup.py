@@ -304,8 +304,8 @@ class CallGroup:
         cancellation: BaseException | None = None
         try:
             with ExitStack() as stack:
-                stack.callback(setattr, self, "_scope", None)
                 stack.push(self._scope)
+                stack.callback(setattr, self, "_scope", None)  # after it: until then, `__aexit__` leaves the scope
                 if isinstance(exc, get_cancelled_exc_class()):
                     cancellation = exc
                 elif exc is not None:

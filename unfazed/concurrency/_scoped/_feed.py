@@ -186,8 +186,10 @@ class Feed(Generic[T]):
         return cancellation
 
     def _look_after_fetching(self) -> None:
-        """Find out whether signal handlers have ended the task that fetches ahead."""
-        if self._fetching is not None:
+        """Find out whether signal handlers have ended the task that fetches ahead, or kept us from noting its end."""
+        if self._fetching is None:
+            self._fetched()
+        else:
             self._fetching.fail_if_lost()
 
     def _fetch_ahead(self) -> None:
