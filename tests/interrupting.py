@@ -9,6 +9,7 @@ run a signal handler. `numbers` yields the numbers to try: by default a sample. 
 from __future__ import annotations
 
 import dis
+import functools
 import itertools
 import os
 import random
@@ -113,6 +114,7 @@ UNINTERRUPTIBLE = {
     "RETURN_VALUE",
     "SEND",
     "SWAP",
+    "WITH_EXCEPT_START",
     "YIELD_FROM",
     "YIELD_VALUE",
 }
@@ -129,7 +131,27 @@ def is_interruptible(frame: FrameType) -> bool:
         return False
     if name in UNINTERRUPTIBLE or (name == "RESUME" and code[at + 1] & 3 >= 2):  # after an `await`
         return False
+    if at in ends_of_blocks(frame.f_code):
+        return False
     return sys.version_info < (3, 11) or any(dis.opname[opcode] == "RESUME" for opcode in code[: at + 2 : 2])
+
+
+@functools.cache
+def ends_of_blocks(code: CodeType) -> frozenset[int]:
+    """Return where the bytecodes are that call `__exit__` where a `with` block ends without an exception.
+
+    No `try` covers these bytecodes, and no Python version handles signals between the end of the block and that call.
+    """
+    names = [dis.opname[opcode] for opcode in code.co_code[::2]]
+    found: set[int] = set()
+    for end, name in enumerate(names):
+        if name in ("CALL", "CALL_FUNCTION"):
+            start = end
+            while names[start - 1] in ("LOAD_CONST", "DUP_TOP", "POP_BLOCK", "PRECALL", "CACHE"):
+                start -= 1
+            if sum(each in ("LOAD_CONST", "DUP_TOP") for each in names[start:end]) == 3:  # `None` three times
+                found.update(range(2 * start, 2 * end + 1, 2))
+    return frozenset(found)
 
 
 def numbers(operation: Callable[[], object], folder: str, steps: int, *, everywhere: bool = False) -> Iterator[int]:
