@@ -190,11 +190,11 @@ class TaskRunner(TaskCall[None]):
             await call.run(abort)
             self._current = None
             self._calls.popleft()  # after the run: if a signal handler raises before this, `_end` sees the call
+            cancelled_by_others = call.cancelled_by_others
             if call.aborted:
-                loop.forget_cancellation()
-                if loop.cancellations() > before:  # somebody else has cancelled the task as well: its loop ends
-                    break
-            elif call.cancelled_by_others:
+                loop.forget_cancellation()  # asyncio delivers two cancellations as one: the other may be not ours
+                cancelled_by_others = loop.cancellations() > before
+            if cancelled_by_others:
                 break
 
     async def _do_last(self, cancellation: BaseException | None) -> None:
