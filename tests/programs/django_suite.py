@@ -46,7 +46,8 @@ def fetch(folder: Path) -> Path:
     subprocess.run([*command, "--dest", str(folder)], check=True)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as unpacked:
-        unpacked.extractall(folder, filter="data")
+        unpacked.extraction_filter = getattr(tarfile, "data_filter", None)  # the first versions of 3.11 lack it
+        unpacked.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 

@@ -74,7 +74,8 @@ def fetch(name: str, folder: Path) -> Path:
 
 def unpack(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as unpacked:
-        unpacked.extractall(folder, filter="data")
+        unpacked.extraction_filter = getattr(tarfile, "data_filter", None)  # the first versions of 3.11 lack it
+        unpacked.extractall(folder)
     (source,) = folder.iterdir()
     return source
 

@@ -57,7 +57,8 @@ def fetch(library: str, folder: Path) -> Path:
     subprocess.run([*command, f"{library}=={version(library)}", "--dest", str(folder)], check=True)
     (archive,) = folder.glob(f"{library}-*.tar.gz")
     with tarfile.open(archive) as unpacked:
-        unpacked.extractall(folder, filter="data")
+        unpacked.extraction_filter = getattr(tarfile, "data_filter", None)  # the first versions of 3.11 lack it
+        unpacked.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 

@@ -15,6 +15,7 @@ from unfazed.concurrency import LoopEndedError, contextmanager_in_threadpool, it
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
 from unfazed.concurrency._eventloops import _loops, _waiting
+from unfazed.concurrency._eventloops._loopthread import submit_here
 from unfazed.concurrency._scoped import _feed, _threadrunner
 from unfazed.concurrency._scoped._taskrunner import TaskRunner
 
@@ -62,12 +63,12 @@ async def test_the_task_that_fetches_ahead_is_missed(monkeypatch: pytest.MonkeyP
 
 async def test_an_end_of_fetching_ahead_that_was_noted_by_half_is_noted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_waiting, "CHECK_SECONDS", 0.01)
-    submit, fetched = _feed.submit_here, _feed.Feed._fetched
+    fetched = _feed.Feed._fetched
     lost: list[TaskCall[None]] = []
 
     def lose_first(call: TaskCall[None], context: Context) -> None:
         if lost:
-            submit(call, context)
+            submit_here(call, context)
         else:
             lost.append(call)
             lose(call, context)
