@@ -13,16 +13,27 @@ import functools
 import itertools
 import os
 import random
+import signal
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
 EVERY_STEP = bool(os.environ.get("UNFAZED_TEST_EVERY_STEP"))
+# for modules that trace bytecodes
+TRACES = (
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
+    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
+    pytest.mark.timeout(3600 if EVERY_STEP else 120),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # raised in `__del__`
+)
 TOOL = 4  # an id without a predefined use
 
 

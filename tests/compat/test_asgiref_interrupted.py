@@ -21,7 +21,7 @@ import pytest
 import unfazed_compat
 from asgiref_helpers import end_fallback_executor, end_threads
 from conftest import GRACE_SECONDS, captured, in_plain_thread, wait_until
-from interrupting import EVERY_STEP, Alarm, Steps, numbers
+from interrupting import TRACES, Alarm, Steps, numbers
 from unfazed_compat.asgiref import (
     AsyncSingleThreadContext,
     ThreadSensitiveContext,
@@ -45,11 +45,7 @@ FOLDER = str(Path(unfazed_compat.__file__).parent)
 STEPS = 40  # about how many bytecodes of each operation are tried here; arbitrary
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
-    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
-    pytest.mark.timeout(3600 if EVERY_STEP else 120),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    *TRACES,
 ]
 
 

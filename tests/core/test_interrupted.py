@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,7 +17,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from conftest import GRACE_SECONDS, captured, wait_until, wait_until_none
-from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
+from interrupting import TRACES, Steps, numbers, raise_alarm
 
 import unfazed.concurrency
 from unfazed.concurrency import (
@@ -48,11 +46,7 @@ FOLDER = str(Path(unfazed.concurrency.__file__).parent)
 STEPS = 15  # about how many bytecodes of each operation are tried; arbitrary
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
-    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
-    pytest.mark.timeout(3600 if EVERY_STEP else 120),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    *TRACES,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 

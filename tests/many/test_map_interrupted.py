@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from conftest import captured, wait_until, wait_until_none
-from interrupting import EVERY_STEP, Steps, numbers, raise_alarm
+from interrupting import TRACES, Steps, numbers, raise_alarm
 from map_helpers import all_of, double_async
 
 import unfazed.concurrency
@@ -45,12 +44,8 @@ FOLDER = str(Path(unfazed.concurrency.__file__).parent)
 STEPS = 5 if sys.version_info[:2] == (3, 11) else 10
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals"),
-    pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs the bytecodes of CPython"),
-    pytest.mark.timeout(3600 if EVERY_STEP else 120),
+    *TRACES,
     pytest.mark.usefixtures("background"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # lost before its assignment
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # raised in `__del__`
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 

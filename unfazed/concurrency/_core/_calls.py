@@ -132,9 +132,6 @@ class UserCall:
 class SlotlessCall(UserCall):
     """A call that needs no slot."""
 
-    since: float | None = None
-    began: float | None = None
-    thread: int | None = None
     made_by: Ancestor | None = None  # on whose behalf it is made
     mark: Mark | None = None  # stands for it in its context, if it is observed
     awaited: object = None  # what its task awaits, if it runs in a task

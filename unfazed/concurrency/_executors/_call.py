@@ -11,7 +11,6 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from time import monotonic
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
@@ -22,8 +21,6 @@ from .._core._checks import async_function_error, close_coroutine, explain, name
 from .._core._errors import CallTimeoutError, ExecutorError
 from .._core._futures import BlockingFuture, OneShotFuture, Start
 from .._core._lifetime import in_forked_child
-from .._core._limits import current_slot
-from .._core._observing import observers
 from .._core._references import to_send
 from .._eventloops._background import submit_to_background
 from .._eventloops._handle import start_call
@@ -170,10 +167,7 @@ class ExecutorCall(SlotlessCall, Generic[T]):
 
     def introduce(self) -> None:
         _live.add(self)
-        self.since = monotonic()
-        self.made_by = current_slot.get()
-        if observers:
-            self.tell_queued()
+        super().introduce()
 
     def note_end(self, exc: BaseException | None) -> None:
         _live.discard(self)

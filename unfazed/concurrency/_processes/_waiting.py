@@ -244,7 +244,7 @@ def _receive_blocking(call: ProcessCall, leased: list[WorkerProcess]) -> Receive
 
 
 def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
-    """Withdraw the call, or wait for it if it has begun. Kill it when its timeout is over: at once if *late*."""
+    """Keep the call from beginning, or wait for its end. Kill it when its timeout is over: at once if *late*."""
     try:
         if not late:
             call.cancel()
