@@ -165,6 +165,10 @@ class ExecutorCall(SlotlessCall, Generic[T]):
         del self  # the traceback of an error refers to this frame
         return func(*args, **kwargs)
 
+    def has_run(self) -> bool:
+        """Return whether the executor has ended it."""
+        return self._future is not None and self._future.done()
+
     def introduce(self) -> None:
         _live.add(self)
         super().introduce()
@@ -299,7 +303,13 @@ _live: set[ExecutorCall[Any]] = set()  # those that have been made and have not 
 
 
 def calls_in_executors() -> set[ExecutorCall[Any]]:
-    """Return the calls that have been made and have not ended. From any thread."""
+    """Return the calls that have been made and have not ended. From any thread.
+
+    A signal handler may have kept a call from leaving `_live`: what has run does not count, and leaves here.
+    """
+    for call in _live.copy():
+        if call.has_run():
+            _live.discard(call)
     return _live.copy()
 
 
