@@ -72,3 +72,11 @@ def test_a_function_that_has_not_begun_never_begins(monkeypatch: pytest.MonkeyPa
         first.released.set()
 
     assert not second.started.is_set()
+
+
+def test_a_call_whose_end_is_interrupted_is_not_counted_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_call.ExecutorCall, "note_end", lambda self, exc: raise_alarm())
+    with ThreadPoolExecutor(1) as executor, pytest.raises(Alarm):
+        run_in_executor_sync(executor, int)
+
+    assert not _call.calls_in_executors()

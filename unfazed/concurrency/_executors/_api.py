@@ -151,6 +151,16 @@ def start_in_any_executor(
 
 def _wait_for(call: ExecutorCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
     try:
+        try:
+            return _make(call, func, helper, instead)
+        finally:
+            call.leave()
+    finally:
+        call.leave()  # again: a signal handler may have raised in the first `finally`
+
+
+def _make(call: ExecutorCall[T], func: Callable[..., T], helper: str, instead: str) -> T:
+    try:
         if must_use_loop():
             value = call_from_sync(call.run, func, helper, instead, submit_to_background, carried=call).read()
         else:

@@ -173,8 +173,12 @@ class ExecutorCall(SlotlessCall, Generic[T]):
         _live.add(self)
         super().introduce()
 
-    def note_end(self, exc: BaseException | None) -> None:
+    def leave(self) -> None:
+        """Take it off the list of calls that have not ended. It may be called twice."""
         _live.discard(self)
+
+    def note_end(self, exc: BaseException | None) -> None:
+        self.leave()
         if exc is None and self.observed is None:
             next(returned)
         else:
