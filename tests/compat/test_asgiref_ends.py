@@ -70,20 +70,19 @@ def test_a_call_to_a_loop_that_ends_is_told_so() -> None:
 def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_currentthreadexecutor, "CHECK_SECONDS", 0.01)
     outcomes: list[Any] = []
-    loops: list[asyncio.AbstractEventLoop] = []
+    dropped, has_ended = threading.Event(), threading.Event()
 
     def outer() -> None:
         outcomes.append(captured(async_to_sync(this_thread)))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loops.append(loop)
         post = loop.call_soon_threadsafe
-        dropped = threading.Event()
 
         def drop(func: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(func, "__name__", "") == "start":
                 dropped.set()
+                assert has_ended.wait(GRACE_SECONDS)  # otherwise the thread might have it repeated
                 return None
             return post(func, *args, **kwargs)
 
@@ -94,6 +93,7 @@ def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         await asyncio.wait([task])
 
     asyncio.run(main())
+    has_ended.set()
     asyncio.run(sync_to_async(int)())
 
     assert isinstance(outcomes[0][1], LoopEndedError)

@@ -141,15 +141,15 @@ class SlotlessCall(UserCall):
         return innermost_call(self.made_by)
 
     def introduce(self) -> None:
-        self.since = monotonic()
+        self.since: float | None = monotonic()
         self.made_by = current_slot.get()
         if observers:
             self.tell_queued()
 
     def note_begin(self) -> None:
         """Note that its function is about to begin in this thread, in the current context."""
-        self.thread = get_ident()
-        self.began = monotonic()
+        self.thread: int | None = get_ident()
+        self.began: float | None = monotonic()
         if self.observed is not None:
             self._mark_context()
             self.observed.tell_begun()
