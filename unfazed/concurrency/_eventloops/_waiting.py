@@ -52,6 +52,19 @@ async def raise_if_cancelled(loop: Loop) -> None:
         await checkpoint()
 
 
+class _Waiter:
+    """Called from any thread, it wakes whoever waits for *event*, and says whether their *loop* still runs."""
+
+    __slots__ = ("event", "loop")
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.event = Event()
+
+    def __call__(self) -> bool:
+        return set_from_anywhere(self.loop, self.event)
+
+
 def take_or_queue(slot: Slot, loop: Loop) -> Event | None:
     """Take *slot*, or queue for it in the current *loop*. Whoever made it releases it.
 
@@ -63,8 +76,8 @@ def take_or_queue(slot: Slot, loop: Loop) -> Event | None:
     """
     if _slots.take(slot):
         return None
-    event = Event()
-    return None if _slots.queue(slot, partial(set_from_anywhere, loop, event)) else event
+    waiter = _Waiter(loop)
+    return None if _slots.queue(slot, waiter) else waiter.event
 
 
 async def wait_shielded(
