@@ -290,16 +290,6 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.001)
 
 
-def wait_until_gone(reference: Callable[[], object], what: str) -> None:
-    """Wait until nothing refers to what *reference* stands for. Fail with *what* if that takes too long."""
-
-    def is_gone() -> bool:
-        drop_garbage()
-        return reference() is None
-
-    wait_until(is_gone, what)
-
-
 def wait_until_none(left: Callable[[], Collection[object]]) -> None:
     """Wait until *left* returns nothing. Fail with what is left if that takes too long."""
     deadline = time.monotonic() + GRACE_SECONDS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, IMPORTS_GO_FIRST, Gate, drop_garbage, wait_until, wait_until_gone
+from conftest import GRACE_SECONDS, IMPORTS_GO_FIRST, Gate, drop_garbage, wait_until
 from own_programs import Program
 from test_started_handles import fail, fail_async
 
@@ -108,8 +108,11 @@ def test_nothing_keeps_a_handle_that_is_done() -> None:
     kept = weakref.ref(handle.result(TIMEOUT))
     del handle
 
-    wait_until_gone(result, "something keeps the handle")
-    wait_until_gone(kept, "something keeps the result")
+    def is_gone() -> bool:
+        drop_garbage()
+        return result() is None and kept() is None
+
+    wait_until(is_gone, "something keeps it")
 
 
 def test_a_dropped_handle_does_not_stop_its_call() -> None:
