@@ -73,13 +73,18 @@ class Argument:
     """An object that takes weak references."""
 
 
+def is_gone(reference: weakref.ref[Argument]) -> bool:
+    drop_garbage()
+    return reference() is None
+
+
 def test_nothing_of_a_call_is_kept_by_a_thread_that_stands_by(owner: EventLoopThread) -> None:
     argument = Argument()
     kept = weakref.ref(argument)
     run_in_threadpool_sync(id, argument)
     del argument
 
-    wait_until(lambda: drop_garbage() or kept() is None, "the argument is kept")
+    wait_until(lambda: is_gone(kept), "the argument is kept")
 
 
 @drops_at_once
@@ -99,7 +104,7 @@ def test_an_exception_that_is_kept_does_not_keep_the_callers_context(owner: Even
     kept, error = contextvars.Context().run(call)
 
     assert isinstance(error, ValueError)
-    wait_until(lambda: drop_garbage() or kept() is None, "the context is kept")
+    wait_until(lambda: is_gone(kept), "the context is kept")
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["seen beforehand", "seen by the thread"])
