@@ -97,36 +97,36 @@ class BlockingFuture(OneShotFuture[T]):
 _PREVENTED: Final[list[bool]] = [False]
 
 
-class Start:
-    """Whether something begins or is kept from that: whoever says so first, from any thread."""
+class Start(list[list[bool]]):
+    """Whether something begins or is kept from that: whoever says so first, from any thread.
 
-    __slots__ = ("_said",)
+    It is a list of what was said, of which the first counts: each call has one, and two objects would cost more.
+    """
 
-    def __init__(self) -> None:
-        self._said: list[list[bool]] = []  # the first one counts
+    __slots__ = ()
 
     def begin(self) -> bool:
         """Say that it begins. Return whether it may: only once, and not if it was prevented."""
         said = [True]  # a list, as equal constants are one object
-        self._said.append(said)
-        return self._said[0] is said
+        self.append(said)
+        return self[0] is said
 
     def prevent(self) -> bool:
         """Keep it from beginning. Return `False` if it has begun."""
-        self._said.append(_PREVENTED)
-        return self._said[0] is _PREVENTED
+        self.append(_PREVENTED)
+        return self[0] is _PREVENTED
 
     def is_prevented(self) -> bool:
         """Return whether it will never begin."""
-        return bool(self._said) and self._said[0] is _PREVENTED
+        return bool(self) and self[0] is _PREVENTED
 
     def is_decided(self) -> bool:
         """Return whether it has begun or was prevented."""
-        return bool(self._said)
+        return bool(self)
 
     def has_begun(self) -> bool:
         """Return whether it has begun."""
-        return bool(self._said) and self._said[0] is not _PREVENTED
+        return bool(self) and self[0] is not _PREVENTED
 
 
 def without_our_frame(exc: BaseException) -> BaseException:

@@ -105,6 +105,10 @@ class Slot(Ancestor):
         self.limiter: CapacityLimiter | None = limiter  # keeps it, and so its accounts, alive until we end
         self.limit: Limit = limits.get(id(limiter)) or open_accounts(limiter)
         self.parent: Ancestor | None = current_slot.get()
+        # What queueing sets. CPython gives an object a dict if an attribute is new to the class after some 30 objects.
+        self.wake = self.blocked_loop = None
+        self.ancestors = ()
+        self.woken = False
 
     def give_back(self) -> Sequence[Slot]:
         """End the slot, or its wait in the queue. Return the slots that are granted by that."""
@@ -115,7 +119,8 @@ class Slot(Ancestor):
         self.work = None
         served: Sequence[Slot] = ()
         if limit.queue:
-            limit.dequeue(self)
+            if self in limit.queue:
+                limit.dequeue(self)
             served = limit.serve(lender)
         self.awaited_in = None
         self.given_up = True  # last, so that `release` tries again if this was interrupted
@@ -209,6 +214,8 @@ class Limit:
 
     def enqueue(self, slot: Slot) -> None:
         self.queue[slot] = None
+        if slot.parent is None:
+            return
         slot.ancestors = tuple(slot.same_limit_ancestors())
         for ancestor in slot.ancestors:
             if ancestor.queued_descendants is None:

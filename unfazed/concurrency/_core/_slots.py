@@ -127,6 +127,8 @@ def _wake(served: Sequence[Slot]) -> None:
 
 def take(slot: Slot) -> bool:
     """Let *slot* run now if the rules allow it. Return whether they do."""
+    if slot.parent is None and slot.limit.queue:  # others queue, so it must
+        return False
     _locked(_take, slot)
     return slot.held
 
@@ -177,7 +179,7 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
     if not limit.watched:
         _watched.add(limit)
         limit.watched = True
-    return limit.serve()
+    return () if limit.running else limit.serve()  # which notes since when nobody runs
 
 
 def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:

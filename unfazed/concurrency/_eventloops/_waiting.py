@@ -52,18 +52,32 @@ async def raise_if_cancelled(loop: Loop) -> None:
         await checkpoint()
 
 
-async def wait_for_slot(slot: Slot, loop: Loop) -> None:
-    """Queue for *slot* and wait in the current *loop* until it is granted. Whoever made it releases it.
+class _Waiter:
+    """Called from any thread, it wakes whoever waits for *event*, and says whether their *loop* still runs."""
 
-    Who wakes us: the thread that grants the slot, or the watcher, who also refuses it.
+    __slots__ = ("event", "loop")
 
-    Raises:
-        LoopThreadError: If it cannot be granted, because a loop is blocked until then.
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.event = Event()
+
+    def __call__(self) -> bool:
+        return set_from_anywhere(self.loop, self.event)
+
+
+def take_or_queue(slot: Slot, loop: Loop) -> Event | None:
+    """Take *slot*, or queue for it in the current *loop*. Whoever made it releases it.
+
+    Return `None` if it was taken. Otherwise wait for the event that is returned, then call `_slots.require`: it has
+    been granted, or refused. Who sets the event: the thread that grants the slot, or the watcher, who also refuses it.
+
+    Here and where it is called, as few objects as possible are made for each call: where thousands queue, the garbage
+    collector visits them all, and that costs more than anything else.
     """
-    event = Event()
-    if not _slots.queue(slot, lambda: set_from_anywhere(loop, event)):
-        await event.wait()
-        _slots.require(slot)
+    if _slots.take(slot):
+        return None
+    waiter = _Waiter(loop)
+    return None if _slots.queue(slot, waiter) else waiter.event
 
 
 async def wait_shielded(

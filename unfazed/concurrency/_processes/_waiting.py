@@ -28,7 +28,7 @@ from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync, must_use_loop, say_that_we_wait
 from .._eventloops._timeouts import INTERRUPT_CHECK_SECONDS, seconds_to_wait, within
-from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end, wait_for_slot
+from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, take_or_queue, wait_for_end
 from .._eventloops._workers import lending
 from ._call import OutOfTheOrdinaryError, ProcessCall, returned
 from ._handling import is_handling
@@ -64,8 +64,10 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     try:
         try:
             await raise_if_cancelled(loop)
-            if not _slots.take(slot):
-                await wait_for_slot(slot, loop)
+            granted = take_or_queue(slot, loop)
+            if granted is not None:
+                await granted.wait()
+                _slots.require(slot)
             value = await _run_in_slot(call, loop, timer)
         finally:
             _slots.release(slot)

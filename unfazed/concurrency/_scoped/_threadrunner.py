@@ -206,11 +206,9 @@ class ThreadRunner(Generic[T]):
         """Do the last step, and tell who waits for it, or show its error."""
         thread_call = _StepCall(self, self._helper, self._last)
         thread_call.introduce()
-        thread_call.loop = self.loop
-        thread_call.slot = _slots.acquire_now(self.limiter)
-        thread_call.slot.work = thread_call
-        thread_call.work()
-        _slots.release(thread_call.slot)
+        slot = _slots.acquire_now(self.limiter)
+        thread_call.work_in(self.loop, slot)
+        _slots.release(slot)
         thread_call.note_end(thread_call.outcome.error)
         self._outcome = thread_call.outcome
         heard = self.heard and not self.loop.is_gone()

@@ -51,7 +51,7 @@ from .._core._observing import observers
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
 from .._eventloops._loops import forget_library, running_loop
 from .._eventloops._timeouts import Timeout
-from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_for_slot, wait_shielded
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, take_or_queue, wait_shielded
 from .._eventloops._workers import Worker, lending, thread
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
     place = "threadpool"
     slot: _limits.Slot | None = None
+    outcome: OneShotFuture[T]  # made once it has its slot, without `on_done`: anyio wakes the loop
     must_hand_over = False  # whether `cancel` and `hand_over` are ours on trio, too, and not anyio's
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # set by `may_bypass`
@@ -91,7 +92,9 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     abandoned: float | None = None  # time.monotonic() when it was abandoned
     _is_late = False  # whether its time was up, and its function had not ended
     _failed = False  # whether its function has raised
-    _ended: Event | None = None  # set by the worker of a cancelled call; made by the loop, which waits for it
+    # of a cancelled call, made by the loop before it claims the outcome:
+    _ended: Event | None = None  # set by the worker, awaited by the loop
+    _parting: list[str]  # "ended" by the worker, "abandoned" by the loop: which came first
     _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
 
     def __init__(
@@ -109,9 +112,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         self._options = options
         if options.timeout is not None:
             self._timeout = Timeout(options.timeout, name_of(func))
-        self._parting: list[str] = []  # "ended" by the worker, "abandoned" by the loop: which came first
         self._start = Start()
-        self.outcome: OneShotFuture[T] = OneShotFuture()  # without `on_done`: anyio wakes the loop
 
     def answer_directly(self, sync_caller: OneShotFuture[OneShotFuture[T]]) -> None:
         """Have the worker write the outcome to *sync_caller*, ahead of the loop."""
@@ -136,15 +137,20 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         slot = _slots.acquire(self.limiter)
         if not slot.held:
             return False
-        self.loop, self.slot = loop, slot
-        slot.work = self
         self._sync_caller = None  # whoever called us writes it after this
         forget_library()
         try:
-            self.work()
+            self.work_in(loop, slot)
         finally:
             self._give_back()
         return True
+
+    def work_in(self, loop: Loop, slot: _limits.Slot) -> None:
+        """Run the call in this thread, a worker of *loop*, with *slot*, which has been taken for it."""
+        self.loop, self.slot = loop, slot
+        slot.work = self
+        self.outcome = OneShotFuture()
+        self.work()
 
     @property
     def stops_when_cancelled(self) -> bool:
@@ -198,8 +204,11 @@ class ThreadCall(Worker, UserCall, Generic[T]):
             try:
                 if self._lease is not None:
                     self._lease.take()
-                if not _slots.take(slot):
-                    await wait_for_slot(slot, loop)
+                granted = take_or_queue(slot, loop)
+                if granted is not None:
+                    await granted.wait()
+                    _slots.require(slot)
+                self.outcome = OneShotFuture()
                 cancellation: BaseException | None = None
                 try:
                     if in_the_task:
@@ -244,7 +253,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
     def _what_it_waits_for(self) -> str:
         """Return what to say if the function has never begun when the time is up."""
-        if self.outcome.done:
+        if self.has_begun():
             return ""
         return (self.slot and self.slot.what_it_waits_for()) or "a thread"
 
@@ -257,7 +266,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
         anyio's own wait is not enough: asyncio's `task.cancel()` ignores its shield.
         """
-        self._ended = Event()  # before the claim, because the worker sets it after a claim
+        self._ended, self._parting = Event(), []  # before the claim, because the worker uses them after a claim
         try:
             if self.outcome.try_claim():
                 try:
