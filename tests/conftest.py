@@ -31,6 +31,7 @@ from unfazed.concurrency._processes import _pool
 from unfazed.concurrency._threads import _standby
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
 # Programs that tests start get Python's dev mode without asyncio's debug mode, which warns of slow callbacks on a busy
@@ -124,8 +125,11 @@ def pytest_sessionfinish() -> None:
 
 
 def drop_garbage() -> None:
-    """Collect garbage, except on CPython with a GIL, which frees an object as soon as nobody refers to it."""
-    if PYPY or FREE_THREADED:
+    """Collect garbage, except on CPython with a GIL, which frees an object as soon as nobody refers to it.
+
+    On PyPy what has a finalizer, and all that this refers to, is freed in the collection after it was called.
+    """
+    for _ in range(3 if PYPY else FREE_THREADED):
         gc.collect()
 
 
@@ -296,6 +300,16 @@ def wait_until_none(left: Callable[[], Collection[object]]) -> None:
     while rest := left():
         assert time.monotonic() < deadline, f"the test has left behind: {rest}"
         time.sleep(0.001)
+
+
+def wait_until_gone(*references: weakref.ref[Any]) -> None:
+    """Wait until nothing keeps what *references* refer to."""
+
+    def left() -> list[weakref.ref[Any]]:
+        gc.collect()
+        return [each for each in references if each() is not None]
+
+    wait_until_none(left)
 
 
 def until_begun(has_begun: Callable[[], object]) -> Iterator[float]:
