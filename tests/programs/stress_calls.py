@@ -226,9 +226,19 @@ async def over_a_map() -> int:
 
 
 async def blocking() -> int:
-    with allow_blocking_loop(), suppress(LoopThreadError):  # raised if the tasks of this loop hold what it waits for
-        return random.choice(SYNC)()
-    return 1
+    try:
+        with allow_blocking_loop():
+            return random.choice(SYNC)()
+    except Exception as exc:
+        if not is_refused(exc):
+            raise
+        return 1
+
+
+def is_refused(exc: BaseException) -> bool:
+    """Return whether tasks of the loop that a call blocks hold what the call waits for."""
+    members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
+    return all(map(is_refused, members)) if members else isinstance(exc, LoopThreadError)
 
 
 ASYNC: list[Callable[[], Awaitable[int]]] = [
@@ -249,9 +259,8 @@ ASYNC: list[Callable[[], Awaitable[int]]] = [
     in_a_group,
     in_a_group_that_fails,
     over_a_map,
+    blocking,
 ]
-if ALARMS:  # they end its wait if started calls queue for slots that were granted to tasks of the blocked loop
-    ASYNC.append(blocking)
 
 
 def sync_with_a_manager() -> int:

@@ -4,6 +4,9 @@ The call must not need that loop, or both would wait for ever. So the context of
 by it, and everything that is done on behalf of the call inherits that. Before a loop is given something to run,
 `expect` is asked.
 
+A call that is started on the thread of a loop may be waited for later, on that thread. So its context has a
+`BlockedLoop` from the start, which is not in `live` until then.
+
     who needs the loop that is blocked                what happens
     ------------------------------------------------  -----------------------------------------
     a call made on behalf of the call that blocks it  `LoopThreadError`
@@ -11,7 +14,7 @@ by it, and everything that is done on behalf of the call inherits that. Before a
     any other call                                    it waits until the loop goes on
 
 Guarantee: of two threads that are about to wait for each other's loop, at least one is refused. Each adds its call to
-`_needs` before it looks at the other's.
+`_needs`, or its loop to `live`, before it looks at the other's.
 
 Assumptions: `add`, `discard` and `copy` of sets, and setting, `pop` and `copy` of dicts, are atomic, with and without a
 GIL (Python's documentation, "Thread Safety Guarantees"). No lists: a finalizer that empties a list while `copy` makes
@@ -40,7 +43,7 @@ live: set[BlockedLoop] = set()  # all that are blocked now; nearly always empty,
 
 @final
 class BlockedLoop:
-    """An event loop that is blocked, from `begin` to `end`.
+    """An event loop that is blocked, from `begin` to `end`, perhaps several times.
 
     Args:
         native: The library's own object for the loop.
@@ -50,32 +53,40 @@ class BlockedLoop:
 
     def __init__(self, native: object, helper: str, instead: str) -> None:
         self.native: object = native
-        self.over: bool = False
         self._helper = helper
         self._instead = instead
         self._thread = threading.current_thread().name
         self._outer = current_blocked_loop.get()
         self._needs: dict[TaskCall[Any], object] = {}  # calls on its behalf, and the loop of each
 
+    def as_part_of(self, other: BlockedLoop | None) -> BlockedLoop:
+        """Return *other*, if there is one, for the loop of this; otherwise this."""
+        if other is None:
+            return self
+        other.native = self.native
+        return other
+
     def begin(self) -> None:
+        """Begin it. Raise `LoopThreadError` if the loop is needed for what it would wait for."""
         current_blocked_loop.set(self)
         live.add(self)
+        for native in self.needs():
+            if waits_for(native, [self]) is not None:
+                raise self.error()
 
     def end(self) -> None:
         """End it. It may be called twice."""
-        self.over = True
         live.discard(self)
         if current_blocked_loop.get() is self:
             current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
-        self._needs.clear()
+        self._forget_done()
 
     def chain(self) -> Iterator[BlockedLoop]:
-        """Iterate over the loops that are blocked because of this call: its own first."""
+        """Iterate over the loops that are blocked because of this call, or may be later: its own first."""
         blocked_loop: BlockedLoop | None = self
         while blocked_loop is not None:
-            if not blocked_loop.over:
-                yield blocked_loop
+            yield blocked_loop
             blocked_loop = blocked_loop._outer
 
     def error(self, needed: str = "") -> LoopThreadError:
@@ -84,6 +95,9 @@ class BlockedLoop:
 
     def add(self, native: object, call: TaskCall[Any]) -> None:
         self._needs[call] = native
+        self._forget_done()
+
+    def _forget_done(self) -> None:
         for each in self._needs.copy():
             if each.future.done:
                 self.forget(each)

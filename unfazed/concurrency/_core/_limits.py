@@ -12,11 +12,12 @@ The rules, which let calls nest to any depth without a deadlock:
    before a free one, and passes it on to its siblings. The worker takes its slot back at once when it goes on. A
    descendant that still runs on it then counts as one more.
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
-   is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
-   for each other. At most `total_tokens` calls that are not nested come in this way.
+   is let in: first those that are nested, or that a blocked event loop waits for. Nothing else resolves two limiters
+   taken in opposite orders, or two calls that wait for each other. At most `total_tokens` other calls come in this way.
 4. An event loop that is blocked on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
    nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
-   for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
+   for, that call is refused. But it is let in, as by rule 3, if the others wait in our calls, or if nothing runs yet on
+   a slot that such a task holds.
 
 Nothing here takes a lock or wakes anybody. `_slots.py` holds the lock while it calls what changes the accounts.
 `Slot()` itself, reading `held`, and what only error messages read, need no lock.
@@ -31,7 +32,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast, final
 
-from ._blockedloops import waits_for
+from ._blockedloops import live, waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,8 +92,8 @@ class Slot(Ancestor):
     relieved: bool = False  # let in by rule 3
     abandoned: bool = False  # nobody waits any more for what runs on it
     ended: bool = False  # what ran on it has ended, but its caller may not have given it back yet
-    awaited_in: object = None  # the native loop whose task alone can give it back
-    blocked_loop: BlockedLoop | None = None  # while queued: the loop that is blocked until its caller goes on
+    awaited_in: object = None  # the native loop whose task alone can begin what it is for, or give it back
+    blocked_loop: BlockedLoop | None = None  # while queued: the loop that may be blocked until its caller goes on
     refused: BlockedLoop | None = None  # why it is never granted: this loop would wait for ever
     waits: frozenset[object] = frozenset()  # our calls that this slot's thread is waiting in
     wake: Callable[[], bool] | None = None  # wakes its caller, if that queues
@@ -130,6 +131,10 @@ class Slot(Ancestor):
     def what_it_waits_for(self) -> str:
         """Return what a call waits for that has queued and was never let in; "" for any other call."""
         return "" if self.wake is None or self.woken else f"a slot, but {self.limit.describe()}"
+
+    def blocked_chain(self) -> list[BlockedLoop]:
+        """Return the loops that are blocked until its caller goes on."""
+        return [] if self.blocked_loop is None else [each for each in self.blocked_loop.chain() if each in live]
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
@@ -289,7 +294,7 @@ class Limit:
         if self.stalled_since is None or now - self.stalled_since < STALL_SECONDS:
             return []
         for slot in self.queue:
-            if slot.living_parent() is not None:
+            if slot.living_parent() is not None or slot.blocked_chain():
                 slot.relieved = True
                 return [self.grant_queued(slot)]
         if self.extras >= self.limiter.total_tokens:
@@ -306,7 +311,7 @@ class Limit:
             if slot.ended:
                 served += slot.give_back()
         for slot in tuple(self.queue):
-            chain = [] if slot.blocked_loop is None else [*slot.blocked_loop.chain()]
+            chain = slot.blocked_chain()
             if chain:
                 served += self._look_at(slot, chain)
         return served
@@ -321,10 +326,12 @@ class Limit:
         others = self.holders - stuck
         if not all(holder.waits for holder in others):
             return []
+        if any(holder.work is None or holder.work.began is None for holder in stuck) or (others and stuck):
+            return [self.grant_queued(slot)]
         if not others and (stuck or self._is_borrowed_for(chain)):
             slot.refused = chain[0]
             return [slot]
-        return [self.grant_queued(slot)] if others and stuck else []
+        return []
 
     def _is_borrowed_for(self, chain: list[BlockedLoop]) -> bool:
         """Return whether a task of the loops in *chain* may have borrowed tokens by anyio's own means.

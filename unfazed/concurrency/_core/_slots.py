@@ -153,8 +153,7 @@ def queue(slot: Slot, wake: Callable[[], bool]) -> bool:
     once, and say whether its caller is still there. `release` ends the wait. If the slot is refused, *wake* is
     called as well, and `require` raises.
     """
-    if live:
-        slot.blocked_loop = current_blocked_loop.get()
+    slot.blocked_loop = current_blocked_loop.get()
     _locked(_queue, slot, wake)
     if _watched:
         _have_a_watcher()

@@ -82,6 +82,11 @@ def allow_blocking_loop() -> Generator[None, None, None]:
             _permission.set(outer)
 
 
+def may_be_allowed() -> bool:
+    """Return whether there is any permission. It costs less than to find out which loop it is for."""
+    return settings.allow_blocking_loop or _permission.get() is not None
+
+
 def may_be_blocked(here: Loop) -> bool:
     """Return whether the current code may block *here*, the loop that runs in this thread."""
     if settings.allow_blocking_loop and not thread.is_loop_thread:

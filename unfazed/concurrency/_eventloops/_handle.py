@@ -42,7 +42,7 @@ from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
 from ._loops import current_loop
-from ._synccalls import belongs_to_loop, call_from_sync, refuse_in_loop
+from ._synccalls import belongs_to_loop, block, blocked_later, call_from_sync, refuse_in_loop
 from ._timeouts import CHECK_SECONDS
 from ._waiting import cancelled_classes, is_only, set_from_anywhere
 from ._workers import lending
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from typing import TypeAlias
 
+    from .._core._blockedloops import BlockedLoop
     from .._core._calls import UserCall
 
     Join: TypeAlias = Callable[["Handle[Any]"], object]  # makes a handle a member of a group, before its call begins
@@ -113,6 +114,7 @@ class Handle(Future[T]):
     _asked = False  # whether somebody has called `cancel`
     _stopping = False  # whether the call was told to stop while it ran
     _future_written = False  # whether the `Future` has been told that the call has ended
+    _blocks_later: BlockedLoop | None = None  # the loop of the thread that started it, if that may be blocked for it
     _unseen: BaseException | None = None  # the error, until somebody asks for it; never the end of its loop
 
     def __init__(self, name: str) -> None:
@@ -242,23 +244,28 @@ class Handle(Future[T]):
         Who wakes us: whoever settles it. We check now and then that the loop of the call still runs.
         """
         self._require_its_process()
-        refuse_in_loop(self, "result", "await handle")
+        blocks = refuse_in_loop(self, "result", "await handle")
         if belongs_to_loop():
             running, wait = self._running, partial(self._wait_in_loop, timeout)
             carried = running and running.user_call()
             call_from_sync(wait, self, "result", "await handle", _no_loop, carried=carried, counted=False)
+        elif blocks is None:
+            self._wait_here(timeout)
         else:
-            settled: BlockingFuture[None] = BlockingFuture()
-            wake = partial(settled.write, None, None)
-            self._wakers.add(wake)
-            try:
-                self._block(settled, None if timeout is None else time.monotonic() + timeout)
-            finally:
-                self._wakers.discard(wake)
+            block(blocks.as_part_of(self._blocks_later), partial(self._wait_here, timeout))
         if not self._over:
             raise concurrent.futures.TimeoutError(f"{self._name}() has not ended within {timeout} seconds")
 
-    def _block(self, settled: BlockingFuture[None], end: float | None) -> None:
+    def _wait_here(self, timeout: float | None) -> None:
+        settled: BlockingFuture[None] = BlockingFuture()
+        wake = partial(settled.write, None, None)
+        self._wakers.add(wake)
+        try:
+            self._wait_until(settled, None if timeout is None else time.monotonic() + timeout)
+        finally:
+            self._wakers.discard(wake)
+
+    def _wait_until(self, settled: BlockingFuture[None], end: float | None) -> None:
         seconds = CHECK_SECONDS
         while not self._over:
             if end is not None:
@@ -293,7 +300,9 @@ class Handle(Future[T]):
             if join is not None:
                 join(self)
             if not self._over:
-                submit(running.task, copy_context())
+                context = copy_context()
+                self._blocks_later = blocked_later(context, "result", "await handle")
+                submit(running.task, context)
         except BaseException:  # it cannot be started, or a signal handler raised: then it may have begun all the same
             self._asked = self._stopping = True
             if running.call.prevent_start():

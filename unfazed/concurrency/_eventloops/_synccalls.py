@@ -29,7 +29,7 @@ from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
 from .._core._futures import BlockingFuture, OneShotFuture
 from .._core._observing import observers
 from .._core._taskcall import TaskCall
-from ._blocking import may_be_blocked
+from ._blocking import may_be_allowed, may_be_blocked
 from ._limiters import thread_limiter
 from ._loops import current_loop, running_loop
 from ._timeouts import CHECK_SECONDS
@@ -49,9 +49,18 @@ returned: Final = totals["eventloop"]["returned"]
 
 
 class Interrupts:
-    """How often a sync caller was interrupted by signal handlers. The second time it stops waiting."""
+    """How often a sync caller was interrupted by signal handlers. The second time it stops waiting.
+
+    Several calls that are one for the user share it, and the loop that they block one after the other.
+    """
 
     times = 0
+    _blocked_loop: BlockedLoop | None = None
+
+    def share(self, blocked_loop: BlockedLoop) -> BlockedLoop:
+        """Return the one for all these calls, which now stands for the same loop as *blocked_loop*."""
+        self._blocked_loop = blocked_loop.as_part_of(self._blocked_loop)
+        return self._blocked_loop
 
     @property
     def is_over(self) -> bool:
@@ -77,6 +86,19 @@ def refuse_in_loop(func: object, helper: str, instead: str) -> BlockedLoop | Non
     if not may_be_blocked(here):
         raise LoopThreadError(helper, instead)
     return BlockedLoop(here.native, helper, instead)
+
+
+def blocked_later(context: Context, helper: str, instead: str) -> BlockedLoop | None:
+    """If the loop of this thread may be blocked until what is started in *context* has ended, note that there.
+
+    Return what stands for that loop. It gets its `native` when the loop is blocked: contexts must not keep that.
+    """
+    here = running_loop() if may_be_allowed() else None
+    if here is None or not may_be_blocked(here):
+        return None
+    blocked_loop = BlockedLoop(None, helper, instead)
+    context.run(current_blocked_loop.set, blocked_loop)
+    return blocked_loop
 
 
 def call_from_sync(
@@ -116,7 +138,9 @@ def call_from_sync(
         if blocks is not None:
             options: dict[str, Any] = {"always": always, "offer": offer, "interrupts": interrupts, "blocks": blocks}
             options |= {"carried": carried, "counted": counted}
-            result: T = _block(blocks, partial(call_from_sync, work, func, helper, instead, submit, **options))
+            if interrupts is not None:
+                blocks = interrupts.share(blocks)
+            result: T = block(blocks, partial(call_from_sync, work, func, helper, instead, submit, **options))
             return result
     if _slots.holds_lock():  # this thread holds the lock of the slots, which whoever runs *work* needs
         raise LoopStateError(
@@ -172,7 +196,7 @@ def call_from_sync(
     return value
 
 
-def _block(blocked_loop: BlockedLoop, call: Callable[[], T]) -> T:
+def block(blocked_loop: BlockedLoop, call: Callable[[], T]) -> T:
     """Make *call* while the loop of this thread is blocked."""
     try:
         try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
 
+from .._core._blockedloops import current_blocked_loop
 from .._core._checks import visible_names
 from .._core._errors import LoopEndedError, LoopStateError, WrongFunctionError
 from .._eventloops._background import start_on_background, submit_to_background
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from types import TracebackType
 
+    from .._core._blockedloops import BlockedLoop
     from .._core._loop import Loop
 
 P = ParamSpec("P")
@@ -88,6 +90,7 @@ class CallGroup:
         self._interrupts = Interrupts()  # with Ctrl-C, in sync code
         self._failed = False  # whether calls that join are cancelled
         self._over = False  # whether calls that join are refused
+        self._blocks_later: BlockedLoop | None = None  # the loop of this thread, if that may be blocked at the end
         self._wake: Callable[[], object] | None = None  # wakes the loop that waits for the last member
         self._loop: Loop | None = None  # of async code
         self._scope: CancelScope | None = None  # around the body, in async code
@@ -234,8 +237,11 @@ class CallGroup:
         await wait_for_end(event, self._cancel_all, begin=begin, check=check, check_at_once=True)
 
     def __enter__(self) -> CallGroup:
-        refuse_in_loop(self, "CallGroup", INSTEAD)
+        blocks = refuse_in_loop(self, "CallGroup", INSTEAD)
         self._enter()
+        if blocks is not None:  # at the end, for what the body starts
+            self._blocks_later = self._interrupts.share(blocks)
+            current_blocked_loop.set(self._blocks_later)
         return self
 
     def __exit__(
@@ -253,6 +259,8 @@ class CallGroup:
                 self._wait_in_thread(error)
             except BaseException as interruption:
                 error = interruption
+        if self._blocks_later is not None:
+            self._blocks_later.end()
         try:
             self._raise(error)
         finally:

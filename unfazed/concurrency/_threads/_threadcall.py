@@ -191,6 +191,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or thread_limiter.of(loop))
         slot.work = self
+        slot.awaited_in = loop.native
         if observers and self.waiter is None:
             self.introduce()
         if context is not None:
@@ -296,6 +297,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         if not self._start.begin():
             return
         assert self.slot is not None, "taken before the worker begins"
+        self.slot.awaited_in = None
         _limits.current_slot.set(self.slot)
         thread.worker = self
         value: T | None = None
