@@ -126,7 +126,7 @@ async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch:
     class EndsFirst(set[_threadcall.ThreadCall[Any]]):
         def add(self, thread_call: _threadcall.ThreadCall[Any], /) -> None:
             blocking.may_end.set()
-            wait_until(lambda: thread_call._parting, "the thread ends")
+            wait_until(lambda: thread_call._steps, "the thread ends")
             super().add(thread_call)
 
     blocking = Blocking()

@@ -43,7 +43,7 @@ class OneShotFuture(Generic[T]):
         return error
 
     def try_claim(self) -> bool:
-        """Keep others from writing it. Return whether nobody had."""
+        """Keep others from writing it. Return whether nobody had. It counts as done then; `on_done` is not called."""
         return self._write([None, None])
 
     def write(self, value: T | None, error: BaseException | None) -> bool:

@@ -149,7 +149,7 @@ class ExecutorCall(SlotlessCall, Generic[T]):
                 context = copy_context()
                 context.run(forget_library)
                 return executor.submit(context.run, self.work)
-            self.note_begin_elsewhere()  # nobody tells us when it does
+            self.note_begin_elsewhere()
             return executor.submit(partial(_to_send(executor, self.func), *self._args, **self._kwargs))
         except Exception as exc:
             # The executor was shut down or is broken. Some libraries have an exception class of their own for that.

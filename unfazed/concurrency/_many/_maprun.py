@@ -24,8 +24,8 @@ Guarantees:
   interrupts. So who waits, for a result or for the end, does again, once a second, what the loop may have been kept
   from (`_look`, `finish`).
 
-Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. What `ready` and `_returned` do not hold is for
-the loop's thread.
+Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. All state is for the loop's thread, except
+`ready`, `_returned`, `_poked`, `stopped` and `_makers`.
 """
 
 from __future__ import annotations

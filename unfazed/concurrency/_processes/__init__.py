@@ -14,8 +14,8 @@
     _inbox.py      a queue that one thread reads
 
 The code that runs inside a worker is in `unfazed._worker`. No event loop runs here, and none is kept. Nothing here
-knows worker threads or executors. The background event loop matters only because its limiter bounds the calls of sync
-code.
+knows worker threads or executors. The background event loop has the limiter for the calls of sync code, and runs the
+calls that are started.
 """
 
 from ._api import (

@@ -6,12 +6,14 @@ free, if no thread can be started, or if the thread has just gone.
 
 The life of a thread:
 
-    state   how to tell    a caller takes it    its call ends    nobody takes it in time    its loop ends
-    ------  -------------  -------------------  ---------------  -------------------------  ---------------------
-    idle    in `_idle`     busy                 -                gone                       gone
-    busy    in `_threads`  -                    idle             -                          gone, after its call
-    gone    `_gone`        the call is handed   -                -                          -
-                           back to the loop
+    state  how to tell         a caller takes it   its call ends  no slot is free   nobody takes it  its loop ends
+                                                                  for its call      in time
+    -----  ------------------  ------------------  -------------  ----------------  ---------------  -------------------
+    idle   in `_idle`          busy                -              -                 gone             gone
+    busy   in `_threads`, not  -                   idle           gone; the call    -                gone, after its
+           in `_idle`                                             is handed back                     call
+    gone   `_gone`             the call is handed  -              -                 -                -
+                               back to the loop
 
 Who wakes a thread: a caller, with a call, or the end of the loop, with `None`. Who wakes the caller: the thread, or the
 loop if the call was handed back, or was cancelled before it began.

@@ -92,10 +92,10 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     abandoned: float | None = None  # time.monotonic() when it was abandoned
     _is_late = False  # whether its time was up, and its function had not ended
     _failed = False  # whether its function has raised
+    _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
     # of a cancelled call, made by the loop before it claims the outcome:
     _ended: Event | None = None  # set by the worker, awaited by the loop
-    _parting: list[str]  # "ended" by the worker, "abandoned" by the loop: which came first
-    _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
+    _steps: list[str]  # "ended" by the worker, "abandoned" by the loop: which came first
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
         anyio's own wait is not enough: asyncio's `task.cancel()` ignores its shield.
         """
-        self._ended, self._parting = Event(), []  # before the claim, because the worker uses them after a claim
+        self._ended, self._steps = Event(), []  # before the claim, because the worker uses them after a claim
         try:
             if self.outcome.try_claim():
                 try:
@@ -286,8 +286,8 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         self.abandoned = monotonic()
         self.slot.abandoned = True
         _abandoned.add(self)
-        self._parting.append("abandoned")
-        if self._parting[0] == "ended":  # before we added the call: the worker will not remove it
+        self._steps.append("abandoned")
+        if self._steps[0] == "ended":  # before we added the call: the worker will not remove it
             _abandoned.discard(self)
         _warn_if_all_are_abandoned(self.slot)
 
@@ -328,7 +328,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     def _end_cancelled(self) -> None:
         """End a cancelled or abandoned call, in the worker thread."""
         self._give_back()
-        self._parting.append("ended")  # before the removal: if the loop adds the call after that, it sees this
+        self._steps.append("ended")  # before the removal: if the loop adds the call after that, it sees this
         _abandoned.discard(self)
         assert self._ended is not None, "made by the loop before it claimed the outcome"
         set_from_anywhere(self.way_back(), self._ended)
