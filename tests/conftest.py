@@ -311,7 +311,7 @@ def end_workers() -> None:
     """End all worker processes, so that the next call starts a new one."""
     events = _pool.pool._events
     _pool.pool.stop(GRACE_SECONDS)
-    _pool.pool.start_afresh()
+    _pool.pool.reset()
     events.put(bool)
 
 

@@ -204,10 +204,10 @@ def test_a_call_that_is_interrupted_as_it_asks_for_a_worker_never_begins(
 
 def test_a_call_may_get_another_answer_before_it_is_handed_over() -> None:
     call = _call.ProcessCall("run_in_processpool", int, (), {})
-    call.expect(_waiting._Answer())
+    call.expect(_waiting._HandlingFuture())
     claimed = call._start
 
-    call.expect(_waiting._Answer())
+    call.expect(_waiting._HandlingFuture())
 
     assert call._start is claimed
 

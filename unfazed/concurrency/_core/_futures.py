@@ -100,7 +100,7 @@ _PREVENTED: Final[list[bool]] = [False]
 class Start(list[list[bool]]):
     """Whether something begins or is kept from that: whoever says so first, from any thread.
 
-    It is a list of what was said, of which the first counts: each call has one, and two objects would cost more.
+    It is a list of what was said, and the first counts. Each call has one, and two objects would cost more.
     """
 
     __slots__ = ()

@@ -130,7 +130,7 @@ class Handle(Future[T]):
         thread.
 
         Args:
-            timeout: How many seconds to wait; `None` for no limit. Then the call goes on.
+            timeout: How many seconds to wait; `None` for no limit. After that the call goes on.
 
         Raises:
             LoopThreadError: If an event loop is running in this thread, and the result is not there yet.
@@ -164,8 +164,8 @@ class Handle(Future[T]):
         """Cancel the call, as its options say.
 
         A call that has not begun never begins, and is cancelled at once. A coroutine that runs is cancelled and cleans
-        up; the handle is done after that. So is a thread with `abandon_on_cancel` and a process with `kill_on_cancel`.
-        Any other call that runs is left alone.
+        up; the handle is done after that. A thread with `abandon_on_cancel` is abandoned, and a process with
+        `kill_on_cancel` is killed. Any other call that runs is left alone.
 
         Returns:
             Whether the call never begins, or was told to stop. `False` if it goes on or is done.
@@ -384,7 +384,7 @@ def start_call(
     user_call: UserCall | None = None,
     helper: str = "",
 ) -> Handle[Any]:
-    """Have *submit* start *call*, whose task does *work*, and return its handle. It makes it join a group first.
+    """Have *submit* start *call*, whose task does *work*, and return its handle. With *join*, that joins a group first.
 
     *user_call* is what the user has started by means of *helper*; by default the task is that.
     """

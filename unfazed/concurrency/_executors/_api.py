@@ -114,7 +114,7 @@ def start_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that the executor has not started from starting; one that
+        Nothing here waits. After `handle.cancel()`, a function that the executor has not begun never begins; one that
         runs goes on. Whoever waits for the handle and is cancelled stops waiting; the call goes on.
 
     Returns:

@@ -305,7 +305,7 @@ class ItemsFromTask(_ItemsFromElsewhere):
 
 
 async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
-    """Yield tuples of the items of iterables, of which some are async."""
+    """Yield tuples of the items of iterables. Some of these are async."""
     async with AsyncExitStack() as stack:
         nexts: list[Callable[[], Any]] = []
         for iterable in iterables:

@@ -139,9 +139,9 @@ def start_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwa
             their time here.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a call that no worker has from beginning; one that runs goes on,
+        Nothing here waits. After `handle.cancel()`, a call that no worker has never begins; one that runs goes on,
         unless `in_processpool(func, kill_on_cancel=True).start(...)` has started it. Whoever waits for the handle and
-        is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+        is cancelled stops waiting; the call goes on. At exit, the worker that runs it is killed.
 
     Returns:
         A `Handle`: a `concurrent.futures.Future` that can also be awaited. It gets a copy of what *func* returned.

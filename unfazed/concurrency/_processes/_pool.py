@@ -47,9 +47,9 @@ class Pool:
     """All workers, the idle ones among them, and the calls that wait for one."""
 
     def __init__(self) -> None:
-        self.start_afresh()
+        self.reset()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Begin with no workers. A forked child does so too, because the old ones belong to its parent."""
         self.exiting = False
         self.workers: set[WorkerProcess] = set()  # those that have not ended
@@ -144,7 +144,7 @@ class Pool:
         if not self._main_claim.acquire(blocking=False):  # two callers have started such a thread at once
             return
         self._thread = threading.get_ident()
-        while events is self._events:  # not after `start_afresh`
+        while events is self._events:  # not after `reset`
             try:
                 events.get()()
             except BaseException as exc:  # no memory left, say: this thread must go on
@@ -228,4 +228,4 @@ def _stop_at_exit() -> None:
 
 
 at_exit(_stop_at_exit)
-in_forked_child(pool.start_afresh)
+in_forked_child(pool.reset)

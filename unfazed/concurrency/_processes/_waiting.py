@@ -1,8 +1,8 @@
 """How async code and sync code wait for a call in a worker process.
 
-A caller that talks to the worker itself waits for the pipe. The worker wakes it, with an answer or because it dies. Any
-other caller waits for the future, which the thread of a worker writes. If the call is prevented or killed, whoever does
-that writes it.
+A caller that has sent the call itself waits for the pipe, and reads it. The worker wakes it, with an answer or because
+it dies. Any other caller waits for the future, which the thread of a worker writes. If the call is prevented or killed,
+whoever does that writes it.
 
 `wait_shielded` says what a second cancellation does, the `except` clauses here what a second Ctrl-C does.
 """
@@ -217,13 +217,13 @@ def _wait_in_slot(call: ProcessCall) -> Any:
                 return call.read(*_receive_blocking(call, leased))
         except OutOfTheOrdinaryError:
             pass
-        future = _Answer()
+        future = _HandlingFuture()
         call.expect(future, future.do if is_handling() else None)
         call.hand_over(leased)
         future.wait(call)
     except BaseException as exc:  # Ctrl-C, or from another signal handler; a second one leaves at once
         if leased:
-            future = _Answer()
+            future = _HandlingFuture()
             call.expect(future, future.do)
             call.hand_over(leased)
         if future is not None and call.future is future:
@@ -245,7 +245,7 @@ def _receive_blocking(call: ProcessCall, leased: list[WorkerProcess]) -> Receive
             return received
 
 
-def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
+def _see_to_its_end(call: ProcessCall, future: _HandlingFuture, late: bool) -> None:
     """Keep the call from beginning, or wait for its end. Kill it when its timeout is over: at once if *late*."""
     try:
         if not late:
@@ -258,7 +258,7 @@ def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
         future.try_claim()  # the thread must not ask us to handle log records any more
 
 
-class _Answer(OneShotFuture[Any]):
+class _HandlingFuture(OneShotFuture[Any]):
     """A future that a thread waits for. Meanwhile, the thread calls the functions that it is given.
 
     They handle log records. If the waiting thread holds the lock of a log handler, another thread could not do that.

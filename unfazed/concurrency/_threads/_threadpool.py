@@ -96,9 +96,9 @@ def start_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that has not started from starting; one that runs goes
-        on, unless `in_threadpool(func, abandon_on_cancel=True).start(...)` has started it. Whoever waits for the handle
-        and is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+        Nothing here waits. After `handle.cancel()`, a function that has not begun never begins; one that runs goes on,
+        unless `in_threadpool(func, abandon_on_cancel=True).start(...)` has started it. Whoever waits for the handle and
+        is cancelled stops waiting; the call goes on. At exit, a function that runs is waited for, 3 seconds at most.
 
     Returns:
         A `Handle`: a `concurrent.futures.Future` that can also be awaited.
