@@ -44,7 +44,7 @@ def when_it_stands_still(act: Callable[[], object]) -> None:
     """Call *act* in another thread, once a loop stands still."""
 
     def wait_and_act() -> None:
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         act()
 
     threading.Thread(target=wait_and_act).start()
@@ -79,7 +79,7 @@ def test_a_call_that_queues_before_a_worker_of_the_loop_is_let_in(
 
     def call_the_loop() -> None:
         called.set()
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         run_in_eventloop_sync(anyio.sleep, 0)
 
     async def main() -> None:
@@ -133,7 +133,7 @@ def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend) -
 
     def call_the_loop() -> None:
         called.set()
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         run_in_eventloop_sync(anyio.sleep, 0)
 
     async def main() -> None:

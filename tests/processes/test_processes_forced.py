@@ -67,7 +67,7 @@ def test_a_worker_that_fails_before_its_call_comes_is_tried_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(multiprocessing.spawn, "_python_exe", "/nowhere/python")
-        _pool.pool.start_early(_call.ProcessCall("run_in_processpool_sync", int, (), {}))
+        _pool.pool.start_first_worker(_call.ProcessCall("run_in_processpool_sync", int, (), {}))
         wait_until(lambda: _pool.pool._thread is not None and not _pool.pool.workers, "it does not fail")
 
     assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})

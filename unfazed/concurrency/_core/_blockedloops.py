@@ -2,7 +2,7 @@
 
 The call must not need that loop, or both would wait for ever. So the context of the call says which loops are blocked
 by it, and everything that is done on behalf of the call inherits that. Before a loop is given something to run,
-`expect` is asked.
+`refuse_if_blocked` is asked.
 
     who needs the loop that is blocked                what happens
     ------------------------------------------------  -----------------------------------------
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from ._taskcall import TaskCall
 
 current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
-"""The call on behalf of which the current code runs, if that call blocks a loop."""
+"""The blocked loop that waits for the current code, if any."""
 
-live: list[BlockedLoop] = []  # all that are blocked now; nearly always empty, which is all that other calls look at
+blocked_loops: list[BlockedLoop] = []  # all that are blocked now; other calls only look whether it is empty
 
 
 @final
@@ -59,20 +59,20 @@ class BlockedLoop:
 
     def begin(self) -> None:
         current_blocked_loop.set(self)
-        live.append(self)
+        blocked_loops.append(self)
 
     def end(self) -> None:
         """End it. It may be called twice."""
         self.over = True
         with suppress(ValueError):
-            live.remove(self)
+            blocked_loops.remove(self)
         if current_blocked_loop.get() is self:
             current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
         self._needs.clear()
 
     def chain(self) -> Iterator[BlockedLoop]:
-        """Iterate over the loops that are blocked because of this call: its own first."""
+        """Iterate over this loop and those that wait for it, innermost first, unless they go on again."""
         blocked_loop: BlockedLoop | None = self
         while blocked_loop is not None:
             if not blocked_loop.over:
@@ -80,7 +80,7 @@ class BlockedLoop:
             blocked_loop = blocked_loop._outer
 
     def error(self, needed: str = "") -> LoopThreadError:
-        """Return the error for what needs the loop, or something that is *needed* from it."""
+        """Return the error for a call that needs the loop, or what *needed* names: something in it."""
         return LoopThreadError(self._helper, self._instead, f"{needed}the event loop of the thread {self._thread!r}")
 
     def add(self, native: object, call: TaskCall[Any]) -> None:
@@ -98,7 +98,7 @@ class BlockedLoop:
         return [native for native, call in self._needs.copy() if not call.future.done]
 
 
-def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
+def refuse_if_blocked(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
     """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* is blocked until the call has ended."""
     chain = [] if blocked_loop is None else [*blocked_loop.chain()]
     for each in chain:
@@ -112,7 +112,7 @@ def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None
 
 def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
     """Return the member of *chain* that the loop *native* waits for, if it is blocked, directly or by others."""
-    reached, loops = [native], live.copy()
+    reached, loops = [native], blocked_loops.copy()
     for target in reached:  # which grows
         for blocked_loop in loops:
             if blocked_loop.native is target:
@@ -132,7 +132,7 @@ def refuse_to_wait_for(native: object) -> None:
 
 def _reset_after_fork() -> None:
     """In a forked child: the loops that were blocked do not exist here."""
-    live.clear()
+    blocked_loops.clear()
     current_blocked_loop.set(None)
 
 

@@ -160,12 +160,12 @@ class SlotlessCall(UserCall):
         if self.made_by is not None:
             self.made_by.living_parent()  # a chain of calls that each begin the next one is not remembered for ever
         self.mark = mark = Mark()
-        mark.work, mark.parent = self, self.made_by
+        mark.call, mark.parent = self, self.made_by
         current_slot.set(mark)
 
     def note_end(self, exc: BaseException | None) -> None:
         if self.mark is not None:
-            self.mark.work = None
+            self.mark.call = None
         super().note_end(exc)
 
 

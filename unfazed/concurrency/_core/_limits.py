@@ -54,13 +54,13 @@ class Ancestor:
     """A call as those that are made on its behalf see it. Contexts may keep it, so it forgets the call at its end."""
 
     held: bool = False  # whether it has a slot: granted, and not given back yet
-    work: UserCall | None = None  # the call; None: it has ended, or is a thread that others started
+    call: UserCall | None = None  # the call; None: it has ended, or is a thread that others started
     parent: Ancestor | None = None  # the call that has made it, whatever its place
 
     def living_parent(self) -> Slot | None:
         """Return the nearest ancestor with a slot. Forget those that have ended: the chain could grow for ever."""
         parent = self.parent
-        while parent is not None and not parent.held and parent.work is None:
+        while parent is not None and not parent.held and parent.call is None:
             parent = parent.parent
         self.parent = parent
         while parent is not None and not parent.held:
@@ -83,7 +83,7 @@ class Slot(Ancestor):
 
     # the state of a new slot; class attributes cost less than assignments in `__init__`
     held: bool = False  # granted, and not given back yet
-    work: UserCall | None = None
+    call: UserCall | None = None
     given_up: bool = False  # its caller has given it back, or no longer wants it
     extra: bool = False  # let in by rule 3 though it is not nested
     adopted: bool = False  # held by a worker that others started; anyio may already count a token of the limiter for it
@@ -116,7 +116,7 @@ class Slot(Ancestor):
         if self in limit.holders:  # not `if self.held`: a signal handler may have raised between the two updates
             limit.take_away(self)
         self.held = False
-        self.work = None
+        self.call = None
         served: Sequence[Slot] = ()
         if limit.queue:
             if self in limit.queue:
@@ -194,8 +194,8 @@ class Limit:
         """Return how many slots are taken, and by which functions, those that wait in our calls included."""
         abandoned: dict[str, list[bool]] = {}
         for slot in self.holders.copy():  # a copy is atomic, and other threads change the set
-            work = slot.work
-            name = "others' threads" if work is None else f"{work.name}()"
+            call = slot.call
+            name = "others' threads" if call is None else f"{call.name}()"
             abandoned.setdefault(name, []).append(slot.abandoned)
         total, free = self.limiter.total_tokens, self.free()
         others = self.borrowed_by_others()
@@ -363,9 +363,9 @@ class Limit:
 def innermost_call(ancestor: Ancestor | None) -> UserCall | None:
     """Return the call of *ancestor*, or of its nearest ancestor whose call has not ended."""
     while ancestor is not None:
-        work = ancestor.work  # read once: it is forgotten when the call ends
-        if work is not None:
-            return work
+        call = ancestor.call  # read once: it is forgotten when the call ends
+        if call is not None:
+            return call
         ancestor = ancestor.parent
     return None
 

@@ -28,7 +28,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from ._blockedloops import current_blocked_loop, live
+from ._blockedloops import blocked_loops, current_blocked_loop
 from ._errors import LoopStateError
 from ._lifetime import in_forked_child
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
@@ -153,7 +153,7 @@ def queue(slot: Slot, wake: Callable[[], bool]) -> bool:
     once, and say whether its caller is still there. `release` ends the wait. If the slot is refused, *wake* is
     called as well, and `require` raises.
     """
-    if live:
+    if blocked_loops:
         slot.blocked_loop = current_blocked_loop.get()
     _locked(_queue, slot, wake)
     if _watched:
@@ -173,8 +173,8 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
         return ()
     limit = slot.limit
     slot.wake = wake
-    if slot.work is not None:
-        slot.work.since = time.monotonic()
+    if slot.call is not None:
+        slot.call.since = time.monotonic()
     limit.enqueue(slot)
     if not limit.watched:
         _watched.add(limit)
@@ -311,7 +311,7 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
             unwoken[slot] = True
     for limit in list(_watched):
         served += limit.serve()
-        if live:
+        if blocked_loops:
             served += limit.look_at_blocked_loops()
         served += limit.relieve(time.monotonic())
         if not limit.queue:

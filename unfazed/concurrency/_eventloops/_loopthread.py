@@ -94,7 +94,7 @@ class EventLoopThread:
         self._started = threading.Event()  # also set if the loop could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
         self._calls: set[TaskCall[Any]] = set()  # accepted calls that have not ended
-        self._left_behind = False  # whether a caller has stopped waiting for its call
+        self._has_abandoned_call = False  # whether a caller has stopped waiting for its call
         self._closed: str | None = None  # why the loop accepts no more calls
         self._steps: list[str] = []  # `_serve` and `_ask_to_stop` each add one before they look at the other
 
@@ -110,7 +110,7 @@ class EventLoopThread:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._left_behind and exc is not None:  # after a second Ctrl-C nothing is waited for
+        if self._has_abandoned_call and exc is not None:  # after a second Ctrl-C nothing is waited for
             self._ask_to_stop("this event loop thread has been stopped")
         else:
             self.stop()
@@ -204,7 +204,7 @@ class EventLoopThread:
         in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
-        if _blockedloops.live and self._loop is not None:
+        if _blockedloops.blocked_loops and self._loop is not None:
             _blockedloops.refuse_to_wait_for(self._loop.native)
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
@@ -242,7 +242,7 @@ class EventLoopThread:
         try:
             return call_from_sync(work, func, "run_sync", instead, self._submit, always=True, interrupts=interrupts)
         except BaseException as exc:
-            self._left_behind = self._left_behind or interrupts.is_over
+            self._has_abandoned_call = self._has_abandoned_call or interrupts.is_over
             explain(exc, "run_sync", func, kwargs)
             raise
         finally:
@@ -259,8 +259,8 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        if _blockedloops.live:
-            _blockedloops.expect(loop.native, call, context.get(_blockedloops.current_blocked_loop))
+        if _blockedloops.blocked_loops:
+            _blockedloops.refuse_if_blocked(loop.native, call, context.get(_blockedloops.current_blocked_loop))
         # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget

@@ -83,14 +83,14 @@ class Worker:
             self._seen = True  # not if the cancellation came after the end of the call: then the next call gets it
 
 
-class _Thread(threading.local):
+class _ThreadState(threading.local):
     worker: Worker | None = None  # while the thread runs a call of ours
     forked = False  # whether the process was forked by this thread: then it knows nothing of loops
     is_loop_thread = False  # whether it is the thread of an `EventLoopThread`
     lost_loop: object = None  # the native loop that ran in it when the process forked, and is lost
 
 
-thread = _Thread()
+thread = _ThreadState()
 
 
 def lending(waiting: Awaitable[T]) -> Awaitable[T]:

@@ -252,8 +252,8 @@ class ItemsFromThread(_ItemsFromElsewhere):
 
     async def closed(self) -> None:
         if self._runner is not None:
-            self._runner.heard = True
-            await self._runner.left()
+            self._runner.has_waiter = True
+            await self._runner.wait_until_ended()
 
     def _close(self) -> None:
         """Close what was iterated over, in the thread, if it was left early."""

@@ -200,7 +200,7 @@ async def warm_up_processpool(count: int, /) -> None:
 
     answers: list[OneShotFuture[None]] = [OneShotFuture(on_start) for _ in waiting]
     for future in answers:
-        pool.start_ahead(future)
+        pool.warm_up(future)
     await wait_for_end(event, bool)
     for future in answers:
         future.read()

@@ -59,7 +59,7 @@ class Pool:
         self._thread: int | None = None  # the identifier of the pool's thread, once that runs
         # Only the pool's thread changes these
         self._waiting: deque[ProcessCall] = deque()
-        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # the future of `start_ahead`, or None
+        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # the future of `warm_up`, or None
 
     # From any thread
 
@@ -100,7 +100,7 @@ class Pool:
         """Have another worker run *call*. Its first worker was started by the pool's thread, so that thread runs."""
         self._events.put(lambda: self._add(call))
 
-    def start_early(self, call: ProcessCall) -> None:
+    def start_first_worker(self, call: ProcessCall) -> None:
         """Start a first worker, because *call* is about to come. Do nothing if there are workers."""
         if self.workers:
             return
@@ -113,7 +113,7 @@ class Pool:
             if not isinstance(exc, WorkerProcessError):  # such an error is left to the call itself
                 raise
 
-    def start_ahead(self, ready: OneShotFuture[None]) -> None:
+    def warm_up(self, ready: OneShotFuture[None]) -> None:
         """Start a worker before there is a call for it. *ready* is written when it has started, or could not."""
         self._tell("warm_up_processpool", lambda: self._start(ready, WorkerProcess(self)))
 
@@ -134,7 +134,7 @@ class Pool:
             raise WorkerProcessError(name, str(exc)) from None
         self._events.put(event)
 
-    def holds_lock(self) -> bool:
+    def is_needed_here(self) -> bool:
         """Return whether this thread is needed to start workers: a finalizer in it must not wait for one."""
         return threading.get_ident() == self._thread or _starting.holds_lock()
 

@@ -57,7 +57,7 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
     # Made before it is taken, and given back in two `finally`, for the reasons that `_threadcall.py` gives.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
-    slot.work = call
+    slot.call = call
     slot.awaited_in = loop.native
     if observers and call.waiter is None:
         call.introduce()
@@ -152,7 +152,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     In a worker thread of an event loop, the call runs in that loop, so that cancelling the loop's task cancels the call
     too. Any other thread makes the call itself.
     """
-    if pool.holds_lock():
+    if pool.is_needed_here():
         raise LoopStateError(
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
@@ -179,10 +179,10 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
 def _find_limiter_and_wait(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
-        pool.start_early(call)  # meanwhile the background event loop starts: it has the limiter
+        pool.start_first_worker(call)  # meanwhile the background event loop starts: it has the limiter
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background, counted=False)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
-    slot.work = call
+    slot.call = call
     try:
         try:
             if not _slots.take(slot):

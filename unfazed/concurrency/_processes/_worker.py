@@ -153,7 +153,7 @@ class WorkerProcess:
         with suppress(Empty):
             while True:
                 call = self._inbox.get(0)
-                if call is not None and call.take_over() and call.end():
+                if call is not None and call.take_over() and call.try_claim_end():
                     call.fail(WorkerProcessError(call.name, "was about to end"))
 
     def _pass_on(self, child: Child, output: Output, noise: bytes) -> None:
@@ -211,11 +211,11 @@ class WorkerProcess:
             status = child.end()
             self.call = None
             self._pool.forget(self)
-            if (begun or not self._try_another(call)) and call.end():
+            if (begun or not self._try_another(call)) and call.try_claim_end():
                 call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
             return False
         self.call = None
-        killed = not call.end()
+        killed = not call.try_claim_end()
         lives = not (killed or call.was_last_of(self))
         if lives:
             self.used = time.monotonic()

@@ -97,10 +97,10 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
     async def _leave(self, runner: ThreadRunner[bool | None], exc_info: _ExcInfo) -> bool | None:
         self._exc_info = exc_info
-        runner.heard = True
+        runner.has_waiter = True
         runner.leave()
         try:
-            return await runner.left()
+            return await runner.wait_until_ended()
         finally:
             self._runner = self._exc_info = None
             del exc_info

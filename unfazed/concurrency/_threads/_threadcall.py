@@ -148,7 +148,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     def work_in(self, loop: Loop, slot: _limits.Slot) -> None:
         """Run the call in this thread, a worker of *loop*, with *slot*, which has been taken for it."""
         self.loop, self.slot = loop, slot
-        slot.work = self
+        slot.call = self
         self.outcome = OneShotFuture()
         self.work()
 
@@ -192,7 +192,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         limiter, abandon_on_cancel, _, context = self._options
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or thread_limiter.of(loop))
-        slot.work = self
+        slot.call = self
         if observers and self.waiter is None:
             self.introduce()
         if context is not None:
