@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, seen, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, wait_for_event, wait_until
 
 from unfazed.concurrency import (
     EventLoopThread,
@@ -85,7 +85,7 @@ def test_a_call_that_queues_before_a_worker_of_the_loop_is_let_in(
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(call_the_loop, limiter=limiter))
-            await seen(called)
+            await wait_for_event(called)
             with allow_blocking_loop():
                 assert in_threadpool(int, limiter=limiter).sync("5") == 5
 
@@ -139,7 +139,7 @@ def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend) -
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(call_the_loop, limiter=limiter))
-            await seen(called)
+            await wait_for_event(called)
             tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
             await let_others_run()
             with allow_blocking_loop():

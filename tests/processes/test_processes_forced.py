@@ -28,7 +28,7 @@ from unfazed.concurrency import (
     warm_up_processpool_sync,
 )
 from unfazed.concurrency._core import _threadstart
-from unfazed.concurrency._processes import _call, _packing, _pool, _starting, _waiting, _worker
+from unfazed.concurrency._processes import _call, _child, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_a_worker_without_a_thread_does_not_start(
     with pytest.raises(WorkerProcessError, match=r"could not start \(can't start new thread\)"):
         warm_up_processpool_sync(1)
 
-    wait_until(lambda: not _starting.children, "a process is left behind")
+    wait_until(lambda: not _child.children, "a process is left behind")
 
 
 def test_a_worker_that_fails_before_its_call_comes_is_tried_again(

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: a test puts another in its place
-from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, seen, wait_until
+from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, wait_for_event, wait_until
 
 from unfazed.concurrency import LoopEndedError
 from unfazed.concurrency._core import _slots
@@ -95,7 +95,7 @@ async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(runner.run, hold_up)
-        await seen(held_up)
+        await wait_for_event(held_up)
         async with anyio.create_task_group() as late:
             late.start_soon(runner.run, pytest.fail)
             await let_others_run()
@@ -162,7 +162,7 @@ async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
         await let_others_run()
         assert not done.is_set()
         _slots.release(other)
-        await seen(done)
+        await wait_for_event(done)
     other = _slots.acquire(limiter, lambda: True)
     runner.leave()
 
@@ -197,7 +197,7 @@ async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(m
     monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.001)
     monkeypatch.setattr(type(runner.loop), "is_gone", lambda self: look())
     await runner.run(int)  # so that it waits anew
-    await seen(looked)
+    await wait_for_event(looked)
 
     assert await runner.run(int) == 0
     runner.leave()

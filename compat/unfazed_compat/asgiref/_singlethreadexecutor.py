@@ -1,4 +1,4 @@
-"""Executors with one thread of their own, where thread-sensitive calls go that no waiting thread takes.
+"""Executors with one thread of their own. They make the thread-sensitive calls for which no thread waits.
 
 Guarantees:
 

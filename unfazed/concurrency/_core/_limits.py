@@ -10,13 +10,14 @@ The rules, which let calls nest to any depth without a deadlock:
 2. A worker that waits in one of our sync calls *lends* its slot to the calls made on its behalf, and to no one else:
    a call that waits for a lock that this worker holds must not occupy its slot. A descendant takes a lent slot
    before a free one, and passes it on to its siblings. The worker takes its slot back at once when it goes on. A
-   descendant that still runs on it then counts as one more.
+   descendant that still runs then counts as having a slot of its own, even beyond the limit.
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
    is let in, nested calls first. Nothing else resolves two limiters taken in opposite orders, or two calls that wait
    for each other. At most `total_tokens` calls that are not nested come in this way.
 4. An event loop that is blocked on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
-   nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
-   for, that call is refused; if all the others wait in our calls, it is let in, as by rule 3.
+   nothing runs any more, these are given back for them. Suppose that a call queues which the loop waits for. If only
+   its tasks can give a slot back, the call is refused. If others hold slots, and all of them wait in our calls, it is
+   let in, as by rule 3.
 
 Nothing here takes a lock or wakes anybody. `_slots.py` holds the lock while it calls what changes the accounts.
 `Slot()` itself, reading `held`, and what only error messages read, need no lock.

@@ -25,7 +25,7 @@ from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
 from ._loopthread import EventLoopThread, run_in
-from ._starting import start_work
+from ._started import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending

@@ -5,8 +5,8 @@ Guarantees:
 - Every call that a loop has accepted ends: with its result, or with `LoopEndedError` if the loop ends first. If one
   thread adds a call while another ends the loop, each takes its own step before it looks at the other's. So at least
   one of them sees the other.
-- At exit, after the ordinary threads have ended and before Python stops the daemon threads, all loops are asked to end.
-  They have `EXIT_SECONDS` together.
+- At exit, after the ordinary threads have ended and before Python stops the daemon threads, all loops are asked to end:
+  their calls are cancelled and clean up. They have `EXIT_SECONDS` together.
 - In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
 
 Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's
@@ -36,7 +36,7 @@ from .._core._lifetime import at_exit, in_forked_child
 from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
-from ._starting import start_work
+from ._started import start_work
 from ._synccalls import Interrupts, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
@@ -201,7 +201,7 @@ class EventLoopThread:
         """
         require_timeout(timeout, "stop")
         worker = thread.worker
-        in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
+        in_worker = worker is not None and self._loop is not None and worker.own_loop().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
         if _blockedloops.blocked_loops and self._loop is not None:

@@ -138,7 +138,7 @@ def call_from_sync(
     try:
         if worker is not None:
             if _blockedloops.blocked_loops and blocks is None and not always:
-                _blockedloops.refuse_if_blocked(worker.way_back().native, call, current_blocked_loop.get())
+                _blockedloops.refuse_if_blocked(worker.own_loop().native, call, current_blocked_loop.get())
             outer = worker.enter(call)
             try:
                 if worker.called_back_in_the_task and blocks is None:

@@ -35,7 +35,7 @@ class Accounts(NamedTuple):
     limiter: CapacityLimiter
     limit: Limit
     holders: list[Slot]
-    queue: list[Slot]  # longest first
+    queue: list[Slot]  # the one that has waited longest is the first
 
 
 def accounts() -> list[Accounts]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from .._core._calls import total
 from .._eventloops import _background
 from .._eventloops._limiters import thread_limiter
-from .._processes._limit import default_limiter as process_limiter
+from .._processes._limiter import default_limiter as process_limiter
 from .._processes._pool import pool
 from .._threads._threadcall import abandoned_calls
 from ._lists import Accounts, accounts, live_calls, made, since

@@ -3,11 +3,11 @@
     _api.py        the public functions, and the place of `in_processpool`
     _started.py    a call that has a handle
     _waiting.py    how async code and sync code wait for a call
-    _limit.py      the default limiter
+    _limiter.py    the default limiter
     _call.py       one call: its states, what it sends and what comes back
     _pool.py       the pool: which workers there are, and which call gets which; exit and fork
     _worker.py     a worker process and the thread that belongs to it
-    _starting.py   how a process starts, is killed and ends
+    _child.py      how a process starts, is killed and ends
     _packing.py    pickling calls, unpickling results and errors
     _handling.py   log records from workers
     _output.py     what workers print

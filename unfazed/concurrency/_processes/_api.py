@@ -22,7 +22,7 @@ from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._call import CallOptions, ProcessCall
-from ._limit import default_limiter
+from ._limiter import default_limiter
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool

@@ -1,6 +1,6 @@
 """A call in a worker process that was started: what its handle may do with it, from any thread.
 
-A worker sends it, never its caller. So it has begun when a worker has claimed it, and either that or its handle does.
+Its caller never sends it. It begins when a worker claims it, unless its handle prevents that first.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from .._core._futures import BlockingFuture, OneShotFuture
 from .._core._observing import observers
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import loop_of
 from .._eventloops._synccalls import call_from_sync, must_use_loop, say_that_we_wait
 from .._eventloops._timeouts import INTERRUPT_CHECK_SECONDS, seconds_to_wait, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, take_or_queue, wait_for_end
@@ -33,7 +34,7 @@ from .._eventloops._workers import lending
 from ._call import OutOfTheOrdinaryError, ProcessCall, returned
 from ._handling import is_handling
 from ._inbox import Inbox
-from ._limit import default_limiter
+from ._limiter import default_limiter
 from ._pool import pool
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ class _HandlingFuture(OneShotFuture[Any]):
 def _background_limiter() -> CapacityLimiter | None:
     """Return the limiter of the background event loop, if it is known already."""
     owner = running_background()
-    loop = None if owner is None else owner._loop
+    loop = None if owner is None else loop_of(owner)
     return None if loop is None else default_limiter.known(loop)
 
 

@@ -38,10 +38,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
 from .._core._errors import WorkerProcessError
+from ._child import Child, NotStartedError, start_worker_thread
 from ._handling import handle
 from ._inbox import Inbox
 from ._output import Output
-from ._starting import Child, NotStartedError, start_worker_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

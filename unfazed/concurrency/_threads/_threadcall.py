@@ -80,12 +80,12 @@ returned: Final = totals["threadpool"]["returned"]
 
 
 class ThreadCall(Worker, UserCall, Generic[T]):
-    """One call in a worker thread. Error messages name *helper*."""
+    """One call in a worker thread. It is also what that thread knows, its `Worker`. Error messages name *helper*."""
 
     place = "threadpool"
     slot: _limits.Slot | None = None
     outcome: OneShotFuture[T]  # made once it has its slot, without `on_done`: anyio wakes the loop
-    must_hand_over = False  # whether `cancel` and `hand_over` are ours on trio, too, and not anyio's
+    must_hand_over = False  # whether we wait for the thread and cancel its calls ourselves on trio too, not anyio
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # set by `may_bypass`
     _lease: ContextLease | None = None  # of the context that the options name
@@ -331,7 +331,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         self._steps.append("ended")  # before the removal: if the loop adds the call after that, it sees this
         _abandoned.discard(self)
         assert self._ended is not None, "made by the loop before it claimed the outcome"
-        set_from_anywhere(self.way_back(), self._ended)
+        set_from_anywhere(self.own_loop(), self._ended)
 
     def _give_back_in_loop(self) -> None:
         if self.abandoned is None:
