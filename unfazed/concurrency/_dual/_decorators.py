@@ -145,7 +145,7 @@ def in_threadpool(
         context: The context to run in, not a copy of it; one call at a time. `None` for a copy of the caller's context.
 
     Cancellation:
-        As for `run_in_threadpool`: a function that has not started never starts. The call waits for a function that
+        As for `run_in_threadpool`: a function that has not begun never begins. The call waits for a function that
         runs, but not longer than the timeout, and not at all with `abandon_on_cancel`. An abandoned thread keeps its
         slot and its context until it ends, and `count_abandoned_threads` counts it. The async code that it waits for
         is cancelled.
@@ -271,7 +271,7 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
             executor's queue. `None` for no limit.
 
     Cancellation:
-        As for `run_in_executor`: a function that the executor has not started never starts. The call waits for a
+        As for `run_in_executor`: a function that the executor has not begun never begins. The call waits for a
         function that runs, but not longer than the timeout. After that the function keeps running.
 
     Returns:
