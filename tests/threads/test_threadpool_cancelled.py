@@ -12,9 +12,20 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 from conftest import GRACE_SECONDS, Blocking, wait_until
+from forcing import once_before
+from interrupting import Alarm, raise_alarm
 
-from unfazed.concurrency import LoopEndedError, run_in_eventloop_sync, run_in_threadpool, run_in_threadpool_sync
+from unfazed.concurrency import (
+    CallTimeoutError,
+    LoopEndedError,
+    count_abandoned_threads,
+    in_threadpool,
+    run_in_eventloop_sync,
+    run_in_threadpool,
+    run_in_threadpool_sync,
+)
 from unfazed.concurrency._eventloops import _background, _loops, _synccalls
+from unfazed.concurrency._threads._threadcall import ThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -346,3 +357,29 @@ async def test_calls_cancelled_before_their_thread_begins_leave_no_threads_behin
             tasks.cancel_scope.cancel()
 
     assert threading.active_count() < before + 30
+
+
+@pytest.mark.parametrize("moment", ["the claim", "the end of the wait"])
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_signal_handler_that_raises_while_a_call_is_cancelled_leaves_the_slot_with_its_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, moment: str, anyio_backend: str
+) -> None:
+    """1: the call is cancelled. 2: the handler raises, before or after the call is claimed. The function still runs."""
+    name = "_claim" if moment == "the claim" else "cancel"
+    monkeypatch.setattr(ThreadCall, name, once_before(getattr(ThreadCall, name), raise_alarm))
+    blocking, limiter = Blocking(), anyio.CapacityLimiter(1)
+    task = asyncio.create_task(in_threadpool(blocking, limiter=limiter)())
+    await blocking.wait_until_started()
+
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert isinstance(task.exception(), Alarm)
+    assert count_abandoned_threads() == 1
+    with pytest.raises(CallTimeoutError, match="1 of 1 are taken"):
+        await in_threadpool(int, limiter=limiter, timeout=0.05)()
+    blocking.may_end.set()
+    assert await in_threadpool(int, limiter=limiter)() == 0
+    wait_until(lambda: count_abandoned_threads() == 0, "its thread ends")
+    assert "All slots of a limiter belong to abandoned threads" in caplog.text

@@ -123,7 +123,7 @@ class Slot(Ancestor):
             if self in limit.queue:
                 limit.dequeue(self)
             served = limit.serve(lender)
-        self.awaited_in = None
+        self.awaited_in = self.lender = None  # not before: if this is interrupted, it is done again
         self.given_up = True  # last, so that `release` tries again if this was interrupted
         self.limiter = None
         return served
@@ -261,13 +261,13 @@ class Limit:
         if slot.adopted:
             self.adopted -= 1
         borrower, lender = slot.borrower, slot.lender
-        slot.borrower = slot.lender = None
         if borrower is not None:  # it runs on this slot, and inherits it
             borrower.lender = lender
         if lender is not None:
             lender.borrower = borrower
         elif borrower is None:
             self.occupied -= 1
+        slot.borrower = None
 
     def serve(self, lender: Slot | None = None) -> list[Slot]:
         """Grant *lender*'s slot if it is idle, then free ones, to those who have queued longest. Return them."""

@@ -179,7 +179,7 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
     if not limit.watched:
         _watched.add(limit)
         limit.watched = True
-    return () if limit.running else limit.serve()  # `serve` notes when the stall began
+    return limit.serve()
 
 
 def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:
@@ -236,8 +236,8 @@ def take_back(slot: Slot, wait: object = None) -> None:
 
 
 def _take_back(slot: Slot, wait: object) -> Sequence[Slot]:
-    waited, slot.waits = slot.waits, slot.waits - {wait}
-    if waited and not slot.waits and slot.held:
+    waits = slot.waits - {wait}
+    if slot.waits and not waits and slot.held:
         limit = slot.limit
         limit.running += 1
         limit.stalled_since = None
@@ -245,6 +245,7 @@ def _take_back(slot: Slot, wait: object) -> Sequence[Slot]:
             slot.borrower.lender = None
             slot.borrower = None
             limit.occupied += 1
+    slot.waits = waits  # last: if this is interrupted, it is done again
     return ()
 
 
@@ -291,16 +292,20 @@ def _watch() -> None:
     done: list[bool] = []
     while not done:
         time.sleep(STALL_SECONDS / 2)
-        try:
-            _locked(_look_around, done)
-        except BaseException as exc:  # for example from a user's limiter: the others still need the watcher
-            threading.excepthook(
-                threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
-            )
+        _look(_wake_unwoken)
+        for limit in _watched.copy():
+            _look(_look_after, limit)
+        _look(_end_watching, done)
 
 
-def _look_around(done: list[bool]) -> Sequence[Slot]:
-    global _watcher
+def _look(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
+    try:
+        _locked(step, *args)
+    except BaseException as exc:  # for example from a user's limiter: the others still need the watcher
+        threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+
+
+def _wake_unwoken() -> Sequence[Slot]:
     served: list[Slot] = []
     for slot, seen in list(unwoken.items()):
         if slot.woken or not slot.held:  # woken, or not granted after all, or given back by now
@@ -309,18 +314,26 @@ def _look_around(done: list[bool]) -> Sequence[Slot]:
             served.append(slot)
         else:
             unwoken[slot] = True
-    for limit in list(_watched):
-        served += limit.serve()
-        if blocked_loops:
-            served += limit.look_at_blocked_loops()
-        served += limit.relieve(time.monotonic())
-        if not limit.queue:
-            limit.watched = False
-            _watched.discard(limit)
+    return served
+
+
+def _look_after(limit: Limit) -> Sequence[Slot]:
+    served = limit.serve()
+    if blocked_loops:
+        served += limit.look_at_blocked_loops()
+    served += limit.relieve(time.monotonic())
+    if not limit.queue:
+        limit.watched = False
+        _watched.discard(limit)
+    return served
+
+
+def _end_watching(done: list[bool]) -> Sequence[Slot]:
+    global _watcher
     if not _watched and not unwoken:
         _watcher = None
         done.append(True)
-    return served
+    return ()
 
 
 def _reset_after_fork() -> None:

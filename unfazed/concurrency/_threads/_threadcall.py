@@ -25,11 +25,11 @@ Guarantees:
 
 - Either the worker begins the call or somebody else prevents that, perhaps by its handle: `Start` decides.
 - Either the worker writes the outcome or the loop claims it: `OneShotFuture` decides.
-- What a call takes it gives back, even if a signal handler raises at any bytecode of `_run`. So `_run` has two
-  `finally`: the first may be interrupted.
+- What a call takes it gives back, even if a signal handler raises at any bytecode of `_run`, and not before its
+  function has ended. So `_run` has two `finally`: the first may be interrupted.
 
-Assumptions: `list.append`, `set.add` and `set.discard` are atomic. So `_abandoned` needs no lock. A
-forked child starts with none.
+Assumptions: `set.add` and `set.discard` are atomic, and whoever comes second sees what the first did before. So
+`_abandoned` needs no lock. A forked child starts with none.
 """
 
 from __future__ import annotations
@@ -92,10 +92,8 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     abandoned: float | None = None  # time.monotonic() when it was abandoned
     _is_late = False  # whether its time was up, and its function had not ended
     _failed = False  # whether its function has raised
+    _ended: Event | None = None  # set by the worker of a cancelled call; made by the loop, which waits for it
     _sync_caller: OneShotFuture[OneShotFuture[T]] | None = None  # what the worker writes, ahead of the loop
-    # of a cancelled call, made by the loop before it claims the outcome:
-    _ended: Event | None = None  # set by the worker, awaited by the loop
-    _steps: list[str]  # "ended" by the worker, "abandoned" by the loop: which came first
 
     def __init__(
         self,
@@ -227,14 +225,14 @@ class ThreadCall(Worker, UserCall, Generic[T]):
                     finally:
                         del cancellation
             finally:
-                self._give_back_in_loop()
+                self._leave()
         except BaseException as exc:
             self._is_late = timer is not None and timer.cancel_called
             if self.waiter is None:
                 self.note_end(exc)
             raise
         finally:
-            self._give_back_in_loop()  # again: a signal handler may have raised in the first `finally`
+            self._leave()  # again: a signal handler may have raised in the first `finally`
         if self.waiter is None:
             if self._failed or observers:
                 self.note_end(self.outcome.error)
@@ -266,30 +264,32 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
         anyio's own wait is not enough: asyncio's `task.cancel()` ignores its shield.
         """
-        self._ended, self._steps = Event(), []  # before the claim, because the worker uses them after a claim
         try:
-            if self.outcome.try_claim():
-                try:
-                    self.cancel()
-                    if not self._options.abandon_on_cancel:
-                        cancellation = await wait_shielded(self._ended, cancellation, timer)
-                finally:  # also if a signal handler raises
-                    if not self._ended.is_set():
-                        self._abandon()
+            if self._claim():
+                self.cancel()
+                if not self._options.abandon_on_cancel:
+                    assert self._ended is not None, "made by `_claim`"
+                    cancellation = await wait_shielded(self._ended, cancellation, timer)
             return cancellation
         finally:
             del cancellation
 
-    def _abandon(self) -> None:
-        """Wait no longer for the worker."""
-        assert self.slot is not None, "taken before the worker starts"
-        self.abandoned = monotonic()
-        self.slot.abandoned = True
+    def _claim(self) -> bool:
+        """Keep the worker from writing the outcome. Return `False` if it has, or if we have claimed it before."""
+        self._ended = self._ended or Event()  # before the claim: the worker sets it after that
+        return self.outcome.try_claim()
+
+    def _abandon(self, slot: _limits.Slot) -> None:
+        """Wait no longer for the worker. It may be done twice."""
+        self._claim()
+        if slot.ended:  # just now: either the outcome is written, or the worker gives back the slot
+            return
+        self.abandoned = self.abandoned or monotonic()
+        slot.abandoned = True
         _abandoned.add(self)
-        self._steps.append("abandoned")
-        if self._steps[0] == "ended":  # before we added the call: the worker will not remove it
+        if slot.ended:  # perhaps before we added the call: then the worker does not remove it
             _abandoned.discard(self)
-        _warn_if_all_are_abandoned(self.slot)
+        _warn_if_all_are_abandoned(slot)
 
     def work(self) -> None:
         """Run the call, in the worker thread."""
@@ -328,13 +328,18 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     def _end_cancelled(self) -> None:
         """End a cancelled or abandoned call, in the worker thread."""
         self._give_back()
-        self._steps.append("ended")  # before the removal: if the loop adds the call after that, it sees this
         _abandoned.discard(self)
         assert self._ended is not None, "made by the loop before it claimed the outcome"
         set_from_anywhere(self.own_loop(), self._ended)
 
-    def _give_back_in_loop(self) -> None:
-        if self.abandoned is None:
+    def _leave(self) -> None:
+        """Give back what the call has taken, or leave that to its worker if its function still runs. In the loop."""
+        slot = self.slot
+        if slot is not None and not slot.ended and self._start.has_begun():
+            self._abandon(slot)
+        elif self.abandoned is not None:  # it has ended meanwhile
+            _abandoned.discard(self)
+        if slot is None or not slot.abandoned:
             self._give_back()
 
     def _give_back(self) -> None:
