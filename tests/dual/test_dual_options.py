@@ -129,11 +129,11 @@ async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch:
             wait_until(lambda: removed, "the thread ends")
             super().add(thread_call)
 
-        def discard(self, thread_call: _threadcall.ThreadCall[Any], /) -> None:
+        def discard(self, thread_call: Any, /) -> None:
             super().discard(thread_call)
             removed.append(thread_call)
 
-    removed: list[_threadcall.ThreadCall[Any]] = []
+    removed: list[Any] = []
     blocking = Blocking()
     monkeypatch.setattr(_threadcall, "_abandoned", EndsFirst())
     async with anyio.create_task_group() as tasks:
