@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import sysconfig
 import threading
 import time
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from unfazed.concurrency._processes import _pool
 from unfazed.concurrency._threads import _standby
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
 # Programs that tests start get Python's dev mode without asyncio's debug mode, which warns of slow callbacks on a busy
@@ -61,6 +63,11 @@ def _backends() -> list[str]:
 
 NO_GIL = "UNFAZED_TEST_NO_GIL" in os.environ  # whether the interpreter must have no GIL
 PYPY = sys.implementation.name == "pypy"
+# CPython without a GIL: what a thread has made and others drop goes when that thread goes on, or is collected.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+# At exit, CPython 3.13 without a GIL takes away what libraries import before it drops what the variables of the program
+# refer to, because modules are immortal there once a thread has started: https://github.com/python/cpython/issues/117783
+IMPORTS_GO_FIRST = FREE_THREADED and sys.version_info < (3, 14)
 drops_at_once = pytest.mark.skipif(PYPY, reason="only CPython ends at once what nobody holds any more")
 
 
@@ -112,9 +119,17 @@ def pytest_collection_finish() -> None:
     freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Look again, for what was imported by fixtures of the whole session."""
+    assert_no_gil()
+
+
 def drop_garbage() -> None:
-    """Collect garbage on PyPy. CPython frees an object as soon as nobody refers to it."""
-    if PYPY:
+    """Collect garbage, except on CPython with a GIL, which frees an object as soon as nobody refers to it.
+
+    On PyPy what has a finalizer, and all that this refers to, is freed in the collection after it was called.
+    """
+    for _ in range(3 if PYPY else FREE_THREADED):
         gc.collect()
 
 
@@ -285,6 +300,16 @@ def wait_until_none(left: Callable[[], Collection[object]]) -> None:
     while rest := left():
         assert time.monotonic() < deadline, f"the test has left behind: {rest}"
         time.sleep(0.001)
+
+
+def wait_until_gone(*references: weakref.ref[Any]) -> None:
+    """Wait until nothing keeps what *references* refer to."""
+
+    def left() -> list[weakref.ref[Any]]:
+        gc.collect()
+        return [each for each in references if each() is not None]
+
+    wait_until_none(left)
 
 
 def until_begun(has_begun: Callable[[], object]) -> Iterator[float]:

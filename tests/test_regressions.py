@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, drops_at_once, let_others_run
+from conftest import GRACE_SECONDS, IMPORTS_GO_FIRST, drops_at_once, let_others_run
 
 from unfazed.concurrency import (
     contextmanager_in_threadpool,
@@ -259,6 +259,8 @@ def test_tasks_dropped_with_their_loop_end_in_silence() -> None:
         loop.close()
         coroutine.close()
     """
+    if IMPORTS_GO_FIRST:
+        program += "    del other"
     done = subprocess.run([sys.executable, "-c", program], timeout=50, check=True, capture_output=True, text=True)
     assert done.stderr == ""
 

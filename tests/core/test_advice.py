@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -127,11 +128,14 @@ def test_a_call_to_a_process_says_what_it_waits_for(caller: Caller) -> None:
     thread.start()
     try:
         assert blocking.started.wait(GRACE_SECONDS)
-        with pytest.raises(CallTimeoutError, match=r"abs\(\) has not started .* by Blocking\(\) \(1\)"):
-            caller.dual(in_processpool(abs, limiter=limiter, timeout=0.05), -1)
+        for seconds in until_begun(lambda: caught.value.waited_for):  # until it queues before its time is up
+            with pytest.raises(CallTimeoutError) as caught:
+                caller.dual(in_processpool(abs, limiter=limiter, timeout=seconds), -1)
     finally:
         blocking.may_end.set()
         thread.join()
+
+    assert re.search(r"abs\(\) has not started .* by Blocking\(\) \(1\)", str(caught.value))
 
 
 def test_a_call_in_an_executor_says_what_it_waits_for(caller: Caller) -> None:
@@ -139,10 +143,13 @@ def test_a_call_in_an_executor_says_what_it_waits_for(caller: Caller) -> None:
     with ThreadPoolExecutor(max_workers=1) as executor:
         executor.submit(blocking)
         try:
-            with pytest.raises(CallTimeoutError, match="it waited for its turn in the ThreadPoolExecutor"):
-                caller.dual(in_executor(executor, read, timeout=0.05), "a")
+            for seconds in until_begun(lambda: caught.value.waited_for):  # until it queues before its time is up
+                with pytest.raises(CallTimeoutError) as caught:
+                    caller.dual(in_executor(executor, read, timeout=seconds), "a")
         finally:
             blocking.may_end.set()
+
+    assert "it waited for its turn in the ThreadPoolExecutor" in str(caught.value)
 
 
 # Options among the arguments

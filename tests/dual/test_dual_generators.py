@@ -7,7 +7,7 @@ import functools
 import inspect
 import pickle
 import threading
-from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -402,7 +402,8 @@ def test_functions_around_async_ones_count_as_these(caller: Caller) -> None:
 def test_functions_around_sync_ones_are_functions() -> None:
     @functools.wraps(rows.__wrapped__)
     def first(*args: Any) -> Any:
-        return next(rows.__wrapped__(*args))
+        with closing(rows.__wrapped__(*args)) as items:
+            return next(items)
 
     @functools.wraps(messages.__wrapped__)
     async def collected(*args: Any) -> Any:

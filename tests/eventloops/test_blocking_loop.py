@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, captured
+from conftest import GRACE_SECONDS, captured, wait_until_gone
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -319,10 +318,7 @@ def test_contexts_that_outlive_the_wait_do_not_keep_the_loop() -> None:
             run_in_threadpool_sync(keep)
         return weakref.ref(current_loop().native)
 
-    loop = run(("asyncio", {}), main)
-    gc.collect()
-
-    assert loop() is None
+    wait_until_gone(run(("asyncio", {}), main))
 
 
 # ---- frameworks that own the loop

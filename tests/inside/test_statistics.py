@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import process_functions
 import pytest
-from conftest import GRACE_SECONDS, Blocking, Gate, children, wait_until
+from conftest import GRACE_SECONDS, Blocking, Gate, children, drop_garbage, wait_until
 from counting import Counted, calls_in, identity, of
 
 from unfazed.concurrency import (
@@ -344,4 +344,5 @@ def test_limiters_that_have_gone_are_left_out() -> None:
         return Limit(anyio.CapacityLimiter(1))
 
     limit = anyio.run(make)
+    drop_garbage()
     assert accounts_of(limit) is None

@@ -20,6 +20,7 @@ from unfazed.concurrency import (
     run_in_processpool,
     run_in_processpool_sync,
 )
+from unfazed.concurrency._processes import _output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +79,8 @@ class Output:
         self._text = ""
 
     def text(self) -> str:
-        self._text += self._capsys.readouterr().err
+        with _output._writing:  # pytest loses what another thread writes while it reads
+            self._text += self._capsys.readouterr().err
         return self._text
 
     def wait_for(self, *lines: str) -> None:

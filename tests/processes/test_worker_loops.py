@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import resource
 import subprocess
@@ -19,7 +18,7 @@ import anyio
 import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
-from conftest import GRACE_SECONDS, children, let_others_run
+from conftest import GRACE_SECONDS, children, let_others_run, wait_until, wait_until_gone
 from mishaps import assert_ten_calls_work, in_time, wait_for_children
 
 from unfazed.concurrency import (
@@ -32,6 +31,7 @@ from unfazed.concurrency import (
     warm_up_processpool_sync,
 )
 from unfazed.concurrency._core import _threadstart
+from unfazed.concurrency._processes import _child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,11 +116,10 @@ def test_loops_that_have_ended_leave_nothing(background: Backend) -> None:
     pid = run()
     before = misbehaving.descriptors(), threading.active_count()
     pids = {run() for _ in range(30)}
-    gc.collect()
 
     assert pids == {pid}
     assert (misbehaving.descriptors(), threading.active_count()) <= before
-    assert not [loop for loop in loops if loop() is not None]
+    wait_until_gone(*loops)
 
 
 def test_where_no_process_can_be_started_calls_fail(background: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +132,26 @@ def test_where_no_process_can_be_started_calls_fail(background: Backend, monkeyp
             in_time(run_in_processpool_sync, os.getpid)
         with pytest.raises(WorkerProcessError, match=r"could not start .*too many open files"):
             in_time(warm_up_processpool_sync, 2)
+
+    assert_ten_calls_work()
+
+
+@pytest.mark.parametrize(("module", "name"), [(os, "urandom"), (_child, "_preparation")])
+def test_whatever_keeps_a_worker_from_starting_fails_the_calls(
+    background: Backend, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    """On PyPy, `os.urandom` opens a file, so it fails if too many are open."""
+
+    def fail(*args: object) -> NoReturn:
+        raise MemoryError("none is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fail)
+        with pytest.raises(WorkerProcessError, match=r"getpid\(\) could not start \(MemoryError: none is left\)"):
+            in_time(run_in_processpool_sync, os.getpid)
+        with pytest.raises(WorkerProcessError, match=r"could not start \(MemoryError: none is left\)"):
+            in_time(warm_up_processpool_sync, 1)
+        wait_until(lambda: not children(), "a process is left")
 
     assert_ten_calls_work()
 

@@ -14,7 +14,7 @@ import anyio
 import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
-from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, wait_for_event, wait_until
+from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, until_begun, wait_for_event, wait_until
 from ways import in_loop
 
 from unfazed._worker import channel
@@ -209,11 +209,10 @@ async def test_large_arguments_are_pickled_while_the_loop_goes_on(slow: Slow) ->
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("options", [{}, {"timeout": 1}, {"kill_on_cancel": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"kill_on_cancel": True}], ids=str)
 async def test_a_call_does_not_return_before_its_arguments_are_pickled(slow: Slow, options: dict[str, Any]) -> None:
     """After the call, its caller may change the arguments."""
     outcome: list[BaseException | None] = []
-    await run_in_processpool(int)  # so that there is a worker before the time is up
 
     async def call() -> None:
         outcome.append((await captured_async(partial(in_processpool(len, **options), slow)))[1])  # type: ignore[arg-type]
@@ -221,17 +220,37 @@ async def test_a_call_does_not_return_before_its_arguments_are_pickled(slow: Slo
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
         await wait_for_event(slow.reached)
-        if "timeout" in options:
-            await anyio.sleep(1.1)
-        else:
-            tasks.cancel_scope.cancel()
+        tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             await let_others_run()
             returned_early = bool(outcome)
             slow.go_on.set()
 
     assert not returned_early
-    assert isinstance(outcome[0], CallTimeoutError if "timeout" in options else anyio.get_cancelled_exc_class())
+    assert isinstance(outcome[0], anyio.get_cancelled_exc_class())
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_late_does_not_return_before_its_arguments_are_pickled(slow: Slow) -> None:
+    outcome: list[BaseException | None] = []
+    await run_in_processpool(int)  # so that there is a worker before the time is up
+
+    async def call(seconds: float) -> None:
+        late: Any = in_processpool(len, timeout=seconds)
+        outcome.append((await captured_async(partial(late, slow)))[1])
+
+    for seconds in until_begun(slow.reached.is_set):
+        outcome.clear()
+        slow.go_on.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, seconds)
+            await anyio.sleep(seconds + 0.1)
+            await let_others_run()
+            returned_early = slow.reached.is_set() and bool(outcome)
+            slow.go_on.set()
+
+        assert not returned_early
+        assert isinstance(outcome[0], CallTimeoutError)
 
 
 @pytest.mark.anyio

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import sys
 import time
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
 
 BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
+
+# Whether the signal handler raises. PyPy runs it between any two bytecodes, also before the first one of a `finally`:
+# no code is safe from that.
+ALARMS = sys.implementation.name == "cpython"
 
 
 class Alarm(Exception):  # noqa: N818
@@ -244,8 +249,9 @@ ASYNC: list[Callable[[], Awaitable[int]]] = [
     in_a_group,
     in_a_group_that_fails,
     over_a_map,
-    blocking,
 ]
+if ALARMS:  # they end its wait if started calls queue for slots that were granted to tasks of the blocked loop
+    ASYNC.append(blocking)
 
 
 def sync_with_a_manager() -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from contextvars import copy_context
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS
+from conftest import GRACE_SECONDS, in_plain_thread
+from managers import Manager
 
 from unfazed.concurrency import LoopEndedError, contextmanager_in_threadpool, iterate_in_threadpool
 from unfazed.concurrency._core._futures import OneShotFuture
@@ -36,6 +38,24 @@ def lose(call: TaskCall[None], _: Context) -> None:
 def never_entered() -> Iterator[None]:
     pytest.fail("must not run")
     yield
+
+
+async def test_a_thread_that_starts_quickly_enters_nothing_in_a_cancelled_scope(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Quick(SimpleQueue[Any]):
+        def put(self, step: Any, block: bool = True, timeout: float | None = None) -> None:
+            in_plain_thread(step) if step else super().put(step)
+
+    monkeypatch.setattr(_threadrunner, "SimpleQueue", Quick)
+
+    manager = Manager()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await contextmanager_in_threadpool(manager).__aenter__()
+
+    assert scope.cancelled_caught
+    assert manager.times_entered == 0
 
 
 async def test_the_task_that_is_to_start_the_thread_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, Blocking, captured, drops_at_once, in_plain_thread, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, drop_garbage, drops_at_once, in_plain_thread, wait_until
 from standing_by import Calling, have_it_go, have_it_gone, hold_up, owner
 
 from unfazed.concurrency import EventLoopThread, in_threadpool, run_in_eventloop_sync, run_in_threadpool_sync
@@ -73,14 +73,18 @@ class Argument:
     """An object that takes weak references."""
 
 
-@drops_at_once
+def is_gone(reference: weakref.ref[Argument]) -> bool:
+    drop_garbage()
+    return reference() is None
+
+
 def test_nothing_of_a_call_is_kept_by_a_thread_that_stands_by(owner: EventLoopThread) -> None:
     argument = Argument()
     kept = weakref.ref(argument)
     run_in_threadpool_sync(id, argument)
     del argument
 
-    wait_until(lambda: kept() is None, "the argument is kept")
+    wait_until(lambda: is_gone(kept), "the argument is kept")
 
 
 @drops_at_once
@@ -100,7 +104,7 @@ def test_an_exception_that_is_kept_does_not_keep_the_callers_context(owner: Even
     kept, error = contextvars.Context().run(call)
 
     assert isinstance(error, ValueError)
-    wait_until(lambda: kept() is None, "the context is kept")
+    wait_until(lambda: is_gone(kept), "the context is kept")
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["seen beforehand", "seen by the thread"])

@@ -18,12 +18,13 @@ import anyio
 import process_functions
 import pytest
 from conftest import (
+    FREE_THREADED,
     GRACE_SECONDS,
-    NO_GIL,
     Blocking,
     Caller,
     captured,
     drops_at_once,
+    end_background_eventloop,
     in_plain_thread,
     wait_until,
     without_address,
@@ -222,9 +223,6 @@ def test_a_hundred_plain_threads_call_at_once(background: Any) -> None:
     assert sorted(results) == [((number,), {}) for number in range(100)]
 
 
-MORE_CALLS = 50 if NO_GIL else 0  # without a GIL, what a thread has made goes away only when that thread goes on
-
-
 class NoCycle:
     """Fails if the local variables of `fail` need the garbage collector to go away."""
 
@@ -254,8 +252,12 @@ def test_errors_leave_no_reference_cycle(background: Any) -> None:
     with NoCycle() as test:
         with pytest.raises(ValueError, match="no"):
             run_in_threadpool_sync(test.fail)
-        for _ in range(MORE_CALLS):
-            run_in_threadpool_sync(int)
+        if FREE_THREADED:
+            if background[0] == "asyncio":
+                end_background_eventloop()  # and its threads; on trio, the last thread is the next one
+            wait_until(
+                lambda: run_in_threadpool_sync(test.gone.is_set), "a cycle keeps the frame of the function alive"
+            )
 
 
 @drops_at_once
@@ -264,8 +266,10 @@ async def test_errors_leave_no_reference_cycle_in_async_code() -> None:
     with NoCycle() as test:
         with pytest.raises(ValueError, match="no"):
             await run_in_threadpool(test.fail)
-        for _ in range(MORE_CALLS):
-            await run_in_threadpool(int)
+        if FREE_THREADED:
+            with anyio.fail_after(GRACE_SECONDS):
+                while not test.gone.is_set():
+                    await run_in_threadpool(int)  # the thread that has made the error goes on
 
 
 @drops_at_once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import threading
 import weakref
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
-from conftest import wait_until
+from conftest import wait_until_gone
 
 from unfazed.concurrency import LoopThreadError, WrongFunctionError, run_in_eventloop_sync, sync_twin
 from unfazed.twins import SyncTwin
@@ -481,4 +480,4 @@ def test_a_twin_keeps_nothing_alive_and_nothing_keeps_it() -> None:
     gone = [weakref.ref(table), weakref.ref(table.async_object)]
     del table
 
-    wait_until(lambda: gc.collect() >= 0 and not any(each() for each in gone), "it is kept")
+    wait_until_gone(*gone)

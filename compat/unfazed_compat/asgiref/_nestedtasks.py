@@ -9,8 +9,8 @@ Usually both are in one loop. With `force_new_loop` the calls are in a loop of a
     its task ends, but not as cancelled     the cancellation is handled             -
     … as cancelled, or the loop is trio's   not handled: the waiting task raises    -
 
-Race: `cancel` writes `_cancel_counts`, then reads a copy of the list. `begin` changes the list, then reads
-`_cancel_counts`. The list orders the two, and `dict.pop` on `_cancel_counts` decides which side cancels the task.
+Race: `cancel` writes `_cancel_counts`, then reads the list. `begin` changes the list, then reads `_cancel_counts`. The
+list orders the two, because both change it, and `dict.pop` on `_cancel_counts` decides which side cancels the task.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ class NestedTasks(list[Cancellable]):
         return False
 
     def _cancel_innermost(self, counts: dict[Cancellable | None, int]) -> None:
-        tasks = self.copy()
-        if not tasks or counts.pop(None, None) is None:
+        self.extend(())  # changes nothing: see "Race". Not `copy`: others' finalizers crash it before Python 3.12
+        try:
+            task = self[-1]
+        except IndexError:
             return
-        task = tasks[-1]
+        if counts.pop(None, None) is None:
+            return
         get_loop: Callable[[], asyncio.AbstractEventLoop] | None = getattr(task, "get_loop", None)  # asyncio's tasks
         if get_loop is None or get_loop() is running_asyncio_loop():
             self._cancel(task, counts)

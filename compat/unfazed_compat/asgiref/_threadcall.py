@@ -168,7 +168,7 @@ class ThreadCall(OneShotFuture[T]):
         try:
             nested.on_end = self._wake_task_from_anywhere
             nested.cancel()
-            while not (self._over or nested.last_has_ended) and (nested.copy() or not nested.unhandled):
+            while not (self._over or nested.last_has_ended) and (nested or not nested.unhandled):
                 try:
                     # The shield is against anyio's scopes, which cancel again and again. `task.cancel()` ignores it.
                     with CancelScope(shield=True):

@@ -13,14 +13,14 @@ by it, and everything that is done on behalf of the call inherits that. Before a
 Guarantee: of two threads that are about to wait for each other's loop, at least one is refused. Each adds its call to
 `_needs` before it looks at the other's.
 
-Assumptions: `list.append`, `list.remove` and `list.copy` are atomic, with and without a GIL (Python's documentation,
-"Thread Safety Guarantees"). A forked child starts with none.
+Assumptions: `add`, `discard` and `copy` of sets, and setting, `pop` and `copy` of dicts, are atomic, with and without a
+GIL (Python's documentation, "Thread Safety Guarantees"). No lists: a finalizer that empties a list while `copy` makes
+room for it crashes CPython before 3.12. A forked child starts with none.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, final
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
 """The blocked loop that waits for the current code, if any."""
 
-blocked_loops: list[BlockedLoop] = []  # all that are blocked now; other calls only look whether it is empty
+blocked_loops: set[BlockedLoop] = set()  # all that are blocked now; other calls only look whether it is empty
 
 
 @final
@@ -55,17 +55,16 @@ class BlockedLoop:
         self._instead = instead
         self._thread = threading.current_thread().name
         self._outer = current_blocked_loop.get()
-        self._needs: list[tuple[object, TaskCall[Any]]] = []  # calls on its behalf: the loop of each, and the call
+        self._needs: dict[TaskCall[Any], object] = {}  # calls on its behalf, and the loop of each
 
     def begin(self) -> None:
         current_blocked_loop.set(self)
-        blocked_loops.append(self)
+        blocked_loops.add(self)
 
     def end(self) -> None:
         """End it. It may be called twice."""
         self.over = True
-        with suppress(ValueError):
-            blocked_loops.remove(self)
+        blocked_loops.discard(self)
         if current_blocked_loop.get() is self:
             current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
@@ -84,18 +83,17 @@ class BlockedLoop:
         return LoopThreadError(self._helper, self._instead, f"{needed}the event loop of the thread {self._thread!r}")
 
     def add(self, native: object, call: TaskCall[Any]) -> None:
-        self._needs.append((native, call))
-        for need in self._needs.copy():
-            if need[1].future.done:
-                self.forget(*need)
+        self._needs[call] = native
+        for each in self._needs.copy():
+            if each.future.done:
+                self.forget(each)
 
-    def forget(self, native: object, call: TaskCall[Any]) -> None:
-        with suppress(ValueError):  # another thread has done it
-            self._needs.remove((native, call))
+    def forget(self, call: TaskCall[Any]) -> None:
+        self._needs.pop(call, None)
 
     def needs(self) -> list[object]:
         """Return the loops that calls on our behalf wait for."""
-        return [native for native, call in self._needs.copy() if not call.future.done]
+        return [native for call, native in self._needs.copy().items() if not call.future.done]
 
 
 def refuse_if_blocked(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
@@ -106,7 +104,7 @@ def refuse_if_blocked(native: object, call: TaskCall[Any], blocked_loop: Blocked
     blocked = waits_for(native, chain)
     if blocked is not None:
         for each in chain:
-            each.forget(native, call)
+            each.forget(call)
         raise blocked.error()
 
 

@@ -113,7 +113,7 @@ class Handle(Future[T]):
     _asked = False  # whether somebody has called `cancel`
     _stopping = False  # whether the call was told to stop while it ran
     _future_written = False  # whether the `Future` has been told that the call has ended
-    _unseen: BaseException | None = None  # the error, until somebody asks for it
+    _unseen: BaseException | None = None  # the error, until somebody asks for it; never the end of its loop
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class Handle(Future[T]):
 
     def __del__(self) -> None:
         error = self._unseen
-        if error is not None and not isinstance(error, LoopEndedError):
+        if error is not None and logging:  # at exit, CPython 3.13 without a GIL has taken our imports away by now
             logging.getLogger("unfazed.concurrency").error(
                 "%s() was started, and nobody has asked for the error that it raised",
                 self._name,
@@ -343,7 +343,7 @@ class Handle(Future[T]):
             if going_on and error is None:
                 self.set_result(value)
             elif going_on:
-                self._unseen = error
+                self._unseen = None if isinstance(error, LoopEndedError) else error
                 self.set_exception(error)
         _wake_all(self)  # again: a signal handler may have interrupted `cancel`
 

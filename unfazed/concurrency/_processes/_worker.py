@@ -140,6 +140,10 @@ class WorkerProcess:
         except NotStartedError as exc:
             self._fail_to_start(exc)
             return
+        except BaseException as exc:  # no file descriptor or no memory left, say: a call may wait for this worker
+            self.kill()
+            self._fail_to_start(NotStartedError(f"could not start ({type(exc).__qualname__}: {exc})"))
+            return
         self.is_ready = True
         self._pool.give_back(self)
         while self._go_on(child):

@@ -138,6 +138,8 @@ class ThreadRunner(Generic[T]):
 
     async def hand_over(self, work: Callable[[], None]) -> None:
         """Have the thread call *work*, and wait for that."""
+        if not self._hold.taken:  # otherwise a thread that starts quickly would begin what is cancelled already
+            await self.loop.checkpoint_if_cancelled()
         if self._leaving:
             raise ended_error()
         self._ensure_started()
