@@ -246,7 +246,7 @@ class Blocking:
         return "a value that nobody waits for"
 
     async def wait_until_started(self) -> None:
-        await seen(self.started)
+        await wait_for_event(self.started)
 
 
 class Gate:
@@ -261,10 +261,10 @@ class Gate:
         assert self.opened.wait(GRACE_SECONDS), "the gate stays shut"
 
     async def wait_until_reached(self) -> None:
-        await seen(self.reached)
+        await wait_for_event(self.reached)
 
 
-async def seen(event: threading.Event) -> None:
+async def wait_for_event(event: threading.Event) -> None:
     with anyio.CancelScope(shield=True):
         # its own limiter: the default one may have no free token
         waiting = run_in_anyios_thread(event.wait, GRACE_SECONDS, limiter=anyio.CapacityLimiter(1))
@@ -336,7 +336,7 @@ def end_workers() -> None:
     """End all worker processes, so that the next call starts a new one."""
     events = _pool.pool._events
     _pool.pool.stop(GRACE_SECONDS)
-    _pool.pool.start_afresh()
+    _pool.pool.reset()
     events.put(bool)
 
 
@@ -373,8 +373,8 @@ def leave_nothing_behind() -> Iterator[None]:
 
     end_background_eventloop()
     end_workers()
-    policy_loop_errors = asyncio.events._get_running_loop()
-    assert policy_loop_errors is None, "the test left an event loop running in the main thread"
+    running_loop = asyncio.events._get_running_loop()
+    assert running_loop is None, "the test left an event loop running in the main thread"
     # trio's threads stay in its cache for ten idle seconds
     wait_until_none(
         lambda: [new for new in threading.enumerate() if new not in threads and not new.name.startswith("Trio thread")]

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from conftest import GRACE_SECONDS, Caller, seen
+from conftest import GRACE_SECONDS, Caller, wait_for_event
 from map_functions import double
 
 import unfazed.concurrency
@@ -129,5 +129,5 @@ class BlockingInput:
         self.threads.add(threading.get_ident())
         self.closed.set()
 
-    async def until_closed(self) -> None:
-        await seen(self.closed)
+    async def wait_until_closed(self) -> None:
+        await wait_for_event(self.closed)

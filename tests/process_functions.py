@@ -187,7 +187,7 @@ def raise_end(end: str, place: str) -> None:
 
 
 def leaf(end: str, place: str, seconds: float) -> tuple[object, ...]:
-    """Be a call in a process, in a tree of the model."""
+    """Do what a leaf of a random tree of calls does (`programs/model.py`)."""
     time.sleep(seconds)
     raise_end(end, place)
     return ("value", place, ())

@@ -33,8 +33,8 @@ HARMLESS = {
     "Output.pass_on",
     "WorkerProcess._flush",
     "WorkerProcess._see_through",
-    "_Thread._hand_back_all",
-    "_Thread._serve",
+    "_StandbyThread._hand_back_all",
+    "_StandbyThread._serve",
     # the `try` only breaks a reference cycle, or suppresses another error
     "CallGroup._wait_for_all",
     "ThreadCall.wait",

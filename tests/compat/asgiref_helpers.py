@@ -39,7 +39,7 @@ def end_fallback_executor() -> None:
     """End the thread of thread-sensitive calls, so that the next one starts a new one."""
     executor = _choose_thread.fallback_executor
     executor.shutdown()
-    executor.start_anew()
+    executor.forget_thread()
 
 
 @pytest.fixture(autouse=True)

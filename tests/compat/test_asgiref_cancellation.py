@@ -12,7 +12,7 @@ import asgiref.sync
 import pytest
 import unfazed_compat.asgiref as ours
 from asgiref_helpers import end_threads, this_thread
-from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, seen, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, wait_for_event, wait_until
 from unfazed_compat.asgiref import ThreadSensitiveContext, async_to_sync, sync_to_async
 from unfazed_compat.asgiref._loops import is_worker
 from unfazed_compat.asgiref._nestedtasks import NestedTasks
@@ -48,7 +48,7 @@ async def cancel_while(call: Callable[[], Any], ready: threading.Event) -> list[
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(make)
-        await seen(ready)
+        await wait_for_event(ready)
         tasks.cancel_scope.cancel()
     return outcomes
 
@@ -334,7 +334,7 @@ async def test_a_cancelled_call_does_not_wait_for_the_async_calls_that_come_next
     assert calls.last_has_ended
     with anyio.fail_after(GRACE_SECONDS):
         await cancel_while(sync_to_async(view), started)
-        await seen(going_on)
+        await wait_for_event(going_on)
         may_end.set()
         await sync_to_async(int)()
 
@@ -366,7 +366,7 @@ async def test_a_worker_that_was_cancelled_before_makes_no_calls() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: anyio.to_thread.run_sync(outer))
-        await seen(started)
+        await wait_for_event(started)
         tasks.cancel_scope.cancel()
         may_call.set()
 

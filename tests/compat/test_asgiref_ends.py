@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from asgiref_helpers import end_threads, this_thread
-from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, seen, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, in_plain_thread, wait_for_event, wait_until
 from unfazed_compat.asgiref import (
     SyncToAsync,
     _async_to_sync,
@@ -88,7 +88,7 @@ def test_a_loop_that_drops_the_call_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
         loop.call_soon_threadsafe = drop  # type: ignore[method-assign, assignment]
         task = asyncio.create_task(sync_to_async(outer)())
-        await seen(dropped)
+        await wait_for_event(dropped)
         task.cancel()
         await asyncio.wait([task])
 
@@ -134,7 +134,7 @@ def test_a_loop_that_has_stopped_is_not_waited_for() -> None:
 
     async def start() -> asyncio.Task[None]:
         task = asyncio.create_task(sync_to_async(announce)())
-        await seen(started)
+        await wait_for_event(started)
         return task
 
     loop = asyncio.new_event_loop()
@@ -166,7 +166,7 @@ def test_the_end_of_trio_is_told_to_a_call() -> None:
     async def main() -> None:
         threads.append(threading.Thread(target=outer, args=(current_loop(),)))
         threads[0].start()
-        await seen(started)
+        await wait_for_event(started)
 
     trio.run(main)
     threads[0].join(GRACE_SECONDS)
@@ -256,7 +256,7 @@ def test_a_call_that_is_dropped_after_its_loop_is_closed_without_a_word() -> Non
 
     async def start() -> None:
         call.send(None)
-        await seen(blocking.started)
+        await wait_for_event(blocking.started)
 
     loop.run_until_complete(start())
     loop.close()
@@ -289,7 +289,7 @@ def test_a_call_into_a_loop_that_comes_to_stand_still_does_not_hang(monkeypatch:
 
     async def main() -> asyncio.AbstractEventLoop:
         task = asyncio.ensure_future(sync_to_async(view, thread_sensitive=False, executor=executor)())
-        await seen(started)
+        await wait_for_event(started)
         task.cancel()
         await asyncio.wait([task])
         return asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from unfazed.concurrency import (
     run_in_threadpool_sync,
 )
 from unfazed.concurrency._eventloops._limiters import DefaultLimiter, thread_limiter
-from unfazed.concurrency._processes._limit import default_limiter
+from unfazed.concurrency._processes._limiter import default_limiter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

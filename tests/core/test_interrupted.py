@@ -307,7 +307,7 @@ def test_a_signal_handler_that_raises_leaves_nothing_taken_and_nobody_waiting(
         where = f"{steps.where}, number {number}"
         wait_until(lambda scene=scene: len(scene.begun) == len(scene.over), f"{where}: a thread waits")  # type: ignore[misc]
         wait_until_none(what_is_taken)
-        wait_until(lambda: not _slots._inside, f"{where}: a thread counts as inside the lock")  # the watcher may be
+        wait_until(lambda: not _slots._owner, f"{where}: a thread counts as inside the lock")  # the watcher may be
         assert run_in_threadpool_sync(int) == 0, where
         assert run_in_eventloop_sync(one) == 1, where
         assert scene.run(run_in_threadpool, int) == 0, where

@@ -253,7 +253,7 @@ def test_an_alarm_just_after_the_lock_was_taken_or_given_back_leaves_it_free(mon
         monkeypatch.setattr(Interrupted, "at", "")
         _slots.release(slot)
 
-    assert not _slots._inside
+    assert not _slots._owner
     with pytest.raises(RuntimeError):
         lock.release()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from conftest import GRACE_SECONDS, seen
+from conftest import GRACE_SECONDS, wait_for_event
 
 from unfazed.concurrency import (
     DualCallable,
@@ -226,7 +226,7 @@ async def test_a_limiter_bounds_both() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(iterate)
-        await seen(begun)
+        await wait_for_event(begun)
         tasks.start_soon(enter_it)
         tasks.start_soon(run_in_threadpool, lambda: [None for _ in first.sync()])
         await anyio.wait_all_tasks_blocked()

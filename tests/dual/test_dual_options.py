@@ -126,9 +126,14 @@ async def test_a_thread_that_ends_as_it_is_abandoned_is_not_counted(monkeypatch:
     class EndsFirst(set[_threadcall.ThreadCall[Any]]):
         def add(self, thread_call: _threadcall.ThreadCall[Any], /) -> None:
             blocking.may_end.set()
-            wait_until(lambda: thread_call._parting, "the thread ends")
+            wait_until(lambda: removed, "the thread ends")
             super().add(thread_call)
 
+        def discard(self, thread_call: Any, /) -> None:
+            super().discard(thread_call)
+            removed.append(thread_call)
+
+    removed: list[Any] = []
     blocking = Blocking()
     monkeypatch.setattr(_threadcall, "_abandoned", EndsFirst())
     async with anyio.create_task_group() as tasks:

@@ -58,7 +58,7 @@ def run(backend: Backend, afn: Callable[..., Any], *args: Any) -> Any:
 def nothing_stands_still_at_the_end() -> Iterator[None]:
     yield
     configure_background_eventloop(allow_blocking_loop=False)
-    assert not _blockedloops.live
+    assert not _blockedloops.blocked_loops
 
 
 async def double(number: int) -> int:

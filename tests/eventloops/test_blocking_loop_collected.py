@@ -30,7 +30,7 @@ for objects in range(1, 300):  # after how many the collector runs: one of them 
     gc.set_threshold(objects)
     _blockedloops.waits_for(object(), [])
     gc.collect()
-    assert not _blockedloops.live
+    assert not _blockedloops.blocked_loops
 print("alive")
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 import time
 from functools import partial
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, seen, wait_until
+from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, wait_for_event, wait_until
 
 from unfazed.concurrency import (
+    CallGroup,
     EventLoopThread,
     LoopThreadError,
     allow_blocking_loop,
@@ -21,10 +24,13 @@ from unfazed.concurrency import (
     run_in_eventloop_sync,
     run_in_threadpool_sync,
 )
-from unfazed.concurrency._core import _blockedloops, _slots
+from unfazed.concurrency._core import _blockedloops, _limits, _slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 Backend = tuple[str, dict[str, Any]]
 SLOT = r"needs a slot that is taken in the event loop of the thread 'MainThread', which .*\(\) blocks until then"
@@ -44,10 +50,22 @@ def when_it_stands_still(act: Callable[[], object]) -> None:
     """Call *act* in another thread, once a loop stands still."""
 
     def wait_and_act() -> None:
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         act()
 
     threading.Thread(target=wait_and_act).start()
+
+
+async def process_call_begins(limiter: anyio.CapacityLimiter) -> None:
+    """Wait for that: before it, what the loop waits for would get its slot."""
+
+    def begins() -> bool:
+        limit = _limits.limits.get(id(limiter))
+        return limit is not None and any(slot.call is not None and slot.call.began for slot in limit.holders.copy())
+
+    with anyio.fail_after(GRACE_SECONDS):
+        while not begins():
+            await anyio.sleep(0.001)
 
 
 @pytest.mark.parametrize("ends", ["before", "meanwhile"])
@@ -79,13 +97,13 @@ def test_a_call_that_queues_before_a_worker_of_the_loop_is_let_in(
 
     def call_the_loop() -> None:
         called.set()
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         run_in_eventloop_sync(anyio.sleep, 0)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(call_the_loop, limiter=limiter))
-            await seen(called)
+            await wait_for_event(called)
             with allow_blocking_loop():
                 assert in_threadpool(int, limiter=limiter).sync("5") == 5
 
@@ -101,7 +119,7 @@ def test_a_slot_that_only_a_task_of_the_loop_can_give_back_is_refused(
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call, 0.01)
-            await let_others_run()
+            await process_call_begins(limiter)
             with allow_blocking_loop(), pytest.raises(LoopThreadError, match=SLOT):
                 how(int, limiter=limiter).sync("5")
         with allow_blocking_loop():
@@ -119,7 +137,7 @@ def test_such_a_slot_is_refused_to_worker_threads_that_the_loop_waits_for(
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await let_others_run()
+            await process_call_begins(limiter)
             with allow_blocking_loop(), pytest.raises(LoopThreadError, match=SLOT):
                 run_in_threadpool_sync(in_thread)
 
@@ -133,15 +151,15 @@ def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend) -
 
     def call_the_loop() -> None:
         called.set()
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         run_in_eventloop_sync(anyio.sleep, 0)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(call_the_loop, limiter=limiter))
-            await seen(called)
+            await wait_for_event(called)
             tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await let_others_run()
+            await process_call_begins(limiter)
             with allow_blocking_loop():
                 assert in_threadpool(int, limiter=limiter).sync("5") == 5
 
@@ -175,7 +193,7 @@ def test_who_is_not_waited_for_is_not_refused(background: Backend, limiter: anyi
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await let_others_run()
+            await process_call_begins(limiter)
             other = threading.Thread(target=queue)
             other.start()
             wait_until(lambda: _slots._watched, "it does not queue")
@@ -234,3 +252,94 @@ def test_tokens_that_a_task_of_another_loop_has_borrowed_are_waited_for(limiter:
         assert held.wait(GRACE_SECONDS)
         run(("asyncio", {}), main)
         waiting.join(GRACE_SECONDS)
+
+
+def in_a_group(call: Any) -> int:
+    with CallGroup() as group:
+        handle = group.add(call.start("5"))
+    return int(handle.result())
+
+
+def in_a_map(call: Any) -> int:
+    return sum(call.map.sync(["5"]))
+
+
+WAITS: dict[str, Callable[[Any], int]] = {
+    "a call": lambda call: call.sync("5"),
+    "a handle": lambda call: call.start("5").result(),
+    "a group": in_a_group,
+    "a map": in_a_map,
+}
+ways = pytest.mark.parametrize("way", WAITS)
+
+
+@ways
+def test_a_slot_on_which_nothing_runs_yet_is_lent_to_what_the_loop_waits_for(
+    background: Backend, limiter: anyio.CapacityLimiter, way: str
+) -> None:
+    """1: a task of the loop queues for the slot. 2: the loop is blocked. 3: the task is granted the slot."""
+    first = Blocking()
+    results: list[int] = []
+
+    async def later() -> None:
+        results.append(await in_threadpool(int, limiter=limiter)("6"))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(later)
+            await let_others_run()
+            when_it_stands_still(first.may_end.set)
+            with allow_blocking_loop():
+                assert WAITS[way](in_threadpool(int, limiter=limiter)) == 5
+            assert not results
+
+    holder = threading.Thread(target=in_threadpool(first, limiter=limiter).sync)
+    holder.start()
+    assert first.started.wait(GRACE_SECONDS)
+    run(background, main)
+    holder.join(GRACE_SECONDS)
+
+    assert results == [6]
+
+
+@ways
+def test_a_slot_that_only_a_task_of_the_loop_can_give_back_is_refused_to_all_that_it_waits_for(
+    background: Backend, limiter: anyio.CapacityLimiter, way: str
+) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
+            await process_call_begins(limiter)
+            with allow_blocking_loop(), pytest.raises((LoopThreadError, ExceptionGroup)) as caught:
+                WAITS[way](in_threadpool(int, limiter=limiter))
+        error = caught.value.exceptions[0] if isinstance(caught.value, ExceptionGroup) else caught.value
+        assert isinstance(error, LoopThreadError)
+        assert re.search(SLOT, str(error))
+
+    run(background, main)
+
+
+def test_a_call_that_the_loop_waits_for_is_let_in_though_all_that_rule_3_lets_in_wait_for_it(
+    background: Backend, limiter: anyio.CapacityLimiter
+) -> None:
+    done, begun = threading.Event(), threading.Semaphore(0)
+
+    async def until_done() -> None:
+        while not done.is_set():
+            await anyio.sleep(0.001)
+
+    def wait() -> None:
+        begun.release()
+        run_in_eventloop_sync(until_done)
+
+    async def main() -> None:
+        with allow_blocking_loop():
+            in_threadpool(done.set, limiter=limiter).sync()
+
+    others = [threading.Thread(target=in_threadpool(wait, limiter=limiter).sync) for _ in range(2)]
+    for other in others:
+        other.start()
+        assert begun.acquire(timeout=GRACE_SECONDS)  # the second one is all that rule 3 lets in, with a limit of 1
+    run(background, main)
+    for other in others:
+        other.join(GRACE_SECONDS)

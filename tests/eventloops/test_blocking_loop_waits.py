@@ -40,7 +40,7 @@ def when_it_stands_still(act: Callable[[], object]) -> None:
     """Call *act* in another thread, once a loop stands still."""
 
     def wait_and_act() -> None:
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         act()
 
     threading.Thread(target=wait_and_act).start()
@@ -152,7 +152,7 @@ def test_who_is_not_waited_for_waits_until_the_loop_goes_on(loop_a: EventLoopThr
     go_on = threading.Event()
 
     def call_a() -> Any:
-        wait_until(lambda: _blockedloops.live, "the loop does not stand still")
+        wait_until(lambda: _blockedloops.blocked_loops, "the loop does not stand still")
         threading.Timer(0.05, go_on.set).start()
         return run_in_eventloop_sync(double, 1), loop_a.run_sync(double, 2)
 

@@ -93,7 +93,7 @@ def test_when_no_thread_can_be_started_the_error_is_clear_and_the_next_call_trie
         with pytest.raises(LoopStartError, match="its thread cannot be started: can't start new thread"):
             helper(func)
 
-    assert not _slots._inside
+    assert not _slots._owner
     helper(func)
 
 

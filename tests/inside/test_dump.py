@@ -1,4 +1,4 @@
-"""`dump_calls`: who is at what and who waits for whom, also when the program stands still."""
+"""`dump_calls`: what each call does and waits for, also when the program hangs."""
 
 from __future__ import annotations
 

@@ -350,12 +350,12 @@ async def test_tasks_that_others_cancel_end_a_run() -> None:
     results = map_in_threadpool(double, source, limit=2)
     assert await anext(results) == 0
     run = results._consumer.run
-    for maker in run._makers.copy():
-        maker.task.cancel()
+    for map_task in run._map_tasks.copy():
+        map_task.task.cancel()
     with pytest.raises(LoopEndedError):
         await anext(results)
     source.may_go_on.set()
-    run._note_end_of(_maprun._Maker())  # once more
+    run._note_end_of(_maprun._MapTask())  # once more
 
 
 @pytest.mark.anyio

@@ -182,7 +182,7 @@ FROM_ASYNC_CODE = (
 def what_is_left() -> list[object]:
     """Return the maps that have not ended, and the limits that have slots taken."""
     gc.collect()
-    runs = [each for each in gc.get_objects() if type(each) is MapRun and getattr(each, "_makers", None)]
+    runs = [each for each in gc.get_objects() if type(each) is MapRun and getattr(each, "_map_tasks", None)]
     taken = [each for each in list(_limits.limits.values()) if each.holders or each.queue or each.occupied]
     return [*runs, *taken]
 

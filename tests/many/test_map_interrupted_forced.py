@@ -113,7 +113,7 @@ def test_an_end_of_reading_that_was_not_noted_is_noted_again(
 
 def test_an_error_that_was_not_noted_is_noted_again(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     note = first_raises(first_raises(_maprun.MapRun._note_end_of))
-    monkeypatch.setattr(_maprun.MapRun, "_note_end_of", lambda self, maker: note(self, maker))
+    monkeypatch.setattr(_maprun.MapRun, "_note_end_of", lambda self, map_task: note(self, map_task))
     monkeypatch.setattr(_maprun.MapRun, "_note_result", raise_alarm_in_method)
 
     with pytest.raises(Alarm):
@@ -155,8 +155,8 @@ async def test_a_task_that_ended_too_early_ends_the_map() -> None:
     results = map_in_threadpool(int, range(3), limit=1)
     assert await anext(results) == 0
     run = results._consumer.run
-    (maker,) = run._makers
-    maker.task.future.write(None, None)
+    (map_task,) = run._map_tasks
+    map_task.task.future.write(None, None)
 
     with pytest.raises(LoopEndedError):
         await all_of(results)
@@ -187,7 +187,7 @@ def test_an_iterator_whose_close_was_interrupted_is_closed_when_it_is_dropped(mo
     del results
     drop_garbage()
 
-    wait_until(lambda: not run._makers, "calls begin after the iterator was dropped")
+    wait_until(lambda: not run._map_tasks, "calls begin after the iterator was dropped")
     wait_until(lambda: items._runner._outcome, "the thread that reads the input stays")
 
 
@@ -205,7 +205,7 @@ async def test_an_async_iterator_whose_close_was_interrupted_is_closed_when_it_i
     drop_garbage()
 
     with anyio.fail_after(10):
-        while run._makers:
+        while run._map_tasks:
             await anyio.sleep(0.001)
 
 

@@ -34,9 +34,9 @@ from unfazed.concurrency import (
 from unfazed.concurrency._core import _limits
 from unfazed.concurrency._core._futures import OneShotFuture, Start
 from unfazed.concurrency._eventloops import _handle
-from unfazed.concurrency._eventloops._starting import LoopCall
+from unfazed.concurrency._eventloops._started import LoopCall
 from unfazed.concurrency._executors._call import ExecutorCall
-from unfazed.concurrency._processes import _call, _starting, _worker
+from unfazed.concurrency._processes import _call, _child, _worker
 from unfazed.concurrency._processes._started import StartedCall
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def test_a_process_that_waits_for_its_worker_never_begins(
     monkeypatch: pytest.MonkeyPatch, kill_on_cancel: bool
 ) -> None:
     gate = Gate()
-    child = _starting.Child
+    child = _child.Child
 
     def start_late() -> Any:
         gate.wait()

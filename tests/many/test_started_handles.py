@@ -17,7 +17,7 @@ import anyio
 import process_functions
 import pytest
 from anyio.lowlevel import checkpoint
-from conftest import GRACE_SECONDS, Blocking, Caller, Gate, seen, wait_until
+from conftest import GRACE_SECONDS, Blocking, Caller, Gate, wait_for_event, wait_until
 from process_functions import echo
 
 from unfazed.concurrency import (
@@ -381,7 +381,7 @@ def test_a_worker_that_waits_is_cancelled_with_its_task(anyio_backend: tuple[str
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run_in_threadpool, wait)
-            await seen(begun)
+            await wait_for_event(begun)
             tasks.cancel_scope.cancel()
         assert isinstance(errors[0], anyio.get_cancelled_exc_class())
 

@@ -29,7 +29,7 @@ from unfazed.concurrency import (
 )
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
-from unfazed.concurrency._eventloops import _handle, _starting
+from unfazed.concurrency._eventloops import _handle, _started
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -187,7 +187,7 @@ async def never() -> None:
 def test_a_call_whose_start_was_interrupted_is_cancelled_at_once() -> None:
     handle: Handle[None] = Handle("never")
     task = TaskCall(never, OneShotFuture(handle._settle))
-    handle._running = _handle._Running(_starting.LoopCall(never), task, OneShotFuture.read)
+    handle._running = _handle._Running(_started.LoopCall(never), task, OneShotFuture.read)
 
     assert handle.cancel()
     assert handle.cancelled()

@@ -28,7 +28,7 @@ from unfazed.concurrency import (
     warm_up_processpool_sync,
 )
 from unfazed.concurrency._core import _threadstart
-from unfazed.concurrency._processes import _call, _packing, _pool, _starting, _waiting, _worker
+from unfazed.concurrency._processes import _call, _child, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_a_worker_without_a_thread_does_not_start(
     with pytest.raises(WorkerProcessError, match=r"could not start \(can't start new thread\)"):
         warm_up_processpool_sync(1)
 
-    wait_until(lambda: not _starting.children, "a process is left behind")
+    wait_until(lambda: not _child.children, "a process is left behind")
 
 
 def test_a_worker_that_fails_before_its_call_comes_is_tried_again(
@@ -67,7 +67,7 @@ def test_a_worker_that_fails_before_its_call_comes_is_tried_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(multiprocessing.spawn, "_python_exe", "/nowhere/python")
-        _pool.pool.start_early(_call.ProcessCall("run_in_processpool_sync", int, (), {}))
+        _pool.pool.start_first_worker(_call.ProcessCall("run_in_processpool_sync", int, (), {}))
         wait_until(lambda: _pool.pool._thread is not None and not _pool.pool.workers, "it does not fail")
 
     assert run_in_processpool_sync(functions.echo, 1) == ((1,), {})
@@ -204,10 +204,10 @@ def test_a_call_that_is_interrupted_as_it_asks_for_a_worker_never_begins(
 
 def test_a_call_may_get_another_answer_before_it_is_handed_over() -> None:
     call = _call.ProcessCall("run_in_processpool", int, (), {})
-    call.expect(_waiting._Answer())
+    call.expect(_waiting._HandlingFuture())
     claimed = call._start
 
-    call.expect(_waiting._Answer())
+    call.expect(_waiting._HandlingFuture())
 
     assert call._start is claimed
 

@@ -280,7 +280,7 @@ def test_a_worker_whose_records_cannot_be_taken_for_want_of_memory_is_ended(
 def test_a_record_is_dropped_whose_caller_has_gone_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second Ctrl-C has come; the worker's thread looks now and then."""
 
-    class OneShotFuture(_waiting._Answer):
+    class OneShotFuture(_waiting._HandlingFuture):
         looks = iter((False, True))
         done = property(lambda self: next(self.looks))
 

@@ -31,7 +31,7 @@ from unfazed.concurrency import (
     warm_up_processpool_sync,
 )
 from unfazed.concurrency._core import _threadstart
-from unfazed.concurrency._processes import _starting
+from unfazed.concurrency._processes import _child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +136,7 @@ def test_where_no_process_can_be_started_calls_fail(background: Backend, monkeyp
     assert_ten_calls_work()
 
 
-@pytest.mark.parametrize(("module", "name"), [(os, "urandom"), (_starting, "_preparation")])
+@pytest.mark.parametrize(("module", "name"), [(os, "urandom"), (_child, "_preparation")])
 def test_whatever_keeps_a_worker_from_starting_fails_the_calls(
     background: Backend, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:

@@ -170,12 +170,12 @@ def test_a_worker_that_has_answered_is_not_killed_on_account_of_that_call(backgr
     """1: the thread gives the worker back. 2: the caller, whose time is up, kills it, in another call."""
     run_in_processpool_sync(int)
     (worker,) = _pool.pool.workers
-    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
+    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._HandlingFuture()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
     call.expect(future)
     call.hand_over([])
     future.wait(call)
-    assert not call.end(), "the thread has ended it before it gave the worker back"
+    assert not call.try_claim_end(), "the thread has ended it before it gave the worker back"
 
     call.kill()
     _slots.release(call.slot)
@@ -190,7 +190,7 @@ def test_a_call_that_comes_when_its_worker_has_been_told_to_end_is_told(backgrou
     assert _pool.pool.take(worker)
     worker.retire()
     wait_until(lambda: not _pool.pool.workers, "it does not end")
-    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._Answer()
+    call, future = _call.ProcessCall("in_processpool", os.getpid, (), {}), _waiting._HandlingFuture()
     call.slot = _slots.acquire(anyio.CapacityLimiter(1))
 
     call.expect(future)

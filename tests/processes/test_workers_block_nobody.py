@@ -14,7 +14,7 @@ import anyio
 import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
-from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, seen, until_begun, wait_until
+from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, until_begun, wait_for_event, wait_until
 from ways import in_loop
 
 from unfazed._worker import channel
@@ -201,7 +201,7 @@ async def test_large_arguments_are_pickled_while_the_loop_goes_on(slow: Slow) ->
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
-        await seen(slow.reached)
+        await wait_for_event(slow.reached)
         await let_others_run()
         slow.go_on.set()
 
@@ -219,7 +219,7 @@ async def test_a_call_does_not_return_before_its_arguments_are_pickled(slow: Slo
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
-        await seen(slow.reached)
+        await wait_for_event(slow.reached)
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             await let_others_run()

@@ -67,7 +67,7 @@ class Run:
         self.asyncio_only = asyncio_only
         self.limiters = {"one": anyio.CapacityLimiter(1), "two": anyio.CapacityLimiter(2)}
         self.running: Counter[str] = Counter()  # by limiter: nodes in threads, unless they wait in a call
-        self.excused = 0  # may run beyond the limit: let in after a stall, or left behind
+        self.excused = 0  # may run beyond the limit: let in after a stall, or abandoned
         self.problems: list[str] = []
         self.lock = threading.Lock()
         self.open_gates: list[Gate] = []

@@ -110,7 +110,7 @@ def leftovers() -> list[str]:
         found += ["leases"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
         if background is not None:
             calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]
-            found += ["calls"] * sum(not isinstance(owner, _standby._Thread) for owner in calls)
+            found += ["calls"] * sum(not isinstance(owner, _standby._StandbyThread) for owner in calls)
         return found
 
     deadline = time.monotonic() + HANG_SECONDS

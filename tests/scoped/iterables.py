@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from conftest import Gate, drop_garbage, seen
+from conftest import Gate, drop_garbage, wait_for_event
 
 
 class Counter:
@@ -34,7 +34,7 @@ class Counter:
 
     async def check_closed_in_its_thread(self) -> None:
         drop_garbage()
-        await seen(self.closed)
+        await wait_for_event(self.closed)
         assert self.times_closed == 1
         assert len(self.threads) == 1
         assert threading.get_ident() not in self.threads

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-from conftest import GRACE_SECONDS, Caller, captured, seen
+from conftest import GRACE_SECONDS, Caller, captured, wait_for_event
 from managers import AsyncManager, is_cancellation, task_group
 
 from unfazed.concurrency import contextmanager_in_eventloop_sync, run_in_eventloop_sync, run_in_threadpool
@@ -66,7 +66,7 @@ def cancelled_in_a_worker(background: tuple[str, dict[str, Any]], manager: Sleep
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run_in_threadpool, use)
-            await seen(manager.sleeping)
+            await wait_for_event(manager.sleeping)
             tasks.cancel_scope.cancel()
 
     Caller("", background).run(main)

@@ -20,7 +20,7 @@ from conftest import (
     in_plain_thread,
     let_others_run,
     limit_threads,
-    seen,
+    wait_for_event,
     without_address,
 )
 
@@ -321,7 +321,7 @@ def test_a_step_is_cancelled_with_the_task_that_waits_for_the_worker(background:
     async def main(run: Any) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run, iterate)
-            await seen(sleeping)
+            await wait_for_event(sleeping)
             tasks.cancel_scope.cancel()
 
     name = "CancelledError" if background[0] == "asyncio" else "Cancelled"
@@ -348,7 +348,7 @@ def test_after_a_cancelled_step_the_source_is_closed_in_its_task(background: tup
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run_in_threadpool, lambda: list(iterate_in_eventloop_sync(ticker)))
-            await seen(sleeping)
+            await wait_for_event(sleeping)
             tasks.cancel_scope.cancel()
 
     Caller("", background).run(main)
@@ -385,7 +385,7 @@ def test_dropped_by_the_garbage_collector_in_a_loops_thread_it_is_closed_without
         gc.collect()
         assert not closed.is_set()
         may_close.set()
-        await seen(closed)
+        await wait_for_event(closed)
 
     Caller("", background).run(drop)
 

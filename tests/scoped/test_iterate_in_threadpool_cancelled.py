@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from conftest import Gate, captured_async, drops_at_once, let_others_run, limit_threads, seen
+from conftest import Gate, captured_async, drops_at_once, let_others_run, limit_threads, wait_for_event
 from iterables import BlockingCounter, Counter
 
 from unfazed.concurrency import iterate_in_threadpool, run_in_eventloop_sync, run_in_threadpool
@@ -198,7 +198,7 @@ async def test_what_a_source_waits_for_is_cancelled_with_the_consumer(prefetch: 
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consume)
-        await seen(sleeping)
+        await wait_for_event(sleeping)
         tasks.cancel_scope.cancel()
 
     assert ended.is_set()

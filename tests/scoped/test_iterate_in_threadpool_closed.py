@@ -19,7 +19,7 @@ from conftest import (
     in_plain_thread,
     let_others_run,
     limit_threads,
-    seen,
+    wait_for_event,
     wait_until,
 )
 from iterables import Counter
@@ -55,7 +55,7 @@ async def test_a_generator_that_is_left_early_resets_its_token_in_its_thread(pre
         thread = item
         break
     drop_garbage()
-    await seen(ended)
+    await wait_for_event(ended)
 
     assert results == [None, thread]
 
@@ -251,7 +251,7 @@ async def test_errors_of_closing_that_nobody_waits_for_reach_the_excepthook(
     async for _ in iterate_in_threadpool(Failing(), prefetch=prefetch):
         break
     drop_garbage()
-    await seen(told)
+    await wait_for_event(told)
 
     assert reported == [(ValueError, error)]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-from conftest import Gate, captured_async, drop_garbage, let_others_run, limit_threads, seen
+from conftest import Gate, captured_async, drop_garbage, let_others_run, limit_threads, wait_for_event
 from iterables import BlockingCounter, Counter
 
 from unfazed.concurrency import LoopEndedError, iterate_in_threadpool, run_in_threadpool
@@ -175,7 +175,7 @@ async def test_prefetch_fetches_before_it_is_asked() -> None:
 
     items = iterate_in_threadpool(generator(), prefetch=3)
     assert await anext(items) == 0
-    await seen(filled)
+    await wait_for_event(filled)
 
     await items.aclose()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
-from conftest import GRACE_SECONDS, captured, let_others_run, seen
+from conftest import GRACE_SECONDS, captured, let_others_run, wait_for_event
 
 from unfazed.concurrency import LoopEndedError
 from unfazed.concurrency._core import _futures, _taskcall
@@ -40,7 +40,7 @@ def call_of(work: Callable[[], Awaitable[Any]]) -> tuple[_taskcall.TaskCall[Any]
 async def taken(runner: _taskrunner.TaskRunner, work: Callable[[], Awaitable[Any]]) -> Any:
     call, done = call_of(work)
     runner.take(call, contextvars.copy_context())
-    await seen(done)
+    await wait_for_event(done)
     return call.future.read()
 
 
@@ -66,7 +66,7 @@ async def test_a_task_does_one_call_after_another_and_the_last_step() -> None:
     for _ in range(3):
         tasks.append(await taken(runner, task_id))
     runner.leave()
-    await seen(ended)
+    await wait_for_event(ended)
 
     assert len(set(tasks)) == 1
     assert tasks[0] != await task_id()
@@ -114,8 +114,8 @@ async def test_calls_that_queue_when_it_is_left_are_refused_and_the_one_under_wa
     runner.leave()
     await until(lambda: runner._leaving)
     may_end.set()
-    await seen(first_stands)
-    await seen(queued_stands)
+    await wait_for_event(first_stands)
+    await wait_for_event(queued_stands)
 
     assert under_way.future.read() == "done"
     with pytest.raises(LoopEndedError):
@@ -130,7 +130,7 @@ async def test_a_call_that_was_given_up_before_it_was_taken_in_is_not_run() -> N
     call.loop = runner.loop
     call.cancel()  # posted before the runner is
     runner.take(call, contextvars.copy_context())
-    await seen(done)
+    await wait_for_event(done)
 
     assert await taken(runner, task_id)
     runner.leave()
@@ -147,7 +147,7 @@ async def test_a_call_that_is_cancelled_while_it_queues_is_cancelled_when_it_run
     await until(lambda: runner._calls)
     queued.cancel()
     may_end.set()
-    await seen(done)
+    await wait_for_event(done)
     _, error = captured(queued.future.read)
 
     assert isinstance(error, anyio.get_cancelled_exc_class())
@@ -167,8 +167,8 @@ async def test_the_end_of_its_loop_cancels_the_call_under_way_and_does_the_last_
     runner.take(call, contextvars.copy_context())
     await until(lambda: runner._current is call)
     runner.cancel(LoopEndedError("the end"))
-    await seen(done)
-    await seen(ended)
+    await wait_for_event(done)
+    await wait_for_event(ended)
 
     with pytest.raises(LoopEndedError, match="the end"):
         call.future.read()
@@ -193,7 +193,7 @@ async def test_an_error_of_the_last_step_that_nobody_waits_for_reaches_the_excep
     runner = _taskrunner.TaskRunner(last)
     await runner.start()
     runner.leave()
-    await seen(told)
+    await wait_for_event(told)
 
     assert reported == [error]
 
@@ -207,7 +207,7 @@ async def test_somebody_else_who_cancels_the_call_under_way_ends_the_runner() ->
     await until(lambda: runner._current is call)
     assert runner._abort is not None
     runner._abort()
-    await seen(done)
+    await wait_for_event(done)
     await until(lambda: runner.over)
 
     with pytest.raises(anyio.get_cancelled_exc_class()):
@@ -226,7 +226,7 @@ async def test_a_last_step_that_is_cancelled_ends_the_runner() -> None:
     await runner.start()
     await let_others_run()
     runner.leave()
-    await seen(began)
+    await wait_for_event(began)
     assert runner._abort is not None
     runner._abort()
     await until(lambda: runner.future.done)

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio.to_thread import run_sync as run_in_anyios_thread  # now: a test puts another in its place
-from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, seen, wait_until
+from conftest import GRACE_SECONDS, Gate, captured_async, let_others_run, wait_for_event, wait_until
 
 from unfazed.concurrency import LoopEndedError
 from unfazed.concurrency._core import _slots
@@ -43,7 +43,7 @@ async def test_a_thread_does_one_step_after_another_and_the_last_one() -> None:
 
     results = [await runner.run(steps), await runner.run(steps)]
     runner.leave()
-    results.append(await runner.left())
+    results.append(await runner.wait_until_ended())
 
     assert results == [1, 2, 3]
     assert len(set(steps.threads)) == 1
@@ -57,7 +57,7 @@ async def test_left_before_its_thread_has_started_it_does_the_last_step_all_the_
 
     runner.leave()
 
-    assert await runner.left() == 1
+    assert await runner.wait_until_ended() == 1
 
 
 @pytest.mark.anyio
@@ -67,7 +67,7 @@ async def test_left_twice_it_does_the_last_step_once() -> None:
 
     runner.leave()
     runner.leave()
-    await runner.left()
+    await runner.wait_until_ended()
     await let_others_run()
 
     assert len(steps.threads) == 1
@@ -80,7 +80,7 @@ async def test_a_step_that_comes_after_it_was_left_is_refused() -> None:
 
     with pytest.raises(LoopEndedError):
         await runner.run(pytest.fail)
-    await runner.left()
+    await runner.wait_until_ended()
 
 
 @pytest.mark.anyio
@@ -95,7 +95,7 @@ async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(runner.run, hold_up)
-        await seen(held_up)
+        await wait_for_event(held_up)
         async with anyio.create_task_group() as late:
             late.start_soon(runner.run, pytest.fail)
             await let_others_run()
@@ -103,7 +103,7 @@ async def test_a_step_that_is_cancelled_before_the_thread_gets_to_it_is_not_done
         may_go_on.set()
     runner.leave()
 
-    assert await runner.left() == 0
+    assert await runner.wait_until_ended() == 0
 
 
 @pytest.mark.anyio
@@ -120,7 +120,7 @@ async def test_a_thread_that_comes_after_it_could_not_be_started_does_nothing(mo
     runner: _threadrunner.ThreadRunner[None] = _threadrunner.ThreadRunner("helper", pytest.fail)
     _, raised = await captured_async(partial(runner.run, pytest.fail))
     runner.leave()
-    await runner.left()
+    await runner.wait_until_ended()
     monkeypatch.undo()
     await run_in_anyios_thread(late.pop())
 
@@ -162,11 +162,11 @@ async def test_steps_wait_for_slots_and_the_last_one_does_not() -> None:
         await let_others_run()
         assert not done.is_set()
         _slots.release(other)
-        await seen(done)
+        await wait_for_event(done)
     other = _slots.acquire(limiter, lambda: True)
     runner.leave()
 
-    assert await runner.left() == 1
+    assert await runner.wait_until_ended() == 1
     _slots.release(other)
 
 
@@ -176,7 +176,7 @@ async def test_the_last_step_counts_as_a_worker_of_ours() -> None:
     runner = _threadrunner.ThreadRunner("helper", lambda: workers.append(_workers.thread.worker))
 
     runner.leave()
-    await runner.left()
+    await runner.wait_until_ended()
 
     assert isinstance(workers[0], _threadcall.ThreadCall)
     assert workers[0].slot is not None
@@ -197,11 +197,11 @@ async def test_an_idle_thread_looks_for_its_loop_and_stays_while_that_is_there(m
     monkeypatch.setattr(_threadrunner, "CHECK_SECONDS", 0.001)
     monkeypatch.setattr(type(runner.loop), "is_gone", lambda self: look())
     await runner.run(int)  # so that it waits anew
-    await seen(looked)
+    await wait_for_event(looked)
 
     assert await runner.run(int) == 0
     runner.leave()
-    await runner.left()
+    await runner.wait_until_ended()
 
 
 def test_a_loop_that_ends_before_the_thread_has_started_says_so(
@@ -233,11 +233,11 @@ def test_who_waits_for_the_last_step_when_the_loop_is_dropped_ends_in_silence() 
     async def main() -> None:
         runner = _threadrunner.ThreadRunner("helper", gate.wait)
         runner.leave()
-        waiting = runner.left()
+        waiting = runner.wait_until_ended()
         waiting.send(None)
         waiting.close()  # as the garbage collector does
         gate.opened.set()
-        await runner.left()
+        await runner.wait_until_ended()
 
     gate = Gate()
     asyncio.run(main())
@@ -276,7 +276,7 @@ async def test_a_thread_runner_whose_task_died_after_its_cancellation_is_left(mo
     with anyio.CancelScope() as scope:
         scope.cancel()
         loop.post(died.append, True)
-        await runner.left()
+        await runner.wait_until_ended()
 
     assert scope.cancelled_caught
     assert died

@@ -40,7 +40,7 @@ def hold_up(owner: EventLoopThread) -> Gate:
     return gate
 
 
-def have_it_go(owner: EventLoopThread) -> _standby._Thread:
+def have_it_go(owner: EventLoopThread) -> _standby._StandbyThread:
     """End the standby thread, as if it had been idle for long enough."""
     thread = _standby._idle[0]
     thread._calls.put(None)
@@ -48,7 +48,7 @@ def have_it_go(owner: EventLoopThread) -> _standby._Thread:
     return thread
 
 
-def have_it_gone(owner: EventLoopThread) -> _standby._Thread:
+def have_it_gone(owner: EventLoopThread) -> _standby._StandbyThread:
     """Do the same, but let a caller choose the thread just before."""
     thread = have_it_go(owner)
     wait_until(lambda: thread._gone and not _standby._idle, "it does not go")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
-from conftest import GRACE_SECONDS, captured, captured_async, seen, wait_until
+from conftest import GRACE_SECONDS, captured, captured_async, wait_for_event, wait_until
 
 from unfazed.concurrency import (
     CallTimeoutError,
@@ -92,7 +92,7 @@ async def test_a_cancelled_caller_ends_the_function(anyio_backend: Backend, how:
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(CALLS[how](function))
-            await seen(function.begun)
+            await wait_for_event(function.begun)
             scope.cancel()
 
     assert scope.cancelled_caught
@@ -104,7 +104,7 @@ def test_asyncios_own_cancellation_ends_the_function(how: str) -> None:
     async def main() -> None:
         function = Checking()
         task = asyncio.ensure_future(CALLS[how](function)())
-        await seen(function.begun)
+        await wait_for_event(function.begun)
         task.cancel()
         await asyncio.wait([task])
 
@@ -137,7 +137,7 @@ async def test_a_function_that_was_abandoned_ends_without_a_word(
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(function, abandon_on_cancel=True))
-            await seen(function.begun)
+            await wait_for_event(function.begun)
             scope.cancel()
     function.assert_cancelled(anyio_backend)
     await anyio.sleep(0)
@@ -206,7 +206,7 @@ async def test_sync_calls_in_the_cleanup_do_what_async_cleanup_does(anyio_backen
         async with anyio.create_task_group() as tasks:
             # with an option: without one, trio cancels the calls of the thread by itself
             tasks.start_soon(in_threadpool(function, timeout=GRACE_SECONDS))
-            await seen(function.begun)
+            await wait_for_event(function.begun)
             scope.cancel()
     function.assert_cancelled(anyio_backend)
 
@@ -221,7 +221,7 @@ async def test_it_raises_again_and_again(anyio_backend: Backend) -> None:
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(function, abandon_on_cancel=True))
-            await seen(function.begun)
+            await wait_for_event(function.begun)
             scope.cancel()
     function.assert_cancelled(anyio_backend)
 
@@ -253,7 +253,7 @@ async def test_async_code_in_a_cancelled_thread_is_not_disturbed(anyio_backend: 
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(function, abandon_on_cancel=True))
-            await seen(function.begun)
+            await wait_for_event(function.begun)
             scope.cancel()
     function.assert_cancelled(anyio_backend)
 
@@ -281,7 +281,7 @@ async def test_a_consumer_that_is_cancelled_ends_the_step(anyio_backend: Backend
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(captured_async, items.__anext__)
-            await seen(source.function.begun)
+            await wait_for_event(source.function.begun)
             scope.cancel()
 
     source.function.assert_cancelled(anyio_backend)
@@ -293,7 +293,7 @@ async def test_a_consumer_that_leaves_ends_what_is_fetched_in_advance(anyio_back
     source = Items()
     async with aclosing(iterate_in_threadpool(source, prefetch=5)) as items:
         assert await anext(items) == 1
-        await seen(source.function.begun)
+        await wait_for_event(source.function.begun)
 
     source.function.assert_cancelled(anyio_backend)
 

@@ -210,9 +210,9 @@ def test_ctrl_c_before_the_thread_has_begun_keeps_the_function_from_running(
 ) -> None:
     taken: list[Any] = []
     ran: list[bool] = []
-    take = _standby._Thread.take
+    take = _standby._StandbyThread.take
     with monkeypatch.context() as patch:
-        interrupt(patch, _standby._Thread, "take", lambda *args: taken.append(args))
+        interrupt(patch, _standby._StandbyThread, "take", lambda *args: taken.append(args))
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(ran.append, True)
 
@@ -230,7 +230,7 @@ def test_ctrl_c_while_the_loop_takes_a_call_back_leaves_nothing_behind(
     """The cancellation comes before that, or right after it, in one turn of the loop."""
     ran: list[bool] = []
     thread = have_it_gone(owner)
-    take = _standby._Thread.take
+    take = _standby._StandbyThread.take
     gates: list[Gate] = []
 
     def take_or_wait(*args: Any) -> None:
@@ -242,7 +242,7 @@ def test_ctrl_c_while_the_loop_takes_a_call_back_leaves_nothing_behind(
         threading.Timer(0.05, gates[0].opened.set).start()
 
     with monkeypatch.context() as patch:
-        interrupt(patch, _standby._Thread, "take", take_or_wait)
+        interrupt(patch, _standby._StandbyThread, "take", take_or_wait)
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(ran.append, True)
     thread._hand_back_all()
@@ -287,14 +287,14 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
             ended.append(type(exc).__name__)
             raise
 
-    take = _standby._Thread.take
+    take = _standby._StandbyThread.take
 
     def take_and_wait(*args: Any) -> None:
         take(*args)
         assert waiting.wait(GRACE_SECONDS)
 
     with monkeypatch.context() as patch:
-        interrupt(patch, _standby._Thread, "take", take_and_wait)
+        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(work)
 
@@ -313,7 +313,7 @@ def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
         patch.setattr(type(loop), "post", lambda *_, **__: None)
 
     with monkeypatch.context() as patch:
-        interrupt(patch, _standby._Thread, "take", end)
+        interrupt(patch, _standby._StandbyThread, "take", end)
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(int)
 

@@ -123,7 +123,7 @@ def main(preparation: dict[str, Any], calls: int | None = None) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), name="unfazed-orphan-check", daemon=True).start()
     records = _Records(frames, preparation.pop("attention"))
     if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none
-        os.register_at_fork(after_in_child=lambda: _leave_talk(calls, frames))
+        os.register_at_fork(after_in_child=lambda: _close_channel(calls, frames))
     try:
         preparing = True
         _prepare(preparation)
@@ -306,7 +306,7 @@ def _give_streams_away(nothing: int) -> None:
             cast("Any", stream).reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def _leave_talk(calls: int, frames: int) -> None:
+def _close_channel(calls: int, frames: int) -> None:
     """Close the pipes to the parent, in a child that the worker has forked.
 
     Otherwise a child that returns from the function would answer too, and a child that lives on would keep the pipes

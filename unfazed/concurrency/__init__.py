@@ -28,8 +28,8 @@ Iterators and context managers cross the border in the same words: `iterate_in_t
 an event loop in a thread of its own. `sync_twin` makes a class for sync code from an async one. `check_cancelled` stops
 a function in a thread, and `allow_blocking_loop` lets sync calls wait where an event loop runs.
 
-What goes on inside: `statistics()` returns numbers, `dump_calls()` writes who waits for whom, `observe(...)` has an
-object told about each call, and `record_calls()` gives a test the calls of a block.
+What goes on inside: `statistics()` returns numbers, `dump_calls()` writes who waits for whom, `observe(...)` tells an
+object about each call, and `record_calls()` gives a test the calls of a block.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Executors with one thread of their own, where thread-sensitive calls go that no waiting thread takes.
+"""Executors with one thread of their own. They make the thread-sensitive calls for which no thread waits.
 
 Guarantees:
 
@@ -37,10 +37,10 @@ class SingleThreadExecutor(CallExecutor, ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(max_workers=1)
-        self.start_anew()
+        self.forget_thread()
         _executors.add(self)
 
-    def start_anew(self) -> None:
+    def forget_thread(self) -> None:
         """Forget the thread, which has ended, or stayed in the parent process. The next call starts another one."""
         self._thread_runner = ThreadRunner(self, "unfazed-thread-sensitive", _running)
         self._threads = self._thread_runner.threads  # programs look at this attribute of `ThreadPoolExecutor`
@@ -106,7 +106,7 @@ def _reset_after_fork() -> None:
     _running.clear()
     forget_threads_after_fork()
     for executor in list(_executors):
-        executor.start_anew()
+        executor.forget_thread()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  Windows has none

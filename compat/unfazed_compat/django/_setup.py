@@ -76,8 +76,8 @@ def _install() -> list[_Finding]:
     if type(executor) is ThreadPoolExecutor and executor._threads:
         findings.append(
             _Finding(
-                "unfazed_compat.django.setup() came after thread-sensitive calls had been made, so asgiref's thread "
-                "goes on to make them, which takes none any more when the main thread has ended",
+                "unfazed_compat.django.setup() came after thread-sensitive calls had been made, so asgiref's own "
+                "thread still makes them; it takes none after the main thread has ended",
                 f"{_EARLIER}, above whatever makes such calls",
                 "unfazed.W003",
             )

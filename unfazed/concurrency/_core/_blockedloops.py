@@ -2,10 +2,10 @@
 
 The call must not need that loop, or both would wait for ever. So the context of the call says which loops are blocked
 by it, and everything that is done on behalf of the call inherits that. Before a loop is given something to run,
-`expect` is asked.
+`refuse_if_blocked` is asked.
 
 A call that is started on the thread of a loop may be waited for later, on that thread. So its context has a
-`BlockedLoop` from the start, which is not in `live` until then.
+`BlockedLoop` from the start, which is not in `blocked_loops` until then.
 
     who needs the loop that is blocked                what happens
     ------------------------------------------------  -----------------------------------------
@@ -14,7 +14,7 @@ A call that is started on the thread of a loop may be waited for later, on that 
     any other call                                    it waits until the loop goes on
 
 Guarantee: of two threads that are about to wait for each other's loop, at least one is refused. Each adds its call to
-`_needs`, or its loop to `live`, before it looks at the other's.
+`_needs`, or itself to `blocked_loops`, before it looks at the other's.
 
 Assumptions: `add`, `discard` and `copy` of sets, and setting, `pop` and `copy` of dicts, are atomic, with and without a
 GIL (Python's documentation, "Thread Safety Guarantees"). No lists: a finalizer that empties a list while `copy` makes
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ._taskcall import TaskCall
 
 current_blocked_loop: ContextVar[BlockedLoop | None] = ContextVar("unfazed_current_blocked_loop", default=None)
-"""The call on behalf of which the current code runs, if that call blocks a loop."""
+"""The blocked loop that waits for the current code, if any."""
 
-live: set[BlockedLoop] = set()  # all that are blocked now; nearly always empty, which is all that other calls look at
+blocked_loops: set[BlockedLoop] = set()  # all that are blocked now; other calls only look whether it is empty
 
 
 @final
@@ -69,28 +69,28 @@ class BlockedLoop:
     def begin(self) -> None:
         """Begin it. Raise `LoopThreadError` if the loop is needed for what it would wait for."""
         current_blocked_loop.set(self)
-        live.add(self)
+        blocked_loops.add(self)
         for native in self.needs():
             if waits_for(native, [self]) is not None:
                 raise self.error()
 
     def end(self) -> None:
         """End it. It may be called twice."""
-        live.discard(self)
+        blocked_loops.discard(self)
         if current_blocked_loop.get() is self:
             current_blocked_loop.set(self._outer)
         self.native = None  # contexts may keep us, and must not keep the loop
         self._forget_done()
 
     def chain(self) -> Iterator[BlockedLoop]:
-        """Iterate over the loops that are blocked because of this call, or may be later: its own first."""
+        """Iterate over this loop and those that wait for it, innermost first, also if they are not blocked now."""
         blocked_loop: BlockedLoop | None = self
         while blocked_loop is not None:
             yield blocked_loop
             blocked_loop = blocked_loop._outer
 
     def error(self, needed: str = "") -> LoopThreadError:
-        """Return the error for what needs the loop, or something that is *needed* from it."""
+        """Return the error for a call that needs the loop, or what *needed* names: something in it."""
         return LoopThreadError(self._helper, self._instead, f"{needed}the event loop of the thread {self._thread!r}")
 
     def add(self, native: object, call: TaskCall[Any]) -> None:
@@ -110,7 +110,7 @@ class BlockedLoop:
         return [native for call, native in self._needs.copy().items() if not call.future.done]
 
 
-def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
+def refuse_if_blocked(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None) -> None:
     """Refuse *call*, made on behalf of *blocked_loop*, if its loop *native* is blocked until the call has ended."""
     chain = [] if blocked_loop is None else [*blocked_loop.chain()]
     for each in chain:
@@ -124,7 +124,7 @@ def expect(native: object, call: TaskCall[Any], blocked_loop: BlockedLoop | None
 
 def waits_for(native: object, chain: list[BlockedLoop]) -> BlockedLoop | None:
     """Return the member of *chain* that the loop *native* waits for, if it is blocked, directly or by others."""
-    reached, loops = [native], live.copy()
+    reached, loops = [native], blocked_loops.copy()
     for target in reached:  # which grows
         for blocked_loop in loops:
             if blocked_loop.native is target:
@@ -144,7 +144,7 @@ def refuse_to_wait_for(native: object) -> None:
 
 def _reset_after_fork() -> None:
     """In a forked child: the loops that were blocked do not exist here."""
-    live.clear()
+    blocked_loops.clear()
     current_blocked_loop.set(None)
 
 

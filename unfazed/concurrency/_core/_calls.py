@@ -3,14 +3,16 @@
 A `UserCall` is one call of the user's: a `ThreadCall`, a `ProcessCall`, an `ExecutorCall`, or a `TaskCall` or
 `StepCall` for an async function.
 
-    step          who takes it                                    what follows
-    ------------  ----------------------------------------------  ----------------------------------------------------
-    `introduce`   whoever makes the call                          observers: `queued`
-    `note_begin`  the thread or task that runs it, in its         observers: `begun`; it is the parent of the calls
-                  context, just before                            that are made there
-    `note_end`    whoever waits for it, before they get the       it is counted; observers: `ended`
-                  result; or its handle, when that is settled
+    step                    who takes it                                 what follows
+    ----------------------  -------------------------------------------  -----------------------------------------------
+    `introduce`             whoever makes the call                       observers: `queued`
+    `note_begin`            the task, or the executor's thread, that     observers: `begun`; it is the parent of the
+                            runs it, in its context, just before         calls that are made there
+    `note_begin_elsewhere`  whoever sends it to another process          observers: `begun`
+    `note_end`              whoever waits for it, before they get the    it is counted; observers: `ended`
+                            result; or its handle, when that is settled
 
+A `ThreadCall` does what `note_begin` does in its own `work`.
 Where nobody observes, a call takes a look at `observers`, reads the clock once or twice, and counts. All else is found
 out when somebody asks: statistics and dumps find the calls where the slots, the loops and the executors have them
 (`_inside/_lists.py`), and which of them made which (`_inside/_parents.py`).
@@ -105,7 +107,7 @@ class UserCall:
         self.observed = observe_call(self.number, number, self.place, self.name, self.helper, self.caller)
 
     def note_begin_elsewhere(self) -> None:
-        """Note that its function is about to begin in another process, as far as we are told."""
+        """Note that its function is about to begin in another process. We are not told when it really does."""
         self.began = monotonic()
         if self.observed is not None:
             copy_context().run(self.observed.tell_begun)  # the context is that of the caller, who must not see changes
@@ -158,12 +160,12 @@ class SlotlessCall(UserCall):
         if self.made_by is not None:
             self.made_by.living_parent()  # a chain of calls that each begin the next one is not remembered for ever
         self.mark = mark = Mark()
-        mark.work, mark.parent = self, self.made_by
+        mark.call, mark.parent = self, self.made_by
         current_slot.set(mark)
 
     def note_end(self, exc: BaseException | None) -> None:
         if self.mark is not None:
-            self.mark.work = None
+            self.mark.call = None
         super().note_end(exc)
 
 

@@ -245,7 +245,7 @@ EVENTLOOP_OPTIONS: Final = _OPTIONS["in_eventloop"]
 # each: what to write instead, or why there is no such option.
 _INSTEAD: Final = {
     ("in_threadpool", "cancellable"): "write `abandon_on_cancel=True`",
-    ("in_threadpool", "kill_on_cancel"): "a thread cannot be killed, but left behind: write `abandon_on_cancel=True`",
+    ("in_threadpool", "kill_on_cancel"): "a thread cannot be killed, only abandoned: write `abandon_on_cancel=True`",
     ("in_processpool", "cancellable"): "write `kill_on_cancel=True`",
     ("in_processpool", "abandon_on_cancel"): "write `kill_on_cancel=True`",
     ("in_processpool", "context"): "no context goes to another process: pass what it holds as arguments",

@@ -90,13 +90,16 @@ class LoopStartError(UnfazedError, RuntimeError):
 class LoopStateError(UnfazedError, RuntimeError):
     """Raised when an event loop thread is used, started, stopped or configured at the wrong time.
 
+    Also raised when a `CallGroup` is used at the wrong time, when an iterator is used in an event loop that it does not
+    belong to, and when a finalizer makes a call that cannot wait.
+
     Args:
         problem: What is wrong, and what to write instead.
     """
 
 
 class CallCancelledError(UnfazedError, RuntimeError):
-    """Raised in async code when a call was cancelled on the loop where it ran, and not by its caller.
+    """Raised in async code, or by a handle, when a call was cancelled on the loop where it ran, not by its caller.
 
     Args:
         name: The name of the async function.

@@ -43,7 +43,7 @@ class OneShotFuture(Generic[T]):
         return error
 
     def try_claim(self) -> bool:
-        """Keep others from writing it. Return whether nobody had."""
+        """Keep others from writing it. Return whether nobody had. It counts as done then; `on_done` is not called."""
         return self._write([None, None])
 
     def write(self, value: T | None, error: BaseException | None) -> bool:
@@ -100,7 +100,7 @@ _PREVENTED: Final[list[bool]] = [False]
 class Start(list[list[bool]]):
     """Whether something begins or is kept from that: whoever says so first, from any thread.
 
-    It is a list of what was said, of which the first counts: each call has one, and two objects would cost more.
+    It is a list of what was said, and the first counts. Each call has one, and two objects would cost more.
     """
 
     __slots__ = ()

@@ -10,14 +10,14 @@ The rules, which let calls nest to any depth without a deadlock:
 2. A worker that waits in one of our sync calls *lends* its slot to the calls made on its behalf, and to no one else:
    a call that waits for a lock that this worker holds must not occupy its slot. A descendant takes a lent slot
    before a free one, and passes it on to its siblings. The worker takes its slot back at once when it goes on. A
-   descendant that still runs on it then counts as one more.
+   descendant that still runs then counts as having a slot of its own, even beyond the limit.
 3. If every holder of a limiter has been waiting in our calls for `STALL_SECONDS` while somebody queues, one more call
    is let in: first those that are nested, or that a blocked event loop waits for. Nothing else resolves two limiters
    taken in opposite orders, or two calls that wait for each other. At most `total_tokens` other calls come in this way.
 4. An event loop that is blocked on purpose (`_blockedloops.py`) gives no slots back. If its tasks hold slots on which
-   nothing runs any more, these are given back for them. If nobody else can give one back to a call that the loop waits
-   for, that call is refused. But it is let in, as by rule 3, if the others wait in our calls, or if nothing runs yet on
-   a slot that such a task holds.
+   nothing runs any more, these are given back for them. Suppose that a call queues which the loop waits for. If only
+   its tasks can give a slot back, the call is refused. But it is let in, as by rule 3, if others hold slots and all of
+   them wait in our calls, or if nothing runs yet on a slot that a task of the loop holds.
 
 Nothing here takes a lock or wakes anybody. `_slots.py` holds the lock while it calls what changes the accounts.
 `Slot()` itself, reading `held`, and what only error messages read, need no lock.
@@ -32,7 +32,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast, final
 
-from ._blockedloops import live, waits_for
+from ._blockedloops import blocked_loops, waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,13 +55,13 @@ class Ancestor:
     """A call as those that are made on its behalf see it. Contexts may keep it, so it forgets the call at its end."""
 
     held: bool = False  # whether it has a slot: granted, and not given back yet
-    work: UserCall | None = None  # the call; None: it has ended, or is a thread that others started
+    call: UserCall | None = None  # the call; None: it has ended, or is a thread that others started
     parent: Ancestor | None = None  # the call that has made it, whatever its place
 
     def living_parent(self) -> Slot | None:
         """Return the nearest ancestor with a slot. Forget those that have ended: the chain could grow for ever."""
         parent = self.parent
-        while parent is not None and not parent.held and parent.work is None:
+        while parent is not None and not parent.held and parent.call is None:
             parent = parent.parent
         self.parent = parent
         while parent is not None and not parent.held:
@@ -84,7 +84,7 @@ class Slot(Ancestor):
 
     # the state of a new slot; class attributes cost less than assignments in `__init__`
     held: bool = False  # granted, and not given back yet
-    work: UserCall | None = None
+    call: UserCall | None = None
     given_up: bool = False  # its caller has given it back, or no longer wants it
     extra: bool = False  # let in by rule 3 though it is not nested
     adopted: bool = False  # held by a worker that others started; anyio may already count a token of the limiter for it
@@ -117,7 +117,7 @@ class Slot(Ancestor):
         if self in limit.holders:  # not `if self.held`: a signal handler may have raised between the two updates
             limit.take_away(self)
         self.held = False
-        self.work = None
+        self.call = None
         served: Sequence[Slot] = ()
         if limit.queue:
             if self in limit.queue:
@@ -134,7 +134,9 @@ class Slot(Ancestor):
 
     def blocked_chain(self) -> list[BlockedLoop]:
         """Return the loops that are blocked until its caller goes on."""
-        return [] if self.blocked_loop is None else [each for each in self.blocked_loop.chain() if each in live]
+        return (
+            [] if self.blocked_loop is None else [each for each in self.blocked_loop.chain() if each in blocked_loops]
+        )
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""
@@ -199,8 +201,8 @@ class Limit:
         """Return how many slots are taken, and by which functions, those that wait in our calls included."""
         abandoned: dict[str, list[bool]] = {}
         for slot in self.holders.copy():  # a copy is atomic, and other threads change the set
-            work = slot.work
-            name = "others' threads" if work is None else f"{work.name}()"
+            call = slot.call
+            name = "others' threads" if call is None else f"{call.name}()"
             abandoned.setdefault(name, []).append(slot.abandoned)
         total, free = self.limiter.total_tokens, self.free()
         others = self.borrowed_by_others()
@@ -326,7 +328,7 @@ class Limit:
         others = self.holders - stuck
         if not all(holder.waits for holder in others):
             return []
-        if any(holder.work is None or holder.work.began is None for holder in stuck) or (others and stuck):
+        if any(holder.call is None or holder.call.began is None for holder in stuck) or (others and stuck):
             return [self.grant_queued(slot)]
         if not others and (stuck or self._is_borrowed_for(chain)):
             slot.refused = chain[0]
@@ -370,9 +372,9 @@ class Limit:
 def innermost_call(ancestor: Ancestor | None) -> UserCall | None:
     """Return the call of *ancestor*, or of its nearest ancestor whose call has not ended."""
     while ancestor is not None:
-        work = ancestor.work  # read once: it is forgotten when the call ends
-        if work is not None:
-            return work
+        call = ancestor.call  # read once: it is forgotten when the call ends
+        if call is not None:
+            return call
         ancestor = ancestor.parent
     return None
 

@@ -70,4 +70,4 @@ class Loop(Protocol):
         ...
 
     async def end_other_tasks(self) -> None:
-        """End the tasks that would outlive the main task, from within it: what anyio keeps depends on it."""
+        """End the other tasks, from within the main task: when it ends, anyio stops the threads that they may need."""

@@ -9,7 +9,7 @@ Guarantees:
   noted in `_notes`, and that thread carries it out before it goes on.
 - A signal handler may raise at any bytecode. The lock is not left taken. The next thread that takes it puts the
   accounts in order (`Limit.repair`). A note is removed after it was carried out, and is safe to carry out twice.
-- Whoever is granted a slot is woken until that has worked, by the granting thread or by the watcher.
+- Whoever is granted a slot is woken by the granting thread. If something raises in that, the watcher wakes it.
 - The watcher survives errors, and is started again if it has gone.
 
 Assumptions: `deque.append` and reading an attribute that another thread sets are atomic, with and without a GIL.
@@ -28,7 +28,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from ._blockedloops import current_blocked_loop, live
+from ._blockedloops import blocked_loops, current_blocked_loop
 from ._errors import LoopStateError
 from ._lifetime import in_forked_child
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # Guards every Slot and Limit, and the names below. An RLock, because it knows its owner: after a signal handler has
 # raised at an unknown bytecode, a thread can find out whether it still holds it.
 _lock = threading.RLock()
-_inside = 0  # the thread that holds the lock and changes the accounts
+_owner = 0  # the thread that holds the lock and changes the accounts; 0: nobody
 _sound = True  # whether the accounts are in order: false while they change, and after something raised meanwhile
 _notes: deque[Callable[[], Sequence[Slot]]] = deque()  # what the next thread that takes the lock has to do
 _watched: set[Limit] = set()
@@ -54,9 +54,9 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
 
     The second `finally` is for a signal handler that raises just after the lock was taken, or in the first `finally`.
     """
-    global _inside, _sound
+    global _owner, _sound
     me = get_ident()
-    if _inside == me:  # we are a finalizer; the code that it interrupted will carry out the notes
+    if _owner == me:  # we are a finalizer; the code that it interrupted will carry out the notes
         if step is _do_noted:
             return
         raise LoopStateError("a finalizer made a call in the midst of another call of this thread")
@@ -65,7 +65,7 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
         try:
             try:
                 _lock.acquire()
-                _inside = me
+                _owner = me
                 if not _sound:
                     _repair()
                 _sound = False
@@ -74,8 +74,8 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
                     served = [*served, *_do_noted()]
                 _sound = True
             finally:
-                if _inside == me:  # pragma: no branch  otherwise something raised before the assignment
-                    _inside = 0
+                if _owner == me:  # pragma: no branch  otherwise something raised before the assignment
+                    _owner = 0
                     _lock.release()
                     left = True
         finally:
@@ -90,9 +90,9 @@ def _locked(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
 
 def _leave() -> None:
     """Release the lock, unless that has been done."""
-    global _inside
-    if _inside == get_ident():  # pragma: no cover  only tracing can raise in the first step of a `finally`
-        _inside = 0
+    global _owner
+    if _owner == get_ident():  # pragma: no cover  only tracing can raise in the first step of a `finally`
+        _owner = 0
     with suppress(RuntimeError):  # we do not hold it
         _lock.release()
 
@@ -172,8 +172,8 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
         return ()
     limit = slot.limit
     slot.wake = wake
-    if slot.work is not None:
-        slot.work.since = time.monotonic()
+    if slot.call is not None:
+        slot.call.since = time.monotonic()
     limit.enqueue(slot)
     if not limit.watched:
         _watched.add(limit)
@@ -205,7 +205,7 @@ def seems_free(limiter: CapacityLimiter) -> bool:
 
 def holds_lock() -> bool:
     """Return whether this is a finalizer that the garbage collector runs while this thread holds the lock."""
-    return _inside == get_ident()
+    return _owner == get_ident()
 
 
 def release(slot: Slot) -> None:
@@ -318,7 +318,7 @@ def _wake_unwoken() -> Sequence[Slot]:
 
 def _look_after(limit: Limit) -> Sequence[Slot]:
     served = limit.serve()
-    if live:
+    if blocked_loops:
         served += limit.look_at_blocked_loops()
     served += limit.relieve(time.monotonic())
     if not limit.queue:
@@ -337,9 +337,9 @@ def _end_watching(done: list[bool]) -> Sequence[Slot]:
 
 def _reset_after_fork() -> None:
     """In a forked child: the threads that held slots, and perhaps the lock, do not exist here."""
-    global _lock, _inside, _sound, _watcher
+    global _lock, _owner, _sound, _watcher
     _lock = threading.RLock()
-    _inside, _sound = 0, True
+    _owner, _sound = 0, True
     _notes.clear()
     limits.clear()
     _watched.clear()

@@ -6,13 +6,15 @@ The life of a `TaskCall`. "loop" and "caller" say which thread may take the step
     -------------  -----------------------------  -------------------------------------  -------------------------------
     made           `loop` is None                 nothing to wait for                    -
     submitted      `loop` is set                  loop: never begins                     loop: `give_up`
-    begun          `taken`                        loop: cancelled in its first step      loop: `run`, `fail_unless_run`
+    begun          `taken`                        loop: cancelled in its first step      loop: `begin`, `run`,
+                                                                                         `fail_unless_run`
     running        `_abort` is set                loop: task is cancelled, `aborted`     loop: `run`
     bypassing      `bypassing`: a worker runs it  loop: worker's own calls cancelled     worker: `end_bypassing`
     handed back    not `bypassing`: as submitted  as submitted                           as submitted
     ended          `future.done`                  nothing                                -
 
-Whatever the way, a call ends in `end`, which writes the future and calls `on_end`. Only the first result counts.
+A call ends in `end`, which writes the future and calls `on_end`. If its loop is gone, or it never begins, the future
+may be written without `end`, and `on_end` is not called then. Only the first result counts.
 
 Guarantees:
 
@@ -67,7 +69,7 @@ class TaskCall(AsyncCall, Generic[T]):
     task_has_ended: Callable[[], bool] | None = None  # set when there is a task; for the loop's thread only
     taken: bool = False  # whether the loop has begun it or given it up; for the loop's thread only
     bypassing: bool = False  # whether a worker thread runs it, bypassing the loop
-    on_end: Callable[[TaskCall[Any]], None] | None = None  # called in the loop's thread when the call has ended
+    on_end: Callable[[TaskCall[Any]], None] | None = None  # called at the end, by the loop's thread or the worker
     loop: Loop | None = None  # where it is, or is about to be, submitted
     carried: UserCall | None = None  # the user's call that it does something for
     title: str = "unfazed"  # the name of its task, if it is for no such call

@@ -37,7 +37,7 @@ def _as_coroutine_function(func: Any) -> CodeType:
     return code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
 
 
-class SyncTwin(Generic[P, T]):
+class SyncForm(Generic[P, T]):
     """The `.sync` of a dual."""
 
     def __init__(self, dual: BoundDual) -> None:
@@ -74,7 +74,7 @@ class _SyncFace:
     def __get__(self, dual: DualCallable[P, T] | None, owner: type | None = None) -> Any:
         if dual is None:
             return self
-        twin: SyncTwin[P, T] = SyncTwin(dual)
+        twin: SyncForm[P, T] = SyncForm(dual)
         return twin
 
 

@@ -145,7 +145,7 @@ def in_threadpool(
         context: The context to run in, not a copy of it; one call at a time. `None` for a copy of the caller's context.
 
     Cancellation:
-        As for `run_in_threadpool`: a function that has not started never starts. The call waits for a function that
+        As for `run_in_threadpool`: a function that has not begun never begins. The call waits for a function that
         runs, but not longer than the timeout, and not at all with `abandon_on_cancel`. An abandoned thread keeps its
         slot and its context until it ends, and `count_abandoned_threads` counts it. The async code that it waits for
         is cancelled.
@@ -204,7 +204,7 @@ def in_processpool(
         func: A sync function at the top level of a module, a method of an object that can be pickled, a `classmethod`
             or a `staticmethod`. Without it, a decorator is returned.
         limiter: Bounds how many calls run at once. All wrappers that share it count, from any loop or thread. `None` is
-            anyio's default process limiter, one for each CPU core, for each event loop.
+            anyio's default process limiter: for each event loop, as many as the CPUs that this process may use.
         kill_on_cancel: Whether a cancelled call kills its worker process.
         timeout: The call kills its worker process and raises `CallTimeoutError` after so many seconds, including the
             wait for a slot. `None` for no limit.
@@ -228,6 +228,8 @@ def in_processpool(
         NotSendableError: If *initializer* cannot be pickled. From a call, as for `run_in_processpool`.
         WrongOptionError: If an option has a wrong value, or there is no such option.
         CallTimeoutError: From a call, if it has not ended in time.
+        WorkerProcessError: From a call, as for `run_in_processpool`.
+        RemoteError: From a call, as for `run_in_processpool`.
         BaseException: From a call, whatever *func* or *initializer* raised.
 
     Example:
@@ -269,15 +271,17 @@ def in_executor(executor: Executor, func: Any = None, /, *, timeout: float | Non
             executor's queue. `None` for no limit.
 
     Cancellation:
-        As for `run_in_executor`: a function that the executor has not started never starts. The call waits for a
+        As for `run_in_executor`: a function that the executor has not begun never begins. The call waits for a
         function that runs, but not longer than the timeout. After that the function keeps running.
 
     Returns:
         A `DualCallable`. For a `classmethod` or a `staticmethod`, an attribute that gives one when it is looked up.
 
     Raises:
-        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called. From a call, if
+            *func* returns a coroutine.
         WrongOptionError: If an option has a wrong value, or there is no such option.
+        ExecutorError: From a call, as for `run_in_executor`.
         CallTimeoutError: From a call, if it has not ended in time.
         BaseException: From a call, whatever *func* raised.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast,
 from .._core._checks import is_async, name_of
 from .._core._errors import WrongFunctionError, WrongOptionError
 from ._binding import BoundDual
-from ._callable import SyncTwin
+from ._callable import SyncForm
 from ._metadata import options_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _HELPERS: Final = {"in_threadpool": _code_of_what(contextmanager), "in_eventloop
 _IS_GENERATOR: Final = {"in_threadpool": inspect.isgeneratorfunction, "in_eventloop": inspect.isasyncgenfunction}
 _WHY: Final = {
     "timeout": "it is not one call, and each step takes as long as it takes: use `anyio.fail_after` around it",
-    "abandon_on_cancel": "its thread is closed, and not left behind",
+    "abandon_on_cancel": "its thread is closed, and not abandoned",
     "context": "it has one context of its own, from its first step to its last",
 }
 
@@ -138,7 +138,7 @@ class DualContextManager(BoundDual, Generic[P, T]):
         def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
 
 
-class _SyncIterator(SyncTwin[P, T]):
+class _SyncIterator(SyncForm[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         from .._scoped._taskiterators import iterate_in_task
 
@@ -146,7 +146,7 @@ class _SyncIterator(SyncTwin[P, T]):
         return iterate_in_task(_iterate(dual, dual._func(*args, **kwargs)), dual, "{}.sync", "async for ... in {}(...)")
 
 
-class _SyncContextManager(SyncTwin[P, T]):
+class _SyncContextManager(SyncForm[P, T]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         from .._scoped._contextmanagers import enter_in_eventloop
 
@@ -157,7 +157,7 @@ class _SyncContextManager(SyncTwin[P, T]):
 class _SyncFace:
     """The same for sync code."""
 
-    def __init__(self, twin: type[SyncTwin[..., Any]]) -> None:
+    def __init__(self, twin: type[SyncForm[..., Any]]) -> None:
         self._twin = twin
 
     def __get__(self, dual: BoundDual | None, owner: type | None = None) -> Any:

@@ -52,15 +52,15 @@ if TYPE_CHECKING:
 
     TakesMember: TypeAlias = _TakesCls[P, T] | classmethod[Any, P, T] | staticmethod[P, T]
 
-    # What functions give of which we make a `DualIterator` or a `DualContextManager`. Of sync ones they see a
-    # `DualCallable`, which knows these by itself: an overload for them would take generic functions for such ones.
+    # The results of functions that become a `DualIterator` or a `DualContextManager`. Type checkers see sync ones as a
+    # `DualCallable`, whose own overloads handle them: an overload in the decorators would match generic functions too.
     Items: TypeAlias = Generator[T, Any, Any]
     Manager: TypeAlias = _GeneratorContextManager[T]
     AsyncItems: TypeAlias = AsyncIterator[T]
     AsyncManager: TypeAlias = _AsyncGeneratorContextManager[T]
 
     class OnlyAny:
-        """Nothing is one of these. But `Any` passes for it, and must not pass for what is above."""
+        """Only `Any` matches this. Its overload comes first, so that `Any` does not match those for what is above."""
 
     class IteratorMethod(Generic[P, T, Iterated]):
         @property

@@ -3,7 +3,7 @@
     _background.py    a call in an event loop; the background event loop
     _bypassing.py     calls of a loop that a worker thread runs, bypassing the loop
     _loopthread.py    `EventLoopThread`: an event loop in a thread of its own
-    _starting.py      calls that are started in a loop
+    _started.py       calls that are started in a loop
     _handle.py        `Handle`: a call that was started
     _synccalls.py     how sync code finds a loop, and waits for it
     _blocking.py      who may block an event loop with a sync call

@@ -25,7 +25,7 @@ from ._limiters import NO_LIMIT
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options
 from ._loops import current_loop
 from ._loopthread import EventLoopThread, run_in
-from ._starting import start_work
+from ._started import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
 from ._workers import lending
@@ -229,7 +229,7 @@ def start_in_eventloop(func: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
             such as `fetch(url)`, and nothing after it. If the call is refused or never begins, a coroutine is closed.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that has not begun from beginning; one that runs is
+        Nothing here waits. After `handle.cancel()`, a function that has not begun never begins; one that runs is
         cancelled and cleans up, and the handle is done after that. Whoever waits for the handle and is cancelled stops
         waiting; the call goes on. At exit it is cancelled.
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, 
 from anyio import Event, move_on_after
 
 from .._core._calls import HANDLE
-from .._core._checks import explain, name_of, not_copied, visible_names
+from .._core._checks import name_of, not_copied, visible_names
 from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
@@ -132,7 +132,7 @@ class Handle(Future[T]):
         thread.
 
         Args:
-            timeout: How many seconds to wait; `None` for no limit. Then the call goes on.
+            timeout: How many seconds to wait; `None` for no limit. After that the call goes on.
 
         Raises:
             LoopThreadError: If an event loop is running in this thread, and the result is not there yet.
@@ -166,8 +166,8 @@ class Handle(Future[T]):
         """Cancel the call, as its options say.
 
         A call that has not begun never begins, and is cancelled at once. A coroutine that runs is cancelled and cleans
-        up; the handle is done after that. So is a thread with `abandon_on_cancel` and a process with `kill_on_cancel`.
-        Any other call that runs is left alone.
+        up; the handle is done after that. A thread with `abandon_on_cancel` is abandoned, and a process with
+        `kill_on_cancel` is killed. Any other call that runs is left alone.
 
         Returns:
             Whether the call never begins, or was told to stop. `False` if it goes on or is done.
@@ -369,19 +369,6 @@ def _no_loop(call: TaskCall[Any], context: Context) -> None:
     raise LoopEndedError("the event loop of this worker thread has ended")
 
 
-def explained(helper: str, func: object, kwargs: dict[str, Any]) -> Callable[[OneShotFuture[Any]], Any]:
-    """Return what reads the future of a call of *func*, and explains a `TypeError` in it."""
-
-    def read(future: OneShotFuture[Any]) -> Any:
-        try:
-            return future.read()
-        except TypeError as exc:
-            explain(exc, helper, func, kwargs)
-            raise
-
-    return read
-
-
 def start_call(
     call: Startable,
     work: Callable[[], Awaitable[Any]],
@@ -393,7 +380,7 @@ def start_call(
     user_call: UserCall | None = None,
     helper: str = "",
 ) -> Handle[Any]:
-    """Have *submit* start *call*, whose task does *work*, and return its handle. It makes it join a group first.
+    """Have *submit* start *call*, whose task does *work*, and return its handle. With *join*, that joins a group first.
 
     *user_call* is what the user has started by means of *helper*; by default the task is that.
     """

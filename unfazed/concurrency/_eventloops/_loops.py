@@ -61,7 +61,7 @@ class AsyncioLoop:
 
     def _start(self, call: TaskCall[Any]) -> None:
         _mark_context("asyncio")
-        # The loop keeps only a weak reference to the task. The waiting caller keeps it alive, by `call._abort`.
+        # The loop keeps only a weak reference to the task. The caller keeps it alive, by `call.task_has_ended`.
         running = self._run(call)
         try:
             task = self.native.create_task(running, name=call.task_name)

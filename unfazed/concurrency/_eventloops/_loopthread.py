@@ -5,8 +5,8 @@ Guarantees:
 - Every call that a loop has accepted ends: with its result, or with `LoopEndedError` if the loop ends first. If one
   thread adds a call while another ends the loop, each takes its own step before it looks at the other's. So at least
   one of them sees the other.
-- At exit, after the ordinary threads have ended and before Python stops the daemon threads, all loops are asked to end.
-  They have `EXIT_SECONDS` together.
+- At exit, after the ordinary threads have ended and before Python stops the daemon threads, all loops are asked to end:
+  their calls are cancelled and clean up. They have `EXIT_SECONDS` together.
 - In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
 
 Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's
@@ -36,7 +36,7 @@ from .._core._lifetime import at_exit, in_forked_child
 from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
-from ._starting import start_work
+from ._started import start_work
 from ._synccalls import Interrupts, call_from_sync
 from ._waiting import call_in
 from ._workers import thread
@@ -94,7 +94,7 @@ class EventLoopThread:
         self._started = threading.Event()  # also set if the loop could not start
         self._error: BaseException | None = None  # why the loop ended or could not start
         self._calls: set[TaskCall[Any]] = set()  # accepted calls that have not ended
-        self._left_behind = False  # whether a caller has stopped waiting for its call
+        self._has_abandoned_call = False  # whether a caller has stopped waiting for its call
         self._closed: str | None = None  # why the loop accepts no more calls
         self._steps: list[str] = []  # `_serve` and `_ask_to_stop` each add one before they look at the other
 
@@ -110,7 +110,7 @@ class EventLoopThread:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._left_behind and exc is not None:  # after a second Ctrl-C nothing is waited for
+        if self._has_abandoned_call and exc is not None:  # after a second Ctrl-C nothing is waited for
             self._ask_to_stop("this event loop thread has been stopped")
         else:
             self.stop()
@@ -201,10 +201,10 @@ class EventLoopThread:
         """
         require_timeout(timeout, "stop")
         worker = thread.worker
-        in_worker = worker is not None and self._loop is not None and worker.way_back().native is self._loop.native
+        in_worker = worker is not None and self._loop is not None and worker.own_loop().native is self._loop.native
         if in_worker or self._thread is threading.current_thread():
             raise LoopStateError("an event loop thread cannot wait for its own end; stop it from another thread")
-        if _blockedloops.live and self._loop is not None:
+        if _blockedloops.blocked_loops and self._loop is not None:
             _blockedloops.refuse_to_wait_for(self._loop.native)
         self._ask_to_stop("this event loop thread has been stopped")
         if self._thread is not None:
@@ -242,7 +242,7 @@ class EventLoopThread:
         try:
             return call_from_sync(work, func, "run_sync", instead, self._submit, always=True, interrupts=interrupts)
         except BaseException as exc:
-            self._left_behind = self._left_behind or interrupts.is_over
+            self._has_abandoned_call = self._has_abandoned_call or interrupts.is_over
             explain(exc, "run_sync", func, kwargs)
             raise
         finally:
@@ -259,8 +259,8 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        if _blockedloops.live:
-            _blockedloops.expect(loop.native, call, context.get(_blockedloops.current_blocked_loop))
+        if _blockedloops.blocked_loops:
+            _blockedloops.refuse_if_blocked(loop.native, call, context.get(_blockedloops.current_blocked_loop))
         # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget

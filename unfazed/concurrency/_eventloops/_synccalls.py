@@ -161,8 +161,8 @@ def call_from_sync(
     worker = thread.worker
     try:
         if worker is not None:
-            if _blockedloops.live and blocks is None and not always:
-                _blockedloops.expect(worker.way_back().native, call, current_blocked_loop.get())
+            if _blockedloops.blocked_loops and blocks is None and not always:
+                _blockedloops.refuse_if_blocked(worker.own_loop().native, call, current_blocked_loop.get())
             outer = worker.enter(call)
             try:
                 if worker.called_back_in_the_task and blocks is None:
@@ -272,7 +272,7 @@ def _elsewhere(
 def _call_in_waiting_task(call: TaskCall[Any]) -> None:
     """Have the task that waits for this worker thread run *call*."""
     try:
-        from_thread.run(call.run, _cancelled_by_others)
+        from_thread.run(call.run, _do_not_abort)
     except RunFinishedError:
         raise LoopEndedError("the event loop of this worker thread has ended") from None
 
@@ -335,7 +335,7 @@ def _call_from_others_worker(call: TaskCall[Any], wait: object) -> bool:
             try:
                 _slots.adopt(slot, wait)
                 _limits.current_slot.set(slot)
-                await call.run(_cancelled_by_others)
+                await call.run(_do_not_abort)
             finally:
                 _slots.release(slot)
         finally:  # once more: a signal handler may have raised just before the first one
@@ -354,5 +354,5 @@ def _call_from_others_worker(call: TaskCall[Any], wait: object) -> bool:
     return False
 
 
-def _cancelled_by_others() -> None:
+def _do_not_abort() -> None:
     """Do nothing: anyio or trio cancels the call together with the task that waits for the thread."""

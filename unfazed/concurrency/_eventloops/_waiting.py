@@ -90,9 +90,9 @@ async def wait_shielded(
 
     Call *check*, if given, every `CHECK_SECONDS`.
 
-    anyio's shield is not enough: asyncio's `task.cancel()` ignores it. Return the exception to raise, outside of any
-    `except`: the last of several cancellations, without its context. Otherwise the cancellation of a scope, which ends
-    at that scope, could hide one that is meant for the whole task.
+    anyio's shield is not enough: asyncio's `task.cancel()` ignores it. Return the last cancellation, without its
+    context, to be raised outside of any `except`. The first one may belong to a scope, which would swallow it, and a
+    later `task.cancel()` with it.
     """
     if isinstance(cancellation, GeneratorExit):  # the loop is gone, and nothing can be awaited
         return cancellation

@@ -52,16 +52,16 @@ class Worker:
 
     def raise_cancellation(self) -> NoReturn:
         """Raise the cancellation in the worker thread. On asyncio, the calls that it makes after that go on."""
-        self._seen = self.way_back().cancels_once
-        raise self.way_back().cancellation()
+        self._seen = self.own_loop().cancels_once
+        raise self.own_loop().cancellation()
 
-    def way_back(self) -> Loop:
+    def own_loop(self) -> Loop:
         assert self.loop is not None, "set before the worker starts"
         return self.loop
 
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the worker's own loop run *call*."""
-        self.way_back().submit(call, context)
+        self.own_loop().submit(call, context)
 
     def enter(self, call: TaskCall[Any]) -> TaskCall[Any] | None:
         """Lend the slot, because the thread is about to wait for *call*. Return the call that it waits for already.
@@ -79,18 +79,18 @@ class Worker:
         assert self.slot is not None, "set before the worker starts"
         _slots.take_back(self.slot, call)
         self.call = outer
-        if call.aborted and not call.missed and self.way_back().cancels_once:
+        if call.aborted and not call.missed and self.own_loop().cancels_once:
             self._seen = True  # not if the cancellation came after the end of the call: then the next call gets it
 
 
-class _Thread(threading.local):
+class _ThreadState(threading.local):
     worker: Worker | None = None  # while the thread runs a call of ours
     forked = False  # whether the process was forked by this thread: then it knows nothing of loops
     is_loop_thread = False  # whether it is the thread of an `EventLoopThread`
     lost_loop: object = None  # the native loop that ran in it when the process forked, and is lost
 
 
-thread = _Thread()
+thread = _ThreadState()
 
 
 def lending(waiting: Awaitable[T]) -> Awaitable[T]:

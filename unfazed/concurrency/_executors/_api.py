@@ -46,7 +46,7 @@ async def run_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        A function that the executor has not started never starts. If it runs, this call waits for its end, drops
+        A function that the executor has not begun never begins. If it runs, this call waits for its end, drops
         what it returned or raised, and raises the cancellation. That holds for asyncio's own `task.cancel()` too. An
         executor that cannot tell what runs (Dask's) also cancels a call that runs: then the function may run on unseen.
 
@@ -77,7 +77,7 @@ def run_in_executor_sync(executor: Executor, func: Callable[P, T], /, *args: P.a
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not begun never begins,
         one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting. In a worker
         thread, the call is cancelled with the task that waits for the thread.
 
@@ -114,7 +114,7 @@ def start_in_executor(executor: Executor, func: Callable[P, T], /, *args: P.args
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that the executor has not started from starting; one that
+        Nothing here waits. After `handle.cancel()`, a function that the executor has not begun never begins; one that
         runs goes on. Whoever waits for the handle and is cancelled stops waiting; the call goes on.
 
     Returns:

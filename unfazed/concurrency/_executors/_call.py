@@ -2,6 +2,18 @@
 
 The executor decides where the function runs and how many run at once. So a call takes no slot here; but a worker that
 waits for one lends its slot, as always.
+
+The life of an `ExecutorCall`. "future" is what the executor has returned for it.
+
+    state      how to tell         caller is cancelled  its timeout is over  goes on as
+    ---------  ------------------  -------------------  -------------------  -----------------------------------------
+    made       there is no future  never submitted      never submitted      submitted; ended if the executor refuses
+    submitted  future is pending   never begins         never begins         running; ended if the executor breaks
+    running    `future.running()`  waits for the end    waits no longer      ended
+    ended      `future.done()`     -                    -                    -
+
+Whoever comes first decides: the executor begins the future, or `future.cancel()` prevents that. A call that has a
+handle is submitted, or its handle prevents that: `Start` decides.
 """
 
 from __future__ import annotations
@@ -149,7 +161,7 @@ class ExecutorCall(SlotlessCall, Generic[T]):
                 context = copy_context()
                 context.run(forget_library)
                 return executor.submit(context.run, self.work)
-            self.note_begin_elsewhere()  # nobody tells us when it does
+            self.note_begin_elsewhere()
             return executor.submit(partial(_to_send(executor, self.func), *self._args, **self._kwargs))
         except Exception as exc:
             # The executor was shut down or is broken. Some libraries have an exception class of their own for that.

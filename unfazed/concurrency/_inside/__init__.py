@@ -1,8 +1,8 @@
 """What goes on inside, for those who run a program: statistics, a dump, the calls that a test has made.
 
     _recording.py    `record_calls`: the calls of a block, for tests
-    _dump.py         `dump_calls`: who is at what, and who waits for whom, as text
-    _waits.py        who waits for whom
+    _dump.py         `dump_calls`: what each call does, and which calls wait for which, as text
+    _waits.py        which calls wait for which
     _parents.py      which call has made which
     _statistics.py   `statistics`: numbers, for machines
     _lists.py        the calls, limiters, workers and loops that there are now

@@ -1,4 +1,4 @@
-"""`dump_calls`: who is at what, for how long, and who waits for whom, as text.
+"""`dump_calls`: what each call does, for how long, and which calls wait for which, as text.
 
 Guarantee: it takes no lock of ours and wakes nobody. So it works when the program stands still, in a signal handler
 that interrupts us, and in a finalizer.
@@ -39,7 +39,7 @@ class Writable(Protocol):
 
 
 def dump_calls(file: Writable | None = None) -> None:
-    """Write for people who is at what: what one wants to know when a program stands still.
+    """Write which calls run or wait, and for what, as text for people: for a program that hangs.
 
     For each call that runs or waits it says: the place, the function, who called it, for how long, for what it waits,
     and which call made it. It goes on with the chains of calls that wait for each other, the Python stack of each

@@ -35,7 +35,7 @@ class Accounts(NamedTuple):
     limiter: CapacityLimiter
     limit: Limit
     holders: list[Slot]
-    queue: list[Slot]  # longest first
+    queue: list[Slot]  # the one that has waited longest is the first
 
 
 def accounts() -> list[Accounts]:
@@ -58,7 +58,7 @@ def accounts_of(limit: Limit) -> Accounts | None:
 
 def since(slot: Slot) -> float:
     """Return when the call of *slot* was made."""
-    return 0.0 if slot.work is None else made(slot.work)
+    return 0.0 if slot.call is None else made(slot.call)
 
 
 def _calls_without_slots() -> Iterator[UserCall]:
@@ -82,7 +82,7 @@ def live_calls() -> list[UserCall]:
         call
         for each in accounts()
         for slot in (*each.holders, *each.queue)
-        if (call := slot.work) is not None  # read once: it is forgotten when the slot is given back
+        if (call := slot.call) is not None  # read once: it is forgotten when the slot is given back
     )
     found.update(dict.fromkeys(abandoned_calls()))
     found.update(dict.fromkeys(_calls_without_slots()))

@@ -1,7 +1,7 @@
 """Which call has made which.
 
-A call that is observed knows it: contexts say so. Where nobody observes, they say it of calls with a slot alone. The
-rest is seen by these rules, each better than the one before:
+An observed call knows its parent, from its context. Otherwise contexts know only calls with slots, and these rules find
+the rest. If several apply, the later one wins:
 
 1. Its parent is the nearest call with a slot, or what the thread of that call waits in.
 2. If a thread waits for it, its parent is the call that this thread runs.

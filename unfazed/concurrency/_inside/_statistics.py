@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from .._core._calls import total
 from .._eventloops import _background
 from .._eventloops._limiters import thread_limiter
-from .._processes._limit import default_limiter as process_limiter
+from .._processes._limiter import default_limiter as process_limiter
 from .._processes._pool import pool
 from .._threads._threadcall import abandoned_calls
 from ._lists import Accounts, accounts, live_calls, made, since
@@ -120,7 +120,7 @@ class PlaceStatistics:
         raised: Calls that have raised something else than the following.
         cancelled: Calls that were cancelled, or interrupted.
         timed_out: Calls whose `timeout` is over.
-        abandoned: Calls that were cancelled, and whose threads were left behind.
+        abandoned: Calls that were cancelled, and whose threads were abandoned.
         worker_died: Calls whose worker process has ended, or could not start.
     """
 
@@ -215,7 +215,7 @@ def _limiter(each: Accounts, now: float) -> LimiterStatistics:
         extra=sum(slot.relieved for slot in holders),
         borrowed=limit.borrowed_by_others(),
         abandoned=sum(slot.abandoned for slot in holders),
-        longest_wait=max((now - since(slot) for slot in queue if slot.work is not None), default=0.0),
+        longest_wait=max((now - since(slot) for slot in queue if slot.call is not None), default=0.0),
     )
 
 

@@ -24,13 +24,13 @@ class Waits:
         self._for_slots: dict[int, list[int]] = {}  # a call that queues: those that hold a slot
         self._for_calls: dict[int, list[int]] = {}  # a call: those that its function waits for
         for each in accounts():
-            holders = [slot.work.number for slot in each.holders if slot.work is not None]
-            self._for_slots.update((slot.work.number, holders) for slot in each.queue if slot.work is not None)
+            holders = [slot.call.number for slot in each.holders if slot.call is not None]
+            self._for_slots.update((slot.call.number, holders) for slot in each.queue if slot.call is not None)
             for slot in each.holders:
                 for wait in slot.waits:
                     handed = wait.carried if isinstance(wait, TaskCall) else None  # `result` of a handle, for one
-                    if slot.work is not None and handed is not None and handed.number in calls:
-                        self._add(slot.work, handed)
+                    if slot.call is not None and handed is not None and handed.number in calls:
+                        self._add(slot.call, handed)
         for call in calls.values():
             above = parents.get(call)
             if above is not None and call.waiter != HANDLE and (call.waiter or above.place == "eventloop"):

@@ -2,8 +2,8 @@
 
 Guarantees:
 
-- Nothing that was started in a group outlives it, but for threads that were abandoned as their options say, and for
-  what a second Ctrl-C leaves behind.
+- Nothing that was started in a group outlives it, except for threads that were abandoned as their options say, and
+  for what a second Ctrl-C leaves behind.
 - Whoever starts a call in the group adds it to `_members` before it looks at `_failed` and `_over`. Whoever sets these
   looks at the members after that. So a call is either seen, or never begins.
 
@@ -321,7 +321,7 @@ class CallGroup:
                 if error is not None or cancellation is not None:
                     self._cancel_all()
                 await self._wait_for_all(cancellation)
-        except get_cancelled_exc_class():  # from outside; as in the task groups of anyio, an error counts for more
+        except get_cancelled_exc_class():  # from outside; as in anyio's task groups, an error takes precedence
             if error is None and not self._errors:
                 raise
         try:

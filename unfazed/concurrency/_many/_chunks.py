@@ -4,7 +4,8 @@ The rule for how many, unless the caller says it. The first calls have one item 
 took, and how large they and their results were as pickles. From that follows how many items make a call of
 `CALL_SECONDS`, and not more than `CALL_BYTES`. A call has at most `GROWTH` times as many items as the one before. A
 worker that has been busy for `MOST_SECONDS` begins no further item: the rest comes back, and goes to other workers. So
-it does no harm if later items take much longer.
+it does no harm if later items take much longer. Towards the end calls get fewer items, so that all workers have
+something to do (`MapRun._size`). If the items of a call cannot be sent together, each gets its own (`MapCall.most`).
 """
 
 from __future__ import annotations

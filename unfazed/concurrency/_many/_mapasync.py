@@ -103,7 +103,7 @@ def map_in_threadpool(
     Raises:
         InUseError: From a step, if another task is waiting for a result.
         LoopStateError: From a step, if it was begun in another event loop.
-        WrongFunctionError: If *func* is async or cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is async or not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -182,8 +182,8 @@ def map_in_processpool(
         limit: How many calls may have begun and not been delivered. `None` is the total of anyio's default process
             limiter: one for each CPU.
         ordered, return_exceptions: As for `map_in_threadpool`.
-        chunk: How many items travel in one call. `None` for as many as take about a tenth of a second, found out on the
-            way, and for 1 if a `timeout` or `max_calls` counts calls.
+        chunk: How many items travel in one call. `None`: as many as take about a tenth of a second, measured on the
+            way; but 1 with `timeout` or `max_calls`, which count calls.
 
     Cancellation:
         As for `map_in_threadpool`: what runs is waited for, after `break` only by `aclose()`.
@@ -194,7 +194,7 @@ def map_in_processpool(
     Raises:
         InUseError: From a step, if another task is waiting for a result.
         LoopStateError: From a step, if it was begun in another event loop.
-        WrongFunctionError: If *func* is async or cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is async or not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -293,8 +293,8 @@ def map_in_executor(
     Raises:
         InUseError: From a step, if another task is waiting for a result.
         LoopStateError: From a step, if it was begun in another event loop.
-        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called, or if there is no
-            iterable, or what is not one.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called, or an iterable is
+            missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -382,7 +382,7 @@ def map_in_eventloop(
     Raises:
         InUseError: From a step, if another task is waiting for a result.
         LoopStateError: From a step, if it was begun in another event loop.
-        WrongFunctionError: If *func* cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 

@@ -29,7 +29,7 @@ class How(NamedTuple):
 
 
 class MapCall:
-    """One call: the *items* that it is for, of which the first has the number *first*."""
+    """One call for some *items*. The first of them has the number *first*."""
 
     __slots__ = ("done", "error", "first", "items", "most", "rest", "values")
 

@@ -252,8 +252,8 @@ class ItemsFromThread(_ItemsFromElsewhere):
 
     async def closed(self) -> None:
         if self._runner is not None:
-            self._runner.heard = True
-            await self._runner.left()
+            self._runner.has_waiter = True
+            await self._runner.wait_until_ended()
 
     def _close(self) -> None:
         """Close what was iterated over, in the thread, if it was left early."""
@@ -305,7 +305,7 @@ class ItemsFromTask(_ItemsFromElsewhere):
 
 
 async def _zipped(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
-    """Yield tuples of the items of iterables, of which some are async."""
+    """Yield tuples of the items of iterables. Some of these are async."""
     async with AsyncExitStack() as stack:
         nexts: list[Callable[[], Any]] = []
         for iterable in iterables:

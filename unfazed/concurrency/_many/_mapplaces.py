@@ -31,7 +31,7 @@ class Calls(Protocol):
     """Makes the calls of a map."""
 
     size: int  # how many items may travel together
-    least: int  # from how few items on a call is worth it
+    least: int  # the fewest items that are worth a call
 
     async def run(self, call: MapCall) -> None: ...
 
@@ -135,7 +135,7 @@ def default_limit(place: Any) -> int:
     if place.decorator == "in_threadpool":
         default = thread_limiter
     elif place.decorator == "in_processpool":
-        from .._processes._limit import default_limiter as default
+        from .._processes._limiter import default_limiter as default
     else:
         return DEFAULT_LIMIT
     total: float = (place.limiter or default.of(current_loop())).total_tokens

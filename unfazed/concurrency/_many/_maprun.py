@@ -9,23 +9,23 @@ The life of a `MapCall`, and where it is:
     ready      `ready`                  delivered. In order: only when no call is before it in `_calls`
     delivered  -                        when its consumer has had all its results, `delivered` makes room for another
 
-A call and its `rest` take one place: `delivered` is called for the last part only.
+A call and its `rest` count as one: `delivered` is called for the last part only.
 
-A *maker* is a task that makes one call after another. There are at most as many as calls may have begun.
+A *map task* makes one call after another. There are at most as many as calls may have begun.
 
-Who wakes whom: a maker wakes the consumer, which waits in `more`, by `_news`. Whoever makes room or brings items wakes
-a maker, in `fill`. Other threads have the loop call `fill` (`poke`).
+Who wakes whom: a map task wakes the consumer, which waits in `more`, by `_news`. Whoever makes room or brings items
+wakes a map task, in `fill`. Other threads have the loop call `fill` (`poke`).
 
 Guarantees:
 
 - At most `limit` calls have begun and are not delivered. Nothing is read from the input before a call for it may begin.
 - After `stop`, no call begins. `stop` is safe in any thread and any finalizer, and waits for nothing. `finish` waits.
 - What a signal handler raises in the midst of this ends the map: its consumer gets it. asyncio drops callbacks that it
-  interrupts. So who waits, for a result or for the end, does again, once a second, what the loop may have been kept
-  from (`_look`, `finish`).
+  interrupts. So whoever waits, for a result or for the end, repeats, once a second, what the loop may have missed
+  (`_look`, `finish`).
 
-Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. What `ready` and `_returned` do not hold is for
-the loop's thread.
+Assumptions: each method of `deque`, `set.add` and `set.copy` is atomic. All state is for the loop's thread, except
+`ready`, `_returned`, `_poked`, `stopped` and `_map_tasks`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ._mapplaces import Calls
 
 
-class _Maker:
+class _MapTask:
     """A task that makes one call after another."""
 
     def __init__(self) -> None:
@@ -89,12 +89,12 @@ class MapRun:
         self._returned: deque[None] = deque()  # one for each call that was delivered in another thread
         self._calls: list[MapCall] = []  # those that are not ready, in order
         self._waiting: list[MapCall] = []
-        self._to_make: deque[MapCall] = deque()  # those that have begun, and that no maker has taken yet
+        self._to_make: deque[MapCall] = deque()  # those that have begun, and that no map task has taken yet
         self._read = 0  # how many items have been read
         self._outstanding = 0  # how many calls have begun and are not delivered
         self._failed = False  # whether a call has failed: no further items are read
-        self._makers: set[_Maker] = set()
-        self._idle: list[_Maker] = []
+        self._map_tasks: set[_MapTask] = set()
+        self._idle: list[_MapTask] = []
         self._news: Event | None = None  # set when there is a result, or the end
         self._poked = False  # whether the loop is to call `_fill_when_poked`
         self.stopped: bool = False
@@ -196,28 +196,30 @@ class MapRun:
         return make.size if left is None else max(make.least, min(make.size, left // (2 * self._limit)))
 
     def _begin_call(self, call: MapCall) -> None:
-        self._to_make.append(call)  # a maker takes the first one: trio runs new tasks in any order
+        self._to_make.append(call)  # a map task takes the first one: trio runs new tasks in any order
         if self._idle:
             self._idle.pop().event.set()
             return
-        maker = _Maker()
-        maker.task = TaskCall(partial(self._make_calls, maker), OneShotFuture(partial(self._note_end_of, maker)))
-        maker.task.title = "unfazed: makes the calls of a map"
-        self._makers.add(maker)
-        submit_here(maker.task, self._context.copy())
-        if self.stopped:  # after it was added: `stop` sets this before it looks at the makers
-            maker.task.cancel()
+        map_task = _MapTask()
+        map_task.task = TaskCall(
+            partial(self._make_calls, map_task), OneShotFuture(partial(self._note_end_of, map_task))
+        )
+        map_task.task.title = "unfazed: makes the calls of a map"
+        self._map_tasks.add(map_task)
+        submit_here(map_task.task, self._context.copy())
+        if self.stopped:  # after it was added: `stop` sets this before it looks at the tasks
+            map_task.task.cancel()
 
-    async def _make_calls(self, maker: _Maker) -> None:
+    async def _make_calls(self, map_task: _MapTask) -> None:
         while not self._is_over():
             if self._to_make:
                 call = self._to_make.popleft()
                 await self._make.run(call)
                 self._note_result(call)
             else:
-                maker.event = Event()
-                self._idle.append(maker)
-                await maker.event.wait()
+                map_task.event = Event()
+                self._idle.append(map_task)
+                await map_task.event.wait()
 
     def _note_result(self, call: MapCall) -> None:
         calls, ready, rest = self._calls, self.ready, call.rest
@@ -225,7 +227,7 @@ class MapRun:
         if call.error is not None:
             self._failed = True
         elif rest is not None and not self.stopped:
-            # It begins in the place of *call*, whether there is room or not: others wait behind it.
+            # It begins instead of *call*, whether there is room or not: others wait behind it.
             calls.insert(calls.index(call) + 1, rest)
             self._begin_call(self._divided(rest, self._size()))
         if rest is not None and not call.values:  # there is nothing to deliver
@@ -243,22 +245,22 @@ class MapRun:
             self._news.set()
 
     def _end(self) -> None:
-        """Let the makers that have nothing to do end, and the consumer go on."""
-        for maker in self._idle:
-            maker.event.set()
+        """Let the map tasks that have nothing to do end, and the consumer go on."""
+        for map_task in self._idle:
+            map_task.event.set()
         self._tell()
 
-    def _note_end_of(self, maker: _Maker) -> None:
-        """Note that the task of *maker* has ended: there is nothing to do, it was cancelled, or interrupted."""
+    def _note_end_of(self, map_task: _MapTask) -> None:
+        """Note that *map_task* has ended: there is nothing to do, it was cancelled, or interrupted."""
         error: BaseException | None = None
         try:
-            maker.task.future.read()
+            map_task.task.future.read()
         except BaseException as exc:
             error = exc
         if not self.stopped and (error is not None or not self._is_over()):
             # Without an error, this is the second time: a signal handler raised in the first one.
             self._break(error or LoopEndedError("a signal handler has ended this iterator"))
-        self._makers.discard(maker)
+        self._map_tasks.discard(map_task)
         self._look_for_the_end()
         del error
 
@@ -266,10 +268,10 @@ class MapRun:
         """Note the end, if we are stopped and nothing runs any more. In the loop's thread."""
         if not self.stopped:
             return
-        for maker in self._makers.copy():
-            if maker.task.loop is None:  # a signal handler raised before it was submitted
-                self._makers.discard(maker)
-        if not self._makers and self.items.is_closed():
+        for map_task in self._map_tasks.copy():
+            if map_task.task.loop is None:  # a signal handler raised before it was submitted
+                self._map_tasks.discard(map_task)
+        if not self._map_tasks and self.items.is_closed():
             self._all_ended.set()
 
     def _look(self) -> None:
@@ -281,11 +283,11 @@ class MapRun:
 
     def _do_again(self) -> None:
         """Do again what a signal handler may have kept the loop from doing."""
-        for maker in self._makers.copy():
-            if maker.task.future.done:
-                self._note_end_of(maker)
+        for map_task in self._map_tasks.copy():
+            if map_task.task.future.done:
+                self._note_end_of(map_task)
             else:
-                maker.task.go_on()
+                map_task.task.go_on()
         if self.stopped:
             self.items.stop()
         self.items.do_again()
@@ -306,8 +308,8 @@ class MapRun:
         """Begin nothing any more, and cancel what runs. From any thread."""
         self.stopped = True
         self.items.stop()
-        for maker in self._makers.copy():
-            maker.task.cancel()
+        for map_task in self._map_tasks.copy():
+            map_task.task.cancel()
         self.poke()  # a consumer may be waiting, if another one closes the iterator
 
     async def finish(self, cancellation: BaseException | None = None) -> None:

@@ -97,7 +97,7 @@ def map_in_threadpool_sync(
         LoopThreadError: From a step, if an event loop is running in this thread, which the step would block.
         LoopStartError: From a step, if the background event loop cannot start.
         LoopEndedError: From a step, if the event loop has ended, for example at exit.
-        WrongFunctionError: If *func* is async or cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is async or not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -175,8 +175,8 @@ def map_in_processpool_sync(
         limit: How many calls may have begun and not been delivered. `None` is the total of anyio's default process
             limiter: one for each CPU.
         ordered, return_exceptions: As for `map_in_threadpool_sync`.
-        chunk: How many items travel in one call. `None` for as many as take about a tenth of a second, found out on the
-            way, and for 1 if a `timeout` or `max_calls` counts calls.
+        chunk: How many items travel in one call. `None`: as many as take about a tenth of a second, measured on the
+            way; but 1 with `timeout` or `max_calls`, which count calls.
 
     Cancellation:
         As for `map_in_threadpool_sync`: what runs is waited for, after `break` only by `close()`.
@@ -188,7 +188,7 @@ def map_in_processpool_sync(
         LoopThreadError: From a step, if an event loop is running in this thread, which the step would block.
         LoopStartError: From a step, if the background event loop cannot start.
         LoopEndedError: From a step, if the event loop has ended, for example at exit.
-        WrongFunctionError: If *func* is async or cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is async or not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -287,8 +287,8 @@ def map_in_executor_sync(
         LoopThreadError: From a step, if an event loop is running in this thread, which the step would block.
         LoopStartError: From a step, if the background event loop cannot start.
         LoopEndedError: From a step, if the event loop has ended, for example at exit.
-        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called, or if there is no
-            iterable, or what is not one.
+        WrongFunctionError: If *executor* is not an executor, or *func* is async or cannot be called, or an iterable is
+            missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 
@@ -377,7 +377,7 @@ def map_in_eventloop_sync(
         LoopThreadError: From a step, if an event loop is running in this thread, which the step would block.
         LoopStartError: From a step, if the background event loop cannot start.
         LoopEndedError: From a step, if the event loop has ended, for example at exit.
-        WrongFunctionError: If *func* cannot be called, or if there is no iterable, or what is not one.
+        WrongFunctionError: If *func* is not callable, or an iterable is missing or cannot be iterated over.
         WrongOptionError: If an option has a wrong value.
         BaseException: From a step, whatever the function or the input raised. It has a note that names the item.
 

@@ -22,7 +22,7 @@ from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import call_from_sync
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, wait_for_end
 from ._call import CallOptions, ProcessCall
-from ._limit import default_limiter
+from ._limiter import default_limiter
 from ._output import settings
 from ._packing import pack_initializer
 from ._pool import pool
@@ -139,9 +139,9 @@ def start_in_processpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwa
             their time here.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a call that no worker has from beginning; one that runs goes on,
+        Nothing here waits. After `handle.cancel()`, a call that no worker has never begins; one that runs goes on,
         unless `in_processpool(func, kill_on_cancel=True).start(...)` has started it. Whoever waits for the handle and
-        is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+        is cancelled stops waiting; the call goes on. At exit, the worker that runs it is killed.
 
     Returns:
         A `Handle`: a `concurrent.futures.Future` that can also be awaited. It gets a copy of what *func* returned.
@@ -200,7 +200,7 @@ async def warm_up_processpool(count: int, /) -> None:
 
     answers: list[OneShotFuture[None]] = [OneShotFuture(on_start) for _ in waiting]
     for future in answers:
-        pool.start_ahead(future)
+        pool.warm_up(future)
     await wait_for_end(event, bool)
     for future in answers:
         future.read()

@@ -227,7 +227,7 @@ class ProcessCall(UserCall):
         max_calls = self.options.max_calls
         return max_calls is not None and worker.calls >= max_calls
 
-    def end(self) -> bool:
+    def try_claim_end(self) -> bool:
         """Keep others from killing the worker because of this call. Return `False` if somebody has."""
         return self._ended.acquire(blocking=False)
 
@@ -386,7 +386,7 @@ class ProcessCall(UserCall):
     def kill(self) -> None:
         """End the call and its worker at once. If its arguments are being pickled, it ends after that."""
         self.killed = True
-        if not self.prevent_start() and self._arguments is None and self.end():
+        if not self.prevent_start() and self._arguments is None and self.try_claim_end():
             assert self._worker is not None, "it has claimed the call"
             self._worker.kill()
             self.finish(None, None)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from .._core._errors import LoopEndedError, WorkerProcessError
 from .._core._lifetime import at_exit, in_forked_child
-from . import _starting
+from . import _child
 from ._inbox import Inbox
 from ._worker import KEPT, TRIES, WorkerProcess
 
@@ -47,9 +47,9 @@ class Pool:
     """All workers, the idle ones among them, and the calls that wait for one."""
 
     def __init__(self) -> None:
-        self.start_afresh()
+        self.reset()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Begin with no workers. A forked child does so too, because the old ones belong to its parent."""
         self.exiting = False
         self.workers: set[WorkerProcess] = set()  # those that have not ended
@@ -59,7 +59,7 @@ class Pool:
         self._thread: int | None = None  # the identifier of the pool's thread, once that runs
         # Only the pool's thread changes these
         self._waiting: deque[ProcessCall] = deque()
-        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # the future of `start_ahead`, or None
+        self._starting: dict[WorkerProcess, OneShotFuture[None] | None] = {}  # the future of `warm_up`, or None
 
     # From any thread
 
@@ -100,7 +100,7 @@ class Pool:
         """Have another worker run *call*. Its first worker was started by the pool's thread, so that thread runs."""
         self._events.put(lambda: self._add(call))
 
-    def start_early(self, call: ProcessCall) -> None:
+    def start_first_worker(self, call: ProcessCall) -> None:
         """Start a first worker, because *call* is about to come. Do nothing if there are workers."""
         if self.workers:
             return
@@ -113,11 +113,11 @@ class Pool:
             if not isinstance(exc, WorkerProcessError):  # such an error is left to the call itself
                 raise
 
-    def start_ahead(self, ready: OneShotFuture[None]) -> None:
+    def warm_up(self, ready: OneShotFuture[None]) -> None:
         """Start a worker before there is a call for it. *ready* is written when it has started, or could not."""
         self._tell("warm_up_processpool", lambda: self._start(ready, WorkerProcess(self)))
 
-    def forget(self, worker: WorkerProcess, error: _starting.NotStartedError | None = None) -> None:
+    def forget(self, worker: WorkerProcess, error: _child.NotStartedError | None = None) -> None:
         """Note that *worker* has ended, or could not start."""
         self.workers.discard(worker)
         if error is not None:
@@ -127,16 +127,16 @@ class Pool:
         if self.exiting:
             raise LoopEndedError("the interpreter is exiting")
         try:
-            _starting.refuse_in_preparation()
+            _child.refuse_in_preparation()
             if self._thread is None:
-                _starting.start_worker_thread(self._run, "unfazed-processpool", self._events)
-        except _starting.NotStartedError as exc:
+                _child.start_worker_thread(self._run, "unfazed-processpool", self._events)
+        except _child.NotStartedError as exc:
             raise WorkerProcessError(name, str(exc)) from None
         self._events.put(event)
 
-    def holds_lock(self) -> bool:
+    def is_needed_here(self) -> bool:
         """Return whether this thread is needed to start workers: a finalizer in it must not wait for one."""
-        return threading.get_ident() == self._thread or _starting.holds_lock()
+        return threading.get_ident() == self._thread or _child.holds_lock()
 
     # In the pool's own thread
 
@@ -144,7 +144,7 @@ class Pool:
         if not self._main_claim.acquire(blocking=False):  # two callers have started such a thread at once
             return
         self._thread = threading.get_ident()
-        while events is self._events:  # not after `start_afresh`
+        while events is self._events:  # not after `reset`
             try:
                 events.get()()
             except BaseException as exc:  # no memory left, say: this thread must go on
@@ -169,7 +169,7 @@ class Pool:
         self.workers.add(worker)
         try:
             worker.start()
-        except _starting.NotStartedError as exc:
+        except _child.NotStartedError as exc:
             self.forget(worker, exc)
 
     def _serve(self, worker: WorkerProcess) -> None:
@@ -182,7 +182,7 @@ class Pool:
         else:
             self._idle.append(worker)
 
-    def _fail(self, worker: WorkerProcess, error: _starting.NotStartedError) -> None:
+    def _fail(self, worker: WorkerProcess, error: _child.NotStartedError) -> None:
         """Fail, or try again, the call that waits for *worker*, which could not start."""
         ready = self._starting.pop(worker, None)
         if ready is not None:
@@ -204,7 +204,7 @@ class Pool:
         """End all workers: let idle ones end by themselves, kill busy ones. Refuse calls from now on."""
         self.exiting = True
         deadline = time.monotonic() + seconds
-        while (self.workers or _starting.children) and time.monotonic() < deadline:
+        while (self.workers or _child.children) and time.monotonic() < deadline:
             leased: list[WorkerProcess] = []
             self.take_any(leased)
             for worker in leased:
@@ -216,7 +216,7 @@ class Pool:
                 if not self.workers:  # a worker's child process may hold its output open
                     deadline = min(deadline, time.monotonic() + LAST_OUTPUT_SECONDS)
                 time.sleep(STOP_CHECK_SECONDS)
-        for child in _starting.children.copy():  # atomic, as above
+        for child in _child.children.copy():  # atomic, as above
             child.disown()
 
 
@@ -228,4 +228,4 @@ def _stop_at_exit() -> None:
 
 
 at_exit(_stop_at_exit)
-in_forked_child(pool.start_afresh)
+in_forked_child(pool.reset)

@@ -1,6 +1,6 @@
 """A call in a worker process that was started: what its handle may do with it, from any thread.
 
-A worker sends it, never its caller. So it has begun when a worker has claimed it, and either that or its handle does.
+Its caller never sends it. It begins when a worker claims it, unless its handle prevents that first.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from .._eventloops._background import submit_to_background
-from .._eventloops._handle import explained, start_call
+from .._eventloops._handle import start_call
+from .._eventloops._started import explained
 from ._waiting import run
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """How async code and sync code wait for a call in a worker process.
 
-A caller that talks to the worker itself waits for the pipe. The worker wakes it, with an answer or because it dies. Any
-other caller waits for the future, which the thread of a worker writes. If the call is prevented or killed, whoever does
-that writes it.
+A caller that has sent the call itself waits for the pipe, and reads it. The worker wakes it, with an answer or because
+it dies. Any other caller waits for the future, which the thread of a worker writes. If the call is prevented or killed,
+whoever does that writes it.
 
 `wait_shielded` says what a second cancellation does, the `except` clauses here what a second Ctrl-C does.
 """
@@ -26,6 +26,7 @@ from .._core._futures import BlockingFuture, OneShotFuture
 from .._core._observing import observers
 from .._eventloops._background import running_background, submit_to_background
 from .._eventloops._loops import current_loop
+from .._eventloops._loopthread import loop_of
 from .._eventloops._synccalls import call_from_sync, must_use_loop, say_that_we_wait
 from .._eventloops._timeouts import INTERRUPT_CHECK_SECONDS, seconds_to_wait, within
 from .._eventloops._waiting import raise_if_cancelled, set_from_anywhere, take_or_queue, wait_for_end
@@ -33,7 +34,7 @@ from .._eventloops._workers import lending
 from ._call import OutOfTheOrdinaryError, ProcessCall, returned
 from ._handling import is_handling
 from ._inbox import Inbox
-from ._limit import default_limiter
+from ._limiter import default_limiter
 from ._pool import pool
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ async def _run(call: ProcessCall, timer: CancelScope | None) -> Any:
     loop = current_loop()
     # Made before it is taken, and given back in two `finally`, for the reasons that `_threadcall.py` gives.
     slot = call.slot = _limits.Slot(call.options.limiter or default_limiter.of(loop))
-    slot.work = call
+    slot.call = call
     slot.awaited_in = loop.native
     if observers and call.waiter is None:
         call.introduce()
@@ -152,7 +153,7 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
     In a worker thread of an event loop, the call runs in that loop, so that cancelling the loop's task cancels the call
     too. Any other thread makes the call itself.
     """
-    if pool.holds_lock():
+    if pool.is_needed_here():
         raise LoopStateError(
             f"{helper.format(call.name)}() was called by a finalizer in the midst of the start of a worker process, "
             "which cannot wait then; have finalizers leave the work to somebody else"
@@ -179,10 +180,10 @@ def wait_for(call: ProcessCall, helper: str, instead: str) -> Any:
 def _find_limiter_and_wait(call: ProcessCall, helper: str, instead: str) -> Any:
     limiter = call.options.limiter or _background_limiter()
     if limiter is None:
-        pool.start_early(call)  # meanwhile the background event loop starts: it has the limiter
+        pool.start_first_worker(call)  # meanwhile the background event loop starts: it has the limiter
         limiter = call_from_sync(_ask_for_limiter, call.func, helper, instead, submit_to_background, counted=False)
     slot = call.slot = _limits.Slot(limiter)  # as in `_run`
-    slot.work = call
+    slot.call = call
     try:
         try:
             if not _slots.take(slot):
@@ -217,13 +218,13 @@ def _wait_in_slot(call: ProcessCall) -> Any:
                 return call.read(*_receive_blocking(call, leased))
         except OutOfTheOrdinaryError:
             pass
-        future = _Answer()
+        future = _HandlingFuture()
         call.expect(future, future.do if is_handling() else None)
         call.hand_over(leased)
         future.wait(call)
     except BaseException as exc:  # Ctrl-C, or from another signal handler; a second one leaves at once
         if leased:
-            future = _Answer()
+            future = _HandlingFuture()
             call.expect(future, future.do)
             call.hand_over(leased)
         if future is not None and call.future is future:
@@ -245,7 +246,7 @@ def _receive_blocking(call: ProcessCall, leased: list[WorkerProcess]) -> Receive
             return received
 
 
-def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
+def _see_to_its_end(call: ProcessCall, future: _HandlingFuture, late: bool) -> None:
     """Keep the call from beginning, or wait for its end. Kill it when its timeout is over: at once if *late*."""
     try:
         if not late:
@@ -258,7 +259,7 @@ def _see_to_its_end(call: ProcessCall, future: _Answer, late: bool) -> None:
         future.try_claim()  # the thread must not ask us to handle log records any more
 
 
-class _Answer(OneShotFuture[Any]):
+class _HandlingFuture(OneShotFuture[Any]):
     """A future that a thread waits for. Meanwhile, the thread calls the functions that it is given.
 
     They handle log records. If the waiting thread holds the lock of a log handler, another thread could not do that.
@@ -296,7 +297,7 @@ class _Answer(OneShotFuture[Any]):
 def _background_limiter() -> CapacityLimiter | None:
     """Return the limiter of the background event loop, if it is known already."""
     owner = running_background()
-    loop = None if owner is None else owner._loop
+    loop = None if owner is None else loop_of(owner)
     return None if loop is None else default_limiter.known(loop)
 
 

@@ -38,10 +38,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from ..._worker import channel
 from .._core._errors import WorkerProcessError
+from ._child import Child, NotStartedError, start_worker_thread
 from ._handling import handle
 from ._inbox import Inbox
 from ._output import Output
-from ._starting import Child, NotStartedError, start_worker_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ class WorkerProcess:
         with suppress(Empty):
             while True:
                 call = self._inbox.get(0)
-                if call is not None and call.take_over() and call.end():
+                if call is not None and call.take_over() and call.try_claim_end():
                     call.fail(WorkerProcessError(call.name, "was about to end"))
 
     def _pass_on(self, child: Child, output: Output, noise: bytes) -> None:
@@ -215,11 +215,11 @@ class WorkerProcess:
             status = child.end()
             self.call = None
             self._pool.forget(self)
-            if (begun or not self._try_another(call)) and call.end():
+            if (begun or not self._try_another(call)) and call.try_claim_end():
                 call.fail(WorkerProcessError(call.name, f"ended {status} before it answered"))
             return False
         self.call = None
-        killed = not call.end()
+        killed = not call.try_claim_end()
         lives = not (killed or call.was_last_of(self))
         if lives:
             self.used = time.monotonic()

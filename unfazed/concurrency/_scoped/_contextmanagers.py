@@ -77,7 +77,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
             raise _wrong_way(self, "async with")
 
         def __exit__(self, *exc_info):
-            """Complete what `with` looks for first."""
+            """Exist: `with` looks for it before it calls `__enter__`, which raises."""
 
     async def __aenter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_threadpool")
@@ -97,10 +97,10 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
     async def _leave(self, runner: ThreadRunner[bool | None], exc_info: _ExcInfo) -> bool | None:
         self._exc_info = exc_info
-        runner.heard = True
+        runner.has_waiter = True
         runner.leave()
         try:
-            return await runner.left()
+            return await runner.wait_until_ended()
         finally:
             self._runner = self._exc_info = None
             del exc_info
@@ -187,7 +187,7 @@ class InTask(AbstractContextManager[T, "bool | None"]):
             raise _wrong_way(self, "with")
 
         async def __aexit__(self, *exc_info):
-            """Complete what `async with` looks for first."""
+            """Exist: `async with` looks for it before it calls `__aenter__`, which raises."""
 
     def __enter__(self) -> T:
         _require_new(self._runner, "contextmanager_in_eventloop_sync")

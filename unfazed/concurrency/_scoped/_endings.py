@@ -1,4 +1,4 @@
-"""What both runners say at their end: to whom comes too late, and when nobody waits for the last step."""
+"""How both runners end: the error of a step that comes too late, and an error that nobody waits for."""
 
 from __future__ import annotations
 

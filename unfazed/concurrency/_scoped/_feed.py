@@ -118,10 +118,10 @@ class Feed(Generic[T]):
         """Close the iterator, and wait for that despite cancellation."""
         runner = self._runner
         if runner is not None:
-            runner.heard = True
+            runner.has_waiter = True
         self.drop()
         if runner is not None:
-            await runner.left()
+            await runner.wait_until_ended()
 
     def drop(self) -> None:
         """Close the iterator in its thread, after the current item. From any thread; returns at once."""

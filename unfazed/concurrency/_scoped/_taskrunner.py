@@ -10,7 +10,7 @@ The life of a `TaskRunner`. It is a `TaskCall` itself: what that says about its 
     idle   `_current` is None    busy                   last            last                 last
     busy   `_current` is set     the call queues        last, after it  it is cancelled,     it is cancelled,
                                                                         then last            then last
-    last   `_left`               the call queues        -               the step is          the step is
+    last   `_last_begun`         the call queues        -               the step is          the step is
                                                                         cancelled            cancelled
     ended  `over`                `LoopEndedError`       -               -                    -
 
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from anyio import Event, get_cancelled_exc_class
 
 from .._core import _limits
-from .._core._blockedloops import current_blocked_loop, expect, live
+from .._core._blockedloops import blocked_loops, current_blocked_loop, refuse_if_blocked
 from .._core._futures import OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
@@ -73,7 +73,7 @@ class TaskRunner(TaskCall[None]):
         self._current: TaskCall[Any] | None = None
         self._wake: Event | None = None
         self._leaving = False
-        self._left = False  # whether the last step has begun
+        self._last_begun = False  # whether the last step has begun
         self.over = False  # whether no calls are taken any more
         self.outcome: OneShotFuture[None] | None = None  # of the last step, if a scope was cancelled
 
@@ -86,8 +86,8 @@ class TaskRunner(TaskCall[None]):
         if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
             raise ended_error()
         blocked_loop = context.get(current_blocked_loop)
-        if live:
-            expect(self.loop.native, call, blocked_loop)
+        if blocked_loops:
+            refuse_if_blocked(self.loop.native, call, blocked_loop)
         call.set_loop(self.loop)
         self.loop.post(self._take, call, context.run(_limits.current_slot.get), blocked_loop)
 
@@ -101,7 +101,7 @@ class TaskRunner(TaskCall[None]):
 
     async def finish(self, last: Callable[[], Awaitable[T]]) -> T:
         """Do *last* instead of the last step; within a call."""
-        self._leaving = self._left = True
+        self._leaving = self._last_begun = True
         return await last()
 
     def _take(self, call: TaskCall[Any], slot: _limits.Ancestor | None, blocked_loop: BlockedLoop | None) -> None:
@@ -148,7 +148,7 @@ class TaskRunner(TaskCall[None]):
                 cancellation = exc if self._reason is None else None
             except BaseException as exc:  # raised by a signal handler
                 interruption = exc
-            if not self._left:
+            if not self._last_begun:
                 await self._do_last(cancellation)
             if interruption is not None:
                 raise interruption
@@ -199,7 +199,7 @@ class TaskRunner(TaskCall[None]):
 
     async def _do_last(self, cancellation: BaseException | None) -> None:
         """Do the last step. Keep its outcome for the user if a scope was cancelled; otherwise show its error."""
-        self._left = True
+        self._last_begun = True
         error: BaseException | None = None
         try:
             if not await self._last(cancellation):

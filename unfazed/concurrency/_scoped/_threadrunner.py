@@ -62,7 +62,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-class _StepCall(ThreadCall[T]):
+class _ThreadStepCall(ThreadCall[T]):
     """One step, in the thread of a runner."""
 
     must_hand_over = True
@@ -98,11 +98,11 @@ class ThreadRunner(Generic[T]):
         self._ends: list[str] = []  # "last step" by the thread, "released" by the loop: the second sets `_ended`
         self._ended = Event()
         self._outcome: OneShotFuture[T] | None = None  # of the last step
-        self.heard = False  # whether somebody waits for the last step; set before `leave`, for the thread to see it
+        self.has_waiter = False  # whether somebody waits for the last step; set before `leave`, so the thread sees it
 
     async def run(self, func: Callable[[], S]) -> S:
         """Run *func* in the thread, when a slot is free, and await its result. It is cancelled as a thread call is."""
-        outcome = await _StepCall(self, self._helper, func).run()
+        outcome = await _ThreadStepCall(self, self._helper, func).run()
         return outcome.read()
 
     def leave(self) -> None:
@@ -110,7 +110,7 @@ class ThreadRunner(Generic[T]):
         self._leaving = True
         self._steps.put(None)
 
-    async def left(self) -> T:
+    async def wait_until_ended(self) -> T:
         """Wait for the end of the last step despite cancellation, and return its result.
 
         Raise its error, or else the cancellation, if there was one.
@@ -206,16 +206,16 @@ class ThreadRunner(Generic[T]):
 
     def _do_last(self) -> None:
         """Do the last step, and tell who waits for it, or show its error."""
-        thread_call = _StepCall(self, self._helper, self._last)
+        thread_call = _ThreadStepCall(self, self._helper, self._last)
         thread_call.introduce()
         slot = _slots.acquire_now(self.limiter)
         thread_call.work_in(self.loop, slot)
         _slots.release(slot)
         thread_call.note_end(thread_call.outcome.error)
         self._outcome = thread_call.outcome
-        heard = self.heard and not self.loop.is_gone()
+        has_waiter = self.has_waiter and not self.loop.is_gone()
         self._ends.append("last step")
         if self._ends[0] == "released":
-            heard = set_from_anywhere(self.loop, self._ended) and heard
-        if not heard:
+            has_waiter = set_from_anywhere(self.loop, self._ended) and has_waiter
+        if not has_waiter:
             show_error(thread_call.outcome)

@@ -17,7 +17,7 @@ def check_cancelled() -> None:
 
     - was cancelled, in async code or in the worker thread that waits for this one;
     - was interrupted, in sync code: by Ctrl-C, or whatever a signal handler raises;
-    - has left the call behind: because its `timeout` is over, or with `abandon_on_cancel`;
+    - has abandoned the call: because its `timeout` is over, or with `abandon_on_cancel`;
     - has left the iteration for which a generator fetches an item in advance.
 
     It does nothing if there is no such caller: in the main thread, in a thread that you started, in async code, in a

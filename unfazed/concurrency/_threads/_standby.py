@@ -6,12 +6,14 @@ free, if no thread can be started, or if the thread has just gone.
 
 The life of a thread:
 
-    state   how to tell    a caller takes it    its call ends    nobody takes it in time    its loop ends
-    ------  -------------  -------------------  ---------------  -------------------------  ---------------------
-    idle    in `_idle`     busy                 -                gone                       gone
-    busy    in `_threads`  -                    idle             -                          gone, after its call
-    gone    `_gone`        the call is handed   -                -                          -
-                           back to the loop
+    state  how to tell         a caller takes it   its call ends  no slot is free   nobody takes it  its loop ends
+                                                                  for its call      in time
+    -----  ------------------  ------------------  -------------  ----------------  ---------------  -------------------
+    idle   in `_idle`          busy                -              -                 gone             gone
+    busy   in `_threads`, not  -                   idle           gone; the call    -                gone, after its
+           in `_idle`                                             is handed back                     call
+    gone   `_gone`             the call is handed  -              -                 -                -
+                               back to the loop
 
 Who wakes a thread: a caller, with a call, or the end of the loop, with `None`. Who wakes the caller: the thread, or the
 loop if the call was handed back, or was cancelled before it began.
@@ -60,8 +62,8 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
     owner = running_background()
     loop = None if owner is None else loop_of(owner)
     if owner is not None and loop is not None and thread_call.may_bypass(loop):
-        if _blockedloops.live:
-            _blockedloops.expect(loop.native, call, context.get(_blockedloops.current_blocked_loop))
+        if _blockedloops.blocked_loops:
+            _blockedloops.refuse_if_blocked(loop.native, call, context.get(_blockedloops.current_blocked_loop))
         thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
             direct_call = _DirectCall(thread_call, call, context)
@@ -73,14 +75,14 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
     submit_to_background(call, context)
 
 
-def _take_thread(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any]) -> _Thread | None:
+def _take_thread(owner: EventLoopThread, loop: Loop, thread_call: ThreadCall[Any]) -> _StandbyThread | None:
     """Return an idle thread of *owner*, or a new one unless there are as many as calls may run at once."""
     with suppress(IndexError):
         thread = _idle.pop()
         return thread if thread.owner is owner else None  # the loop of another owner has ended, and its threads go
     if thread_call.limiter is None or len(_threads) >= thread_call.limiter.total_tokens:
         return None
-    thread = _Thread(owner, loop)
+    thread = _StandbyThread(owner, loop)
     try:
         thread.start()
     except LoopEndedError:
@@ -121,7 +123,7 @@ class _DirectCall:
 
 
 @final
-class _Thread:
+class _StandbyThread:
     """A worker thread of the background event loop, which runs one call after another."""
 
     def __init__(self, owner: EventLoopThread, loop: Loop) -> None:
@@ -217,8 +219,8 @@ class _Thread:
         hand_back(self.owner, direct_call.call, direct_call.context)
 
 
-_threads: set[_Thread] = set()  # all that have not gone
-_idle: deque[_Thread] = deque()  # the one that was busy last is the last
+_threads: set[_StandbyThread] = set()  # all that have not gone
+_idle: deque[_StandbyThread] = deque()  # the one that was busy last is the last
 
 
 def _reset_after_fork() -> None:

@@ -80,12 +80,12 @@ returned: Final = totals["threadpool"]["returned"]
 
 
 class ThreadCall(Worker, UserCall, Generic[T]):
-    """One call in a worker thread. Error messages name *helper*."""
+    """One call in a worker thread. It is also what that thread knows, its `Worker`. Error messages name *helper*."""
 
     place = "threadpool"
     slot: _limits.Slot | None = None
     outcome: OneShotFuture[T]  # made once it has its slot, without `on_done`: anyio wakes the loop
-    must_hand_over = False  # whether `cancel` and `hand_over` are ours on trio, too, and not anyio's
+    must_hand_over = False  # whether we wait for the thread and cancel its calls ourselves on trio too, not anyio
     _timeout: Timeout | None = None
     limiter: CapacityLimiter | None = None  # set by `may_bypass`
     _lease: ContextLease | None = None  # of the context that the options name
@@ -146,7 +146,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
     def work_in(self, loop: Loop, slot: _limits.Slot) -> None:
         """Run the call in this thread, a worker of *loop*, with *slot*, which has been taken for it."""
         self.loop, self.slot = loop, slot
-        slot.work = self
+        slot.call = self
         self.outcome = OneShotFuture()
         self.work()
 
@@ -190,7 +190,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         limiter, abandon_on_cancel, _, context = self._options
         # Slot and lease are made before they are taken, so that they can be given back if taking is interrupted.
         slot = self.slot = _limits.Slot(limiter or thread_limiter.of(loop))
-        slot.work = self
+        slot.call = self
         slot.awaited_in = loop.native
         if observers and self.waiter is None:
             self.introduce()
@@ -332,7 +332,7 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         self._give_back()
         _abandoned.discard(self)
         assert self._ended is not None, "made by the loop before it claimed the outcome"
-        set_from_anywhere(self.way_back(), self._ended)
+        set_from_anywhere(self.own_loop(), self._ended)
 
     def _leave(self) -> None:
         """Give back what the call has taken, or leave that to its worker if its function still runs. In the loop."""

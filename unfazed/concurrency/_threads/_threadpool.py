@@ -34,7 +34,7 @@ async def run_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        A function that has not started never starts. If it runs, the async code that it waits for (in
+        A function that has not begun never begins. If it runs, the async code that it waits for (in
         `run_in_eventloop_sync` and the like) is cancelled too. Then this call waits for the function to end, because a
         thread cannot be cancelled, drops what it returned or raised, and raises the cancellation. The same holds for
         asyncio's own `task.cancel()`, however often. The slot is given back when the function has ended.
@@ -65,7 +65,7 @@ def run_in_threadpool_sync(func: Callable[P, T], /, *args: P.args, **kwargs: P.k
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not started never starts,
+        Interrupted by Ctrl-C (or whatever a signal handler raises): a function that has not begun never begins,
         one that runs is waited for, and then the exception is raised. A second Ctrl-C stops waiting.
 
     Returns:
@@ -96,9 +96,9 @@ def start_in_threadpool(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         func: A sync function. Its positional and keyword arguments follow, whatever their names.
 
     Cancellation:
-        Nothing here waits. `handle.cancel()` keeps a function that has not started from starting; one that runs goes
-        on, unless `in_threadpool(func, abandon_on_cancel=True).start(...)` has started it. Whoever waits for the handle
-        and is cancelled stops waiting; the call goes on. At exit the call ends as all calls of that loop do.
+        Nothing here waits. After `handle.cancel()`, a function that has not begun never begins; one that runs goes on,
+        unless `in_threadpool(func, abandon_on_cancel=True).start(...)` has started it. Whoever waits for the handle and
+        is cancelled stops waiting; the call goes on. At exit, a function that runs is waited for, 3 seconds at most.
 
     Returns:
         A `Handle`: a `concurrent.futures.Future` that can also be awaited.

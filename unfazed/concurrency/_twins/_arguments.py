@@ -31,7 +31,7 @@ _NO_DEFAULT = object()
 _defaults: WeakKeyDictionary[Any, Mapping[str, object]] = WeakKeyDictionary()  # keys: function, parameter name
 
 
-def turned_call(
+def converted_call(
     func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any], site: Callable[[], Site]
 ) -> Callable[[], Any]:
     """Return the call of *func*, with its arguments converted. *site* converts what its callbacks get."""

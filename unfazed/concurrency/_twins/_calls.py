@@ -22,7 +22,7 @@ from .._eventloops._background import _run_in_time
 from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
-from ._arguments import turned_call, without_defaults
+from ._arguments import converted_call, without_defaults
 from ._family import Site
 from ._members import is_maker
 from ._values import LEAVES, to_async, to_sync
@@ -58,7 +58,7 @@ def call_maker(twin: TwinBase, name: str, /, *args: object, **kwargs: object) ->
 def call_operator(twin: TwinBase, name: str, /, *args: object) -> Any:
     """Call an operator, in the calling thread."""
     target = twin._unfazed_state.target
-    return turned(twin, getattr(target, name)(*map(to_async, args)))
+    return converted(twin, getattr(target, name)(*map(to_async, args)))
 
 
 def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def run(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...], kwar
     if loop._closed is not None:
         raise _ended(twin, loop)
     site = partial(Site, twin._unfazed_family, loop)
-    work = partial(_settle, turned_call(func, args, kwargs, site), twin, loop)
+    work = partial(_call_and_convert, converted_call(func, args, kwargs, site), twin, loop)
     if timeout is not None:
         work = partial(_run_in_time, Timeout(timeout, name_of(func)), work)
     return call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True)
@@ -84,7 +84,7 @@ def run_direct(twin: TwinBase, func: Callable[..., Any], args: tuple[object, ...
     """Call *func*, which only makes an async generator or context manager, in the calling thread."""
     loop = belong(twin, func)
     site = Site(twin._unfazed_family, loop, twin._unfazed_timeout)
-    return to_sync(turned_call(func, args, kwargs, lambda: site)(), site)
+    return to_sync(converted_call(func, args, kwargs, lambda: site)(), site)
 
 
 def original(twin: TwinBase, /) -> Any:
@@ -136,7 +136,7 @@ class _Made(NamedTuple):
 
 def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, Any]) -> _Made:
     loop = _event_loop(family, func)
-    work = partial(_settle_for_class, turned_call(func, args, kwargs, partial(Site, family, loop)), family)
+    work = partial(_call_and_await, converted_call(func, args, kwargs, partial(Site, family, loop)), family)
     return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
 
 
@@ -147,7 +147,7 @@ def is_method(value: object, target: object) -> bool:
 
 def get_attribute(twin: TwinBase, name: str, /) -> Any:
     """Read an attribute or a property. Await its value if that is an awaitable."""
-    return turned(twin, getattr(twin._unfazed_state.target, name))
+    return converted(twin, getattr(twin._unfazed_state.target, name))
 
 
 def set_attribute(twin: TwinBase, name: str, value: object, /) -> None:
@@ -160,7 +160,7 @@ def delete_attribute(twin: TwinBase, name: str, /) -> None:
     delattr(twin._unfazed_state.target, name)
 
 
-def turned(twin: TwinBase, value: Any) -> Any:
+def converted(twin: TwinBase, value: Any) -> Any:
     """Convert a value that the async object gave in the calling thread. Await it if it is an awaitable."""
     if type(value) in LEAVES:
         return value
@@ -186,7 +186,7 @@ def _ended(twin: TwinBase, loop: EventLoopThread) -> LoopEndedError:
     return LoopEndedError(f"this {type(twin).__name__} belongs to an event loop that has ended ({loop._closed})")
 
 
-async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread) -> Any:
+async def _call_and_convert(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread) -> Any:
     """Call a method, await its result and convert it: on the loop, so nothing else changes the result meanwhile."""
     value = work()
     family = twin._unfazed_family
@@ -196,7 +196,7 @@ async def _settle(work: Callable[[], Any], twin: TwinBase, loop: EventLoopThread
     return value if type(value) in LEAVES else to_sync(value, Site(family, loop, twin._unfazed_timeout))
 
 
-async def _settle_for_class(work: Callable[[], Any], family: Family) -> Any:
+async def _call_and_await(work: Callable[[], Any], family: Family) -> Any:
     """Call an async class, or a classmethod or staticmethod, and await its result."""
     value = work()
     while _is_to_be_awaited(value, family):
@@ -222,7 +222,7 @@ def enter(twin: TwinBase, /) -> Any:
     except BaseException:
         _forget(state, get_ident(), manager)
         raise
-    return twin if value is state.target else turned(twin, value)
+    return twin if value is state.target else converted(twin, value)
 
 
 def leave(

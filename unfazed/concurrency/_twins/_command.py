@@ -36,8 +36,8 @@ DIFF_LINES = 60  # how much of a difference to show; arbitrary, about a page
 _DESCRIPTION = """Write the sync twins of async classes as a module that type checkers, editors and readers see.
 
 Each class is named as `package.module:AsyncClient`, or `package.module:AsyncClient=Client` to give the twin a name;
-without that it has the same without Async, or with Sync. Classes that refer to each other are named together. The file
-is formatted by ruff, as the project that it is in says; it has the same bytes each time, and is written in one step."""
+otherwise it has the class's name without Async, or with Sync in front. Classes that refer to each other are named
+together. ruff formats the file as its project says. It has the same bytes each time, and is written in one step."""
 
 
 class _UsageError(Exception):
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         "classes", nargs="+", metavar="MODULE:CLASS", help="an async class, and where to import it from"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the module to write")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is another one")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is not up to date")
     given = parser.parse_args(arguments)
     sys.path.insert(0, str(Path.cwd()))
     try:

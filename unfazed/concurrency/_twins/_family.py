@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .._eventloops._loopthread import EventLoopThread
 
-    Turn = Callable[["Site", Any], Any]
+    Convert = Callable[["Site", Any], Any]
 
 TwinT = TypeVar("TwinT", bound=TwinBase)
 
@@ -51,7 +51,7 @@ class Family:
         self._objects: WeakValueDictionary[int, TwinBase] = WeakValueDictionary()  # keys: `id` of the async object
         # How to convert the objects of each class; `None` if they stay as they are. Weak, because a program may make
         # classes at run time.
-        self.turns: WeakKeyDictionary[type, Turn | None] = WeakKeyDictionary()
+        self.converters: WeakKeyDictionary[type, Convert | None] = WeakKeyDictionary()
 
     def event_loop(self) -> EventLoopThread:
         """Return the loop where calls run. Start it if it was never started."""
@@ -64,7 +64,7 @@ class Family:
     def add(self, cls: type, twin: type[Any]) -> type[Any]:
         """Make *twin* the twin class of *cls*, unless it has one already. Return the twin class that it has now."""
         added = self._twins.setdefault(cls, twin)
-        self.turns.clear()  # they were looked up without the new twin
+        self.converters.clear()  # they were looked up without the new twin
         return added
 
     def exact_twin_of(self, cls: type) -> type[Any] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core._checks import require_timeout
 from .._core._errors import WrongFunctionError
-from ._calls import call, is_method, make, turned
+from ._calls import call, converted, is_method, make
 from ._family import Family
 from ._members import COPIED
 from ._state import TwinBase, set_state
@@ -110,7 +110,7 @@ class SyncTwin(TwinBase):
             value = getattr(self._unfazed_state.target, name)
             if is_method(value, self._unfazed_state.target):
                 return lambda *args, **kwargs: call(self, name, *args, **kwargs)
-            return turned(self, value)
+            return converted(self, value)
 
         def __setattr__(self, name: str, value: object) -> None:
             if name.startswith("_") or hasattr(getattr(type(self), name, None), "__set__"):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from ._family import Family, Site, Turn
+    from ._family import Convert, Family, Site
 
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
 CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
@@ -67,36 +67,36 @@ def to_sync(value: Any, site: Site, depth: int = 0) -> Any:
         return value
     if _is_container(kind):
         return _rebuilt(value, lambda item, depth: to_sync(item, site, depth), depth)
-    turns = site.family.turns
+    converters = site.family.converters
     try:
-        turn = turns[kind]
+        convert = converters[kind]
     except KeyError:
-        turn = turns[kind] = _turn_for(kind, site.family)
-    return value if turn is None else turn(site, value)
+        convert = converters[kind] = _converter_for(kind, site.family)
+    return value if convert is None else convert(site, value)
 
 
-def _turn_for(kind: type[Any], family: Family) -> Turn | None:
+def _converter_for(kind: type[Any], family: Family) -> Convert | None:
     """Return how to convert the objects of a class that is neither in `LEAVES` nor a container."""
     twin = family.nearest_twin_of(kind)
     if twin is not None:
-        return partial(_turn_into, twin)
+        return partial(_convert_to, twin)
     if issubclass(kind, type):
-        return _turn_class
+        return _convert_class
     if issubclass(kind, AsyncGeneratorType):
         return _iterate
     if issubclass(kind, _GENERATED):
         return ManagerTwin
     if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
         with suppress(WrongFunctionError):  # it cannot have a twin
-            return partial(_turn_into, _family.make_twin(kind, family))
+            return partial(_convert_to, _family.make_twin(kind, family))
     return None
 
 
-def _turn_into(twin: type[TwinBase], site: Site, value: Any) -> TwinBase:
+def _convert_to(twin: type[TwinBase], site: Site, value: Any) -> TwinBase:
     return site.family.twin_of(value, twin, site.loop)
 
 
-def _turn_class(site: Site, value: type) -> type:
+def _convert_class(site: Site, value: type) -> type:
     return site.family.exact_twin_of(value) or value
 
 
@@ -104,19 +104,19 @@ def _is_container(kind: type[Any]) -> bool:
     return kind in CONTAINERS or (kind.__base__ is tuple and hasattr(kind, "_make"))
 
 
-def _rebuilt(value: Any, turn: Callable[[Any, int], Any], depth: int) -> Any:
+def _rebuilt(value: Any, convert: Callable[[Any, int], Any], depth: int) -> Any:
     """Return a copy of the container *value* with its items converted, or *value* itself if nothing changes."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]  a container of anything
     parts: list[Iterable[Any]] = [value, value.values()] if kind is dict else [value]
     if depth == MAX_DEPTH or all(LEAVES.issuperset(map(type, part)) for part in parts):  # the common case
         return value
-    turned = [[turn(item, depth + 1) for item in part] for part in parts]
-    if all(map(operator.is_, chain.from_iterable(parts), chain.from_iterable(turned))):
+    converted = [[convert(item, depth + 1) for item in part] for part in parts]
+    if all(map(operator.is_, chain.from_iterable(parts), chain.from_iterable(converted))):
         return value
     if kind is dict:
-        return dict(zip(*turned, strict=True))
+        return dict(zip(*converted, strict=True))
     make: Callable[[Iterable[Any]], Any] = kind if kind in CONTAINERS else value._make
-    return make(turned[0])
+    return make(converted[0])
 
 
 @asynccontextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
+from .._core._checks import explain
 from .._core._futures import Start
-from ._handle import explained, start_call
+from ._handle import start_call
 from ._loopchecks import close_unless_begun, require_its_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .._core._futures import OneShotFuture
     from ._handle import Handle, Join
     from ._loopthread import EventLoopThread
 
@@ -63,3 +65,16 @@ def start_work(
     except BaseException:
         close_unless_begun(work)
         raise
+
+
+def explained(helper: str, func: object, kwargs: dict[str, Any]) -> Callable[[OneShotFuture[Any]], Any]:
+    """Return what reads the future of a call of *func*, and explains a `TypeError` in it."""
+
+    def read(future: OneShotFuture[Any]) -> Any:
+        try:
+            return future.read()
+        except TypeError as exc:
+            explain(exc, helper, func, kwargs)
+            raise
+
+    return read
