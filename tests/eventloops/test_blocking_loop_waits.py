@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ import pytest
 from conftest import GRACE_SECONDS, captured, captured_async, in_plain_thread, wait_until
 
 from unfazed.concurrency import (
+    CallGroup,
     EventLoopThread,
+    Handle,
     LoopThreadError,
     allow_blocking_loop,
     contextmanager_in_eventloop_sync,
@@ -32,6 +35,9 @@ from unfazed.concurrency._core import _blockedloops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 Backend = tuple[str, dict[str, Any]]
 
@@ -320,3 +326,36 @@ def test_what_the_loop_waits_for_may_use_other_loops(loop_a: EventLoopThread, lo
         return [await loop_b.run(double, number) for number in range(3)]
 
     assert loop_a.run_sync(blocking, partial(run_in_eventloop_sync, in_background)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("way", ["a handle", "a group"])
+def test_a_started_call_that_waits_for_the_loop_already_is_not_waited_for(background: Backend, way: str) -> None:
+    """1: it is started. 2: it makes a call in the loop. 3: the loop would be blocked until it has ended."""
+    backend, options = background
+
+    async def inside(owner: EventLoopThread, other: EventLoopThread) -> int:
+        handles: list[Handle[int]] = []
+
+        def start() -> Handle[int]:
+            handles.append(other.start(owner.run, double, 1))
+            wait_until(lambda: is_needed(handles[0]), "it makes no call")
+            return handles[0]
+
+        def wait_in_a_group() -> None:
+            with CallGroup() as group:
+                group.add(start())
+
+        wait = wait_in_a_group if way == "a group" else lambda: start().result()
+        with allow_blocking_loop(), pytest.raises((LoopThreadError, ExceptionGroup)) as caught:
+            wait()
+        error = caught.value.exceptions[0] if isinstance(caught.value, ExceptionGroup) else caught.value
+        assert "it needs the event loop" in str(error)
+        return await handles[0]
+
+    def is_needed(handle: Any) -> bool:
+        native = owner._require_running().native
+        needs = handle._blocks_later._needs.copy().items()
+        return any(loop is native and call.loop is not None for call, loop in needs)  # it was not refused
+
+    with EventLoopThread(backend, options) as owner, EventLoopThread(backend, options) as other:
+        assert owner.run_sync(inside, owner, other) == 2

@@ -259,8 +259,9 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        if _blockedloops.blocked_loops:
-            _blockedloops.refuse_if_blocked(loop.native, call, context.get(_blockedloops.current_blocked_loop))
+        blocked_loop = context.get(_blockedloops.current_blocked_loop)
+        if blocked_loop is not None:
+            _blockedloops.refuse_if_blocked(loop.native, call, blocked_loop)
         # Before the rest: if Ctrl-C comes in between, `cancel` needs the loop to give the call up.
         call.set_loop(loop)
         call.on_end = self._forget

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import RunFinishedError, from_thread
 
-from .._core import _blockedloops, _limits, _slots
-from .._core._blockedloops import BlockedLoop, current_blocked_loop
+from .._core import _limits, _slots
+from .._core._blockedloops import BlockedLoop, current_blocked_loop, refuse_if_blocked
 from .._core._calls import totals
 from .._core._checks import name_of
 from .._core._errors import LoopEndedError, LoopStateError, LoopThreadError
@@ -161,8 +161,9 @@ def call_from_sync(
     worker = thread.worker
     try:
         if worker is not None:
-            if _blockedloops.blocked_loops and blocks is None and not always:
-                _blockedloops.refuse_if_blocked(worker.own_loop().native, call, current_blocked_loop.get())
+            blocked_loop = current_blocked_loop.get()
+            if blocked_loop is not None and blocks is None and not always:
+                refuse_if_blocked(worker.own_loop().native, call, blocked_loop)
             outer = worker.enter(call)
             try:
                 if worker.called_back_in_the_task and blocks is None:

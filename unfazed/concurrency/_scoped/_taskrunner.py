@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from anyio import Event, get_cancelled_exc_class
 
 from .._core import _limits
-from .._core._blockedloops import blocked_loops, current_blocked_loop, refuse_if_blocked
+from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._futures import OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
@@ -86,7 +86,7 @@ class TaskRunner(TaskCall[None]):
         if self._process != os.getpid() or self.loop is None:  # not started, because that was interrupted
             raise ended_error()
         blocked_loop = context.get(current_blocked_loop)
-        if blocked_loops:
+        if blocked_loop is not None:
             refuse_if_blocked(self.loop.native, call, blocked_loop)
         call.set_loop(self.loop)
         self.loop.post(self._take, call, context.run(_limits.current_slot.get), blocked_loop)

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from anyio import Event, to_thread
 
-from .._core import _blockedloops
+from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._lifetime import in_forked_child
@@ -62,8 +62,9 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
     owner = running_background()
     loop = None if owner is None else loop_of(owner)
     if owner is not None and loop is not None and thread_call.may_bypass(loop):
-        if _blockedloops.blocked_loops:
-            _blockedloops.refuse_if_blocked(loop.native, call, context.get(_blockedloops.current_blocked_loop))
+        blocked_loop = context.get(current_blocked_loop)
+        if blocked_loop is not None:
+            refuse_if_blocked(loop.native, call, blocked_loop)
         thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
             direct_call = _DirectCall(thread_call, call, context)
