@@ -61,7 +61,8 @@ async def process_call_begins(limiter: anyio.CapacityLimiter) -> None:
 
     def begins() -> bool:
         limit = _limits.limits.get(id(limiter))
-        return limit is not None and any(slot.call is not None and slot.call.began for slot in limit.holders.copy())
+        calls = [] if limit is None else [slot.call for slot in limit.holders.copy()]
+        return any(call is not None and call.place == "processpool" and call.began for call in calls)
 
     with anyio.fail_after(GRACE_SECONDS):
         while not begins():
