@@ -47,11 +47,11 @@ settings = _Settings()
 def allow_blocking_loop() -> Generator[None, None, None]:
     """Let sync calls wait on this thread though an event loop runs in it.
 
-    Within the `with` block, sync calls of this package (`run_in_..._sync`, `.sync`, iterators, context managers,
-    `EventLoopThread.run_sync`, sync twins) do not raise `LoopThreadError`. They run on the background event loop, or in
-    the `EventLoopThread` that they name. The loop of this thread is blocked until they end: none of its tasks goes
-    on. It is for code that cannot be made async: a plugin that a framework calls from its loop, for one. Where you can,
-    `await` instead.
+    Within the `with` block, sync calls of this package (`run_in_..._sync`, `.sync`, maps, iterators, context managers,
+    `CallGroup`, `handle.result()`, `EventLoopThread.run_sync`, sync twins) do not raise `LoopThreadError`. They run on
+    the background event loop, or in the `EventLoopThread` that they name. The loop of this thread is blocked until they
+    end: none of its tasks goes on. It is for code that cannot be made async: a plugin that a framework calls from its
+    loop, for one. Where you can, `await` instead.
 
     It holds for the event loop of this thread, in this context: the current task, and the tasks that the block
     starts, until the block ends. Other tasks do not have it. Entered where no loop runs, it holds for loops that the
@@ -65,7 +65,8 @@ def allow_blocking_loop() -> Generator[None, None, None]:
 
     Raises:
         LoopThreadError: From a call that is part of what the loop waits for, and needs that loop itself: to run an
-            async function there, or because its tasks hold the slots that it waits for. It would never end.
+            async function there, or because its tasks hold the slots that it waits for. It would never end. For the
+            same reason, from what would block the loop until a started call has ended that waits for it already.
 
     Example:
         `with allow_blocking_loop(): page = run_in_eventloop_sync(fetch, url)`

@@ -292,9 +292,9 @@ class Handle(Future[T]):
 
     def _begin(self, running: _Running, submit: Submit, join: Join | None) -> None:
         """Have *submit* start the call, unless the group that it joins is cancelled."""
-        self._running = running
-        user_call = running.user_call()
         try:
+            self._running = running
+            user_call = running.user_call()
             user_call.waiter = HANDLE
             user_call.introduce()
             if join is not None:
