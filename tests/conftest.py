@@ -27,6 +27,7 @@ from processes import children_of
 import unfazed.concurrency
 from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._eventloops import _background
+from unfazed.concurrency._executors._call import calls_in_executors
 from unfazed.concurrency._processes import _pool
 from unfazed.concurrency._threads import _standby
 
@@ -383,6 +384,7 @@ def leave_nothing_behind() -> Iterator[None]:
     # an abandoned thread of trio's gives its slot back shortly after its function has ended
     wait_until_none(lambda: [limit for limit in list(_limits.limits.values()) if limit.occupied or limit.running])
     wait_until_none(lambda: _slots._watched)
+    wait_until_none(calls_in_executors)
     assert_no_gil()
     if not PYPY or next(_tests) % COLLECT_EVERY == 0:
         gc.collect()  # warnings of finalizers come here

@@ -32,6 +32,7 @@ from unfazed.concurrency import (
     start_in_threadpool,
 )
 from unfazed.concurrency._core import _limits
+from unfazed.concurrency._core._calls import HANDLE
 from unfazed.concurrency._core._futures import OneShotFuture, Start
 from unfazed.concurrency._eventloops import _handle
 from unfazed.concurrency._eventloops._started import LoopCall
@@ -478,7 +479,7 @@ def test_what_was_prevented_is_not_submitted_to_its_executor() -> None:
     """1: the loop begins the call. 2: its handle prevents it. 3: the loop is about to submit it."""
     with ThreadPoolExecutor(1) as executor:
         call = ExecutorCall("start_in_executor", executor, never, (), {})
-        call._start = Start()
+        call._start, call.waiter = Start(), HANDLE
         assert call.prevent_start()
         assert not run_in_eventloop_sync(call.run).done
         assert call.is_prevented()
