@@ -365,3 +365,29 @@ def test_an_end_that_was_not_noted_is_noted_again(monkeypatch: pytest.MonkeyPatc
         threading.Timer(0.05, gate.opened.set).start()
 
     assert handle.result(0) is None
+
+
+@pytest.mark.parametrize("where", ["in its body", "at its end"])
+def test_a_group_whose_loop_has_gone_cancels_its_calls(where: str) -> None:
+    """The loop is closed in the midst of it, as by a program that stops it. Its coroutine is closed later."""
+    handles: list[Handle[None]] = []
+
+    async def use() -> None:
+        async with CallGroup() as group:
+            handles.append(group.start_in_eventloop(anyio.sleep, 1000))
+            if where == "in its body":
+                await asyncio.sleep(1000)
+
+    async def begin() -> None:
+        begun.append(asyncio.ensure_future(use()))
+        while not (handles and handles[0].running()):
+            await asyncio.sleep(0.001)
+
+    begun: list[Any] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    begun[0]._log_destroy_pending = False
+    begun[0].get_coro().close()
+
+    wait_until(handles[0].cancelled, "its call goes on")

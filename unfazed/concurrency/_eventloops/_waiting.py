@@ -120,9 +120,12 @@ def _next_check(deadline: float) -> float:
 async def wait_and_check(event: Event, check: Callable[[], object]) -> None:
     """Wait for *event*, and call *check* every `CHECK_SECONDS`."""
     while not event.is_set():
-        with move_on_after(CHECK_SECONDS):
-            await event.wait()
-            return
+        try:
+            with move_on_after(CHECK_SECONDS):
+                await event.wait()
+                return
+        except RuntimeError as exc:  # anyio's: if the loop is gone, we are being closed, and it cannot leave the scope
+            raise GeneratorExit() if running_loop() is None else exc from None
         check()
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 
-from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio import CancelScope, Event
 
 from .._core._blockedloops import current_blocked_loop
 from .._core._checks import visible_names
@@ -29,7 +29,7 @@ from .._eventloops._background import start_on_background, submit_to_background
 from .._eventloops._handle import Handle
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import Interrupts, call_from_sync, refuse_in_loop, say_that_we_wait
-from .._eventloops._waiting import set_from_anywhere, wait_for_end
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_for_end
 
 if sys.version_info < (3, 11):  # pragma: no cover  coverage is measured on a newer Python
     from exceptiongroup import BaseExceptionGroup  # which anyio needs there
@@ -206,7 +206,7 @@ class CallGroup:
     async def _wait_for_all(self, cancellation: BaseException | None = None) -> None:
         """Wait for all calls. If we are cancelled, or were, cancel them and wait on, and raise the cancellation."""
         try:
-            while not self._close():
+            while not (isinstance(cancellation, GeneratorExit) or self._close()):
                 try:
                     await self._wait(cancellation)
                 except GeneratorExit:  # the loop is gone
@@ -314,14 +314,18 @@ class CallGroup:
             with ExitStack() as stack:
                 stack.push(self._scope)
                 stack.callback(setattr, self, "_scope", None)  # after it: until then, `__aexit__` leaves the scope
-                if isinstance(exc, get_cancelled_exc_class()):
+                if isinstance(exc, (GeneratorExit, *cancelled_classes())):
                     cancellation = exc
                 elif exc is not None:
                     error = self._of_the_body(exc)
                 if error is not None or cancellation is not None:
                     self._cancel_all()
-                await self._wait_for_all(cancellation)
-        except get_cancelled_exc_class():  # from outside; as in anyio's task groups, an error takes precedence
+                try:
+                    await self._wait_for_all(cancellation)
+                except GeneratorExit:  # the loop is gone, and so is the scope
+                    stack.pop_all()
+                    raise
+        except cancelled_classes():  # from outside; as in anyio's task groups, an error takes precedence
             if error is None and not self._errors:
                 raise
         try:
