@@ -25,7 +25,8 @@ from unfazed.concurrency import (
     run_in_threadpool_sync,
 )
 from unfazed.concurrency._eventloops import _background, _loops, _synccalls
-from unfazed.concurrency._threads._threadcall import ThreadCall
+from unfazed.concurrency._threads import _threadcall
+from unfazed.concurrency._threads._threadcall import ThreadCall, ThreadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -383,3 +384,52 @@ async def test_a_signal_handler_that_raises_while_a_call_is_cancelled_leaves_the
     assert await in_threadpool(int, limiter=limiter)() == 0
     wait_until(lambda: count_abandoned_threads() == 0, "its thread ends")
     assert "All slots of a limiter belong to abandoned threads" in caplog.text
+
+
+class LateSet(set[Any]):
+    """Calls *before_add* before it adds something."""
+
+    def __init__(self, before_add: Callable[[], object]) -> None:
+        super().__init__()
+        self._before_add = before_add
+
+    def add(self, each: Any) -> None:
+        self._before_add()
+        super().add(each)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when", ["before it is claimed", "before it is noted", "afterwards"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_function_that_ends_while_it_is_abandoned_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, when: str, anyio_backend: str
+) -> None:
+    """1: the call is to be abandoned. 2: its function ends. 3: the loop goes on with that."""
+    blocking, limiter = Blocking(), anyio.CapacityLimiter(1)
+    call = ThreadCall("in_threadpool", blocking, (), {}, ThreadOptions(limiter, abandon_on_cancel=True))
+
+    def let_it_end() -> None:
+        blocking.may_end.set()
+        wait_until(lambda: call.slot is not None and call.slot.ended, "it does not end")
+
+    abandon = ThreadCall._abandon
+
+    def abandon_and_let_it_end(self: ThreadCall[Any], slot: Any) -> None:
+        abandon(self, slot)
+        let_it_end()
+
+    if when == "before it is claimed":
+        monkeypatch.setattr(ThreadCall, "_claim", once_before(once_before(ThreadCall._claim, let_it_end), raise_alarm))
+    elif when == "before it is noted":
+        monkeypatch.setattr(_threadcall, "_abandoned", LateSet(let_it_end))
+    else:
+        monkeypatch.setattr(ThreadCall, "_abandon", abandon_and_let_it_end)
+
+    task = asyncio.ensure_future(call.run())
+    await blocking.wait_until_started()
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, Alarm)):
+        await task
+
+    assert not count_abandoned_threads()
+    assert await in_threadpool(int, limiter=limiter)() == 0
