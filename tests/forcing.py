@@ -25,3 +25,14 @@ def raising(error: BaseException) -> Callable[[], object]:
         raise error
 
     return do
+
+
+class ModuleWith:
+    """A module, with some attributes of its own: for one importer of it."""
+
+    def __init__(self, module: Any, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

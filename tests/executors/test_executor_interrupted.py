@@ -10,7 +10,7 @@ from conftest import GRACE_SECONDS
 from forcing import once_before
 from interrupting import Alarm, raise_alarm
 
-from unfazed.concurrency import in_executor, run_in_executor_sync
+from unfazed.concurrency import in_executor, run_in_executor, run_in_executor_sync
 from unfazed.concurrency._executors import _call
 
 
@@ -80,3 +80,14 @@ def test_a_call_whose_end_is_interrupted_is_not_counted_as_running(monkeypatch: 
         run_in_executor_sync(executor, int)
 
     assert not _call.calls_in_executors()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_was_kept_from_leaving_the_list_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_call.ExecutorCall, "leave", lambda _: None)
+    with ThreadPoolExecutor(1) as executor:
+        assert await run_in_executor(executor, int, "5") == 5
+    assert _call._live
+
+    assert not _call.calls_in_executors()
+    assert not _call._live

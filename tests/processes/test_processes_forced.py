@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.spawn
+import os
 import pickle
 import signal
 from functools import partial
@@ -13,7 +14,7 @@ import misbehaving_functions as misbehaving
 import process_functions as functions
 import pytest
 from conftest import GRACE_SECONDS, captured, captured_async, wait_until
-from forcing import once_before, raising
+from forcing import ModuleWith, once_before, raising
 from interrupting import Alarm, raise_alarm
 from running import run_program, write
 
@@ -277,3 +278,24 @@ def test_of_two_threads_for_the_pool_the_second_ends_at_once() -> None:
 
     assert pool._thread == thread
     assert run_in_processpool_sync(int, "2") == 2
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one after the other"])
+def test_a_worker_is_ready_however_its_first_messages_come(
+    background: Backend, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """It says hello, imports the main module, and says that it is ready."""
+
+    def read(pipe: int, size: int) -> bytes:
+        data = os.read(pipe, 1 if not at_once and channel.HELLO not in seen else size)
+        seen.extend(data)
+        while at_once and seen.endswith(channel.HELLO):
+            data += os.read(pipe, size)
+            seen.extend(data)
+        return data
+
+    seen = bytearray()
+    monkeypatch.setattr(_child, "os", ModuleWith(os, read=read))
+
+    assert run_in_processpool_sync(int, "5") == 5
+    assert channel.HELLO in seen

@@ -258,3 +258,21 @@ def test_a_task_that_is_cancelled_before_it_has_begun_refuses_its_calls() -> Non
 @pytest.mark.anyio
 async def test_a_runner_that_was_never_started_can_be_left() -> None:
     _taskrunner.TaskRunner(no_last_step).leave()
+
+
+@pytest.mark.anyio
+async def test_a_call_that_begins_while_the_loop_ends_is_told_why() -> None:
+    """1: the end of the loop gives its reason, from another thread. 2: a call begins. 3: the runner is cancelled."""
+    runner = _taskrunner.TaskRunner(no_last_step)
+    await runner.start()
+    await until(lambda: runner._wake is not None)
+    reason = LoopEndedError("the loop is ending")
+    call, done = call_of(anyio.lowlevel.checkpoint)
+
+    runner._reason = reason
+    runner.take(call, contextvars.copy_context())
+    await wait_for_event(done)
+
+    assert call._reason is reason
+    runner.leave()
+    await until(lambda: runner.over)
