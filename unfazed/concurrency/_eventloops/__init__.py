@@ -12,6 +12,7 @@
     _waiting.py       how async code waits, despite cancellation
     _timeouts.py      how long one call may take
     _limiters.py      the limiters that we give to anyio, and those that anyio has
+    _unseenerrors.py  errors of started calls that nobody has asked for
     _loops.py         running loops as other threads see them: all that differs between asyncio and trio
 
 Nothing here runs functions of the caller's in threads, processes or executors. A file imports from those below it.

@@ -25,7 +25,6 @@ Safety Guarantees"). In a forked child, the handles of the parent that were not 
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import os
 import threading
 import time
@@ -44,6 +43,7 @@ from .._core._taskcall import TaskCall
 from ._loops import current_loop
 from ._synccalls import belongs_to_loop, block, blocked_later, call_from_sync, refuse_in_loop
 from ._timeouts import CHECK_SECONDS
+from ._unseenerrors import log_unseen, note_unseen
 from ._waiting import cancelled_classes, is_only, set_from_anywhere
 from ._workers import lending
 
@@ -218,13 +218,12 @@ class Handle(Future[T]):
         raise not_copied(self)
 
     def __del__(self) -> None:
-        error = self._unseen
-        if error is not None and logging:  # at exit, CPython 3.13 without a GIL has taken our imports away by now
-            logging.getLogger("unfazed.concurrency").error(
-                "%s() was started, and nobody has asked for the error that it raised",
-                self._name,
-                exc_info=(type(error), error, error.__traceback__),
-            )
+        self._log_unseen()
+
+    def _log_unseen(self) -> None:
+        error, self._unseen = self._unseen, None
+        if error is not None:
+            log_unseen(self._name, error)
 
     def _get_snapshot(self) -> Any:  # pragma: no cover  coverage is measured on an older Python
         """Do what `exception` does for `asyncio.wrap_future`, which asks in this way since Python 3.15."""
@@ -352,7 +351,9 @@ class Handle(Future[T]):
             if going_on and error is None:
                 self.set_result(value)
             elif going_on:
-                self._unseen = None if isinstance(error, LoopEndedError) else error
+                if not isinstance(error, LoopEndedError):
+                    self._unseen = error
+                    note_unseen(self)
                 self.set_exception(error)
         _wake_all(self)  # again: a signal handler may have interrupted `cancel`
 

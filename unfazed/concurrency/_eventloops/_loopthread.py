@@ -38,6 +38,7 @@ from ._loopchecks import async_work, close_unless_begun, require_backend, requir
 from ._loops import current_loop
 from ._started import start_work
 from ._synccalls import Interrupts, call_from_sync
+from ._unseenerrors import log_all_unseen
 from ._waiting import call_in
 from ._workers import thread
 
@@ -381,6 +382,7 @@ def _end_all_loops() -> None:
         loop_thread._ask_to_stop("the interpreter is exiting, and the event loop has ended")
     for loop_thread in ending:
         loop_thread.stop(max(0.0, deadline - time.monotonic()))
+    log_all_unseen()
 
 
 def _reset_after_fork() -> None:
