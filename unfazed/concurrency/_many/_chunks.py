@@ -31,7 +31,7 @@ CALL_SECONDS: Final = 0.1  # a call itself takes about a thousandth of that; oth
 MOST_SECONDS: Final = 2 * CALL_SECONDS
 LEAST_SECONDS: Final = 0.001  # about five times as much as a call itself takes; otherwise arbitrary
 CALL_BYTES: Final = OFF_LOOP_BYTES  # up to this size the event loop itself makes and reads pickles
-GROWTH: Final = 64  # arbitrary
+GROWTH: Final = 1024  # one round less than with 64; otherwise arbitrary
 
 
 class ProcessCalls:
