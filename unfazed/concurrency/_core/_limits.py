@@ -134,9 +134,8 @@ class Slot(Ancestor):
 
     def blocked_chain(self) -> list[BlockedLoop]:
         """Return the loops that are blocked until its caller goes on."""
-        return (
-            [] if self.blocked_loop is None else [each for each in self.blocked_loop.chain() if each in blocked_loops]
-        )
+        chain = () if self.blocked_loop is None else self.blocked_loop.chain()
+        return [each for each in chain if each in blocked_loops]
 
     def same_limit_ancestors(self) -> Iterator[Slot]:
         """Iterate over the ancestors that hold a slot of the same limiter, nearest first."""

@@ -104,7 +104,8 @@ class Handle(Future[T]):
 
     All methods can be called from any thread. Callbacks (`add_done_callback`) run in the thread in which the call ends,
     so they must not block. If the call raises and nobody ever asks for that, the error is logged when the handle goes
-    away (logger "unfazed.concurrency"). In a forked child, a handle of the parent that was not done has no result.
+    away, or at exit (logger "unfazed.concurrency"). In a forked child, a handle of the parent that was not done has no
+    result.
 
     Example:
         `handle = start_in_threadpool(read, path)`, then `handle.result()` or `await handle`
