@@ -140,11 +140,30 @@ def is_interruptible(frame: FrameType) -> bool:
     name = dis.opname[code[at]]
     if frame.f_code.co_name in ("__del__", "__aexit__") and (at == 0 or name == "RESUME"):
         return False
+    if at == 2 and dis.opname[code[0]] == "GEN_START":  # 3.10, where nothing is checked between these two
+        return False
     if name in UNINTERRUPTIBLE or (name == "RESUME" and code[at + 1] & 3 >= 2):  # after an `await`
         return False
     if at in ends_of_blocks(frame.f_code):
         return False
+    if sys.version_info[:2] == (3, 11) and not is_checked(frame.f_code, at):
+        return False
     return sys.version_info < (3, 11) or any(dis.opname[opcode] == "RESUME" for opcode in code[: at + 2 : 2])
+
+
+@functools.cache
+def is_checked(code: CodeType, at: int) -> bool:
+    """Return whether Python 3.11 looks for signals just before the bytecode *at*, or in it.
+
+    It does so after calls and in jumps back. What raises at others while bytecodes are traced takes one reference too
+    many from some object of Python 3.11, which then crashes now and then.
+    """
+    names = [dis.opname[opcode] for opcode in code.co_code[: at + 2 : 2]]
+    if names.pop().startswith(("JUMP_BACKWARD", "POP_JUMP_BACKWARD")):
+        return True
+    while names and names[-1] == "CACHE":
+        names.pop()
+    return bool(names) and names[-1].startswith(("CALL", "RESUME"))
 
 
 @functools.cache

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -35,9 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 FOLDER = str(Path(unfazed.concurrency.__file__).parent)
-# About how many bytecodes of each operation are tried; arbitrary. What raises while bytecodes are traced can crash
-# Python 3.11 itself.
-STEPS = 5 if sys.version_info[:2] == (3, 11) else 15
+STEPS = 15  # about how many bytecodes of each operation are tried; arbitrary
 
 pytestmark = [
     *TRACES,
