@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import threading
@@ -431,3 +432,18 @@ def test_what_is_added_late_is_cancelled() -> None:
 async def test_who_waits_for_calls_that_have_just_ended_does_not_wait() -> None:
     with anyio.fail_after(GRACE_SECONDS):
         await CallGroup()._wait(None)
+
+
+def test_a_group_that_is_never_left_cancels_its_calls_when_it_goes_away() -> None:
+    """So it is if a signal handler raises in the first step of `__exit__`."""
+    group = CallGroup()
+    group.__enter__()
+    waiting = group.start_in_eventloop(anyio.sleep, 1000)
+    done = group.start_in_threadpool(int)
+    assert done.result(GRACE_SECONDS) == 0
+
+    del group
+    gc.collect()
+
+    with pytest.raises(CancelledError):
+        waiting.result(GRACE_SECONDS)

@@ -3,7 +3,8 @@
 Guarantees:
 
 - Nothing that was started in a group outlives it, except for threads that were abandoned as their options say, and
-  for what a second Ctrl-C leaves behind.
+  for what a second Ctrl-C leaves behind. A group that is never left, because a signal handler raised in the first step
+  of `__exit__`, cancels its calls when it goes away. So its members hold no reference to it.
 - Whoever starts a call in the group adds it to `_members` before it looks at `_failed` and `_over`. Whoever sets these
   looks at the members after that. So a call is either seen, or never begins.
 
@@ -19,6 +20,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
+from weakref import ref
 
 from anyio import CancelScope, Event
 
@@ -46,6 +48,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 INSTEAD = "async with CallGroup() as group:"
+
+
+def _note_end_in(group: ref[CallGroup], handle: Any) -> None:
+    there = group()
+    if there is not None:
+        there._note_end(handle)
 
 
 def _is_handle(value: object) -> bool:
@@ -151,7 +159,7 @@ class CallGroup:
             self._members.add(handle)
             if self._over:
                 raise LoopStateError("this CallGroup has been left, and starts no more calls")
-            handle.add_done_callback(self._note_end)
+            handle.add_done_callback(partial(_note_end_in, ref(self)))
         except BaseException:  # raised here, or by a signal handler
             self._members.discard(handle)
             raise
@@ -190,6 +198,10 @@ class CallGroup:
         """Cancel the body of async code, in its loop."""
         if self._scope is not None and not self._over:
             self._scope.cancel()
+
+    def __del__(self) -> None:
+        for handle in vars(self).get("_members", set[Any]()).copy():
+            handle._stop_later()
 
     def _enter(self) -> None:
         if self._entered:
