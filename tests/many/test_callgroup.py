@@ -441,6 +441,7 @@ def test_a_group_that_is_never_left_cancels_its_calls_when_it_goes_away() -> Non
     waiting = group.start_in_eventloop(anyio.sleep, 1000)
     done = group.start_in_threadpool(int)
     assert done.result(GRACE_SECONDS) == 0
+    group._members.add(Handle("has not begun"))
 
     del group
     gc.collect()

@@ -29,7 +29,6 @@ import os
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, final
@@ -199,14 +198,6 @@ class Handle(Future[T]):
         if not self.cancel() and running is not None:
             self._stopping = True
             running.call.tell_cancelled()
-
-    def _stop_later(self) -> None:
-        """Have the loop of the call cancel it. For a finalizer, which may run amid any method of this handle."""
-        running = self._running
-        loop = None if running is None else running.task.loop
-        if loop is not None:
-            with suppress(LoopEndedError):
-                loop.post(self._stop)
 
     def is_settled(self) -> bool:
         """Return whether the call has ended and its result is there. Unlike `done`, this takes no lock. For groups."""

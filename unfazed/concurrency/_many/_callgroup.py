@@ -56,6 +56,15 @@ def _note_end_in(group: ref[CallGroup], handle: Any) -> None:
         there._note_end(handle)
 
 
+def _stop_later(handle: Handle[Any]) -> None:
+    """Have the loop of the call cancel it. For a finalizer, which may run amid any method of the handle."""
+    running = handle._running
+    loop = None if running is None else running.task.loop
+    if loop is not None:
+        with suppress(LoopEndedError):
+            loop.post(handle._stop)
+
+
 def _is_handle(value: object) -> bool:
     return isinstance(value, Handle)
 
@@ -201,7 +210,7 @@ class CallGroup:
 
     def __del__(self) -> None:
         for handle in vars(self).get("_members", set[Any]()).copy():
-            handle._stop_later()
+            _stop_later(handle)
 
     def _enter(self) -> None:
         if self._entered:

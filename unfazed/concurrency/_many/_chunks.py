@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS: Final = 0.1  # a call itself takes about a thousandth of that; otherwise arbitrary
 MOST_SECONDS: Final = 2 * CALL_SECONDS
-LEAST_SECONDS: Final = 0.001  # about five times as much as a call itself takes; otherwise arbitrary
+# about twice as much as a call itself takes; if it is much more, one worker makes the last call alone; else arbitrary
+LEAST_SECONDS: Final = 0.0004
 CALL_BYTES: Final = OFF_LOOP_BYTES  # up to this size the event loop itself makes and reads pickles
 GROWTH: Final = 1024  # one round less than with 64; otherwise arbitrary
 
