@@ -236,9 +236,11 @@ async def blocking() -> int:
 
 
 def is_refused(exc: BaseException) -> bool:
-    """Return whether tasks of the loop that a call blocks hold what the call waits for."""
+    """Return whether tasks of the loop that a call blocks hold what the call waits for. Alarms may be in its group."""
     members: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
-    return all(map(is_refused, members)) if members else isinstance(exc, LoopThreadError)
+    if members:
+        return all(is_refused(member) or only_expected(member) for member in members)
+    return isinstance(exc, LoopThreadError)
 
 
 ASYNC: list[Callable[[], Awaitable[int]]] = [
