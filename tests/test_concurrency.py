@@ -161,7 +161,7 @@ ROOMS = {  # what a first use imports, besides `_core` and `_eventloops`
     "iterate_in_eventloop_sync": "_scoped",
     "contextmanager_in_threadpool": "_scoped _threads",
     "CallGroup": "_many",
-    "CallGroup().__enter__().start_in_threadpool(int).result()": "_many _threads",
+    "(group := CallGroup()).__enter__().start_in_threadpool(int).result()": "_many _threads",
     "map_in_threadpool": "_many _scoped _threads",
     "list(map_in_threadpool_sync(int, '12'))": "_many _scoped _threads",
     "list(map_in_executor_sync(ThreadPoolExecutor(1), int, '12'))": "_executors _many _scoped _threads",
