@@ -193,7 +193,7 @@ class MapRun:
         """Return how many items may travel together: fewer towards the end, so that all have something to do."""
         make = self._make
         left = self.items.left() if make.size > make.least else None
-        return make.size if left is None else max(make.least, min(make.size, left // (2 * self._limit)))
+        return make.size if left is None else max(make.least, min(make.size, left // (4 * self._limit)))
 
     def _begin_call(self, call: MapCall) -> None:
         self._to_make.append(call)  # a map task takes the first one: trio runs new tasks in any order
