@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -42,4 +43,4 @@ def test_a_slot_that_is_taken_back_leaves_its_borrower_one_of_its_own() -> None:
         assert free_slots(limiter) == 2, steps.where
         if not steps.reached:
             break
-    assert number > 10
+    assert number > (10 if sys.version_info[:2] == (3, 11) else 20)  # which looks for signals at fewer places
