@@ -300,6 +300,44 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
     assert ended == ["Cancelled" if background[0] == "trio" else "CancelledError"]
 
 
+def test_after_ctrl_c_the_function_may_clean_up_by_means_of_anyio(
+    owner: EventLoopThread, background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On trio, what anyio runs for it is cancelled as well; on asyncio it is not, and goes on."""
+    waiting = threading.Event()
+    ended: list[object] = []
+
+    async def wait() -> None:
+        waiting.set()
+        await anyio.sleep_forever()
+
+    async def clean_up() -> str:
+        async with anyio.Lock():
+            return "cleaned up"
+
+    def work() -> None:
+        try:
+            run_in_eventloop_sync(wait)
+        finally:
+            ended.extend(captured(partial(anyio.from_thread.run, clean_up)))
+
+    take = _standby._StandbyThread.take
+
+    def take_and_wait(*args: Any) -> None:
+        take(*args)
+        assert waiting.wait(GRACE_SECONDS)
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_threadpool_sync(work)
+
+    if background[0] == "trio":
+        assert type(ended[1]).__name__ == "Cancelled"
+    else:
+        assert ended == ["cleaned up", None]
+
+
 def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
     owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
