@@ -113,7 +113,9 @@ class _DirectCall:
         """Run the call in this thread, a worker of *loop*, if a slot is free. Return whether one was."""
         try:
             done = self.context.run(self._thread_call.run_bypassing, loop)
-            if done:
+            if done and self._thread_call.is_prevented():  # then there is no outcome
+                self.call.give_up()
+            elif done:
                 self.call.end_bypassing(self._thread_call.outcome)
             return done
         except BaseException as exc:  # raised in this thread by another one, and not in the function
