@@ -67,6 +67,10 @@ def test_it_does_the_work(twins: Any) -> None:
     assert client.later().read() == client.later_or_now() == client.wait().count("b") == 1
     assert client.coroutine()["row"].number == 1
     assert client.many(row) == client.many([row]) == 1
+    row.number = 5
+    assert row.read() == client.handler(row) == 5
+    del row.number
+    assert not hasattr(row.async_object, "number")
     numbers: list[int] = []
     client.on_row(lambda row: numbers.append(row.read()))
     assert numbers == [7]

@@ -6,6 +6,7 @@ import abc
 import functools
 import importlib
 import inspect
+import itertools
 import operator
 import sys
 import types
@@ -16,7 +17,7 @@ import pytest
 from unfazed.concurrency import sync_twin
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -263,6 +264,69 @@ def test_a_metaclass_makes_the_async_object() -> None:
 
     assert AsyncMade.made == before + 1
     assert list(made.stream()) == [1]
+
+
+class AsyncShelf:
+    def __init__(self) -> None:
+        self.boxes = {"a": AsyncNumber(1), "b": AsyncNumber(2)}
+        self.opened = self.open
+        self.callable = AsyncCallable()
+        self.seen: list[type] = []
+
+    async def open(self, number: int = 0) -> int:
+        return number
+
+    def views(self) -> list[Any]:
+        return [self.boxes.values(), self.boxes.items(), dict.fromkeys(self.boxes.values()).keys()]
+
+    def iterators(self) -> list[Iterator[Any]]:
+        return [iter([*self.boxes.values()]), (box for box in self.boxes.values()), itertools.chain(self.numbers())]
+
+    def numbers(self) -> Iterator[AsyncNumber]:
+        try:
+            yield from self.boxes.values()
+        finally:
+            self.seen.append(int)
+
+    async def see(self, items: Iterable[Any]) -> None:
+        self.seen += [type(item) for item in items]
+
+
+class AsyncCallable:
+    async def __call__(self, number: int) -> int:
+        return number
+
+    async def get(self) -> str:
+        return "got"
+
+
+@pytest.mark.usefixtures("background")
+def test_iterators_and_views_come_and_go_with_twins_in_them() -> None:
+    Number, shelf = sync_twin(AsyncNumber), sync_twin(AsyncShelf)()  # noqa: N806
+
+    values, items, keys = shelf.views()
+    assert [box.get() for box in values] == [box.get() for _, box in items] == [box.get() for box in keys] == [1, 2]
+    assert (len(values), dict(items)["a"].value) == (2, 1)
+    assert [[box.get() for box in iterator] for iterator in shelf.iterators()] == [[1, 2]] * 3
+    assert shelf.seen == [int]
+    numbers = shelf.numbers()
+    assert type(next(numbers)) is Number
+    numbers.close()
+    assert shelf.seen == [int, int], "it has been closed"
+    for given in (values, (box for box in values), map(dict(items).get, ["a"]), zip([3], values, strict=False)):
+        shelf.see(given)
+    assert shelf.async_object.seen[2:] == [*[AsyncNumber] * 5, tuple]
+
+
+@pytest.mark.usefixtures("background")
+def test_attributes_that_are_async_functions_are_called_as_methods() -> None:
+    shelf = sync_twin(AsyncShelf)()
+
+    assert shelf.opened(3) == 3
+    assert shelf.callable(4) == 4, "has no twin yet"
+    Callable_ = sync_twin(AsyncCallable)  # noqa: N806
+    assert type(shelf.callable) is Callable_
+    assert (shelf.callable(4), shelf.callable.get()) == (4, "got")
 
 
 @pytest.mark.usefixtures("background")

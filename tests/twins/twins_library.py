@@ -175,11 +175,15 @@ class AsyncClient(AsyncBase):
         self.name = name
         self.path = path
         self.rows_made: list[AsyncRow] = []
+        self.handler: Callable[[AsyncRow], Awaitable[int]] = self._handle
         self._secret: Path | None = path
 
     async def fetch(self, call: str, /, make: int = 1, *args: int, size: int = SIZES["small"], **kwargs: str) -> str:
         """Fetch something; its parameters have the names of ours."""
         return f"{call} {make} {args} {size} {kwargs}"
+
+    async def _handle(self, row: AsyncRow) -> int:
+        return row.number
 
     async def untyped(self, value, default=None):  # type: ignore[no-untyped-def]
         return value or default

@@ -200,6 +200,7 @@ class Client(Base, twin_of=AsyncClient):
     name: Annotated[str, "metadata"] = attribute("name")
     path: Path | None = attribute("path")
     rows_made: builtins.list[Line] = attribute("rows_made")
+    handler: Callable[[Line], int] = attribute("handler")
     limit: int = attribute("limit")
     kind_class: type[Kind] = attribute("kind_class")
     row_class: type[Line] = attribute("row_class")

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 from .._core._checks import is_async
 from .._scoped._threaditerators import iterate_in_threadpool
 from .._threads._threadpool import run_in_threadpool
-from ._values import LEAVES, to_async, to_sync
+from ._values import LEAVES, converted_items, to_async, to_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ._family import Site
 
@@ -88,7 +88,7 @@ def _turned(value: Any, what: str, site: Callable[[], Site]) -> Any:
         return value
     if what == ITERATOR and not hasattr(kind, "__next__"):  # such as a list: the method accepts it
         return value
-    return iterate_in_threadpool(_items(value))
+    return iterate_in_threadpool(converted_items(value, to_async))
 
 
 def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..., Any]:
@@ -101,17 +101,6 @@ def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..
         return to_async(await run_in_threadpool(func, *args, **kwargs))
 
     return functools.wraps(func)(callback) if hasattr(func, "__name__") else callback
-
-
-def _items(iterable: Iterable[Any]) -> Generator[Any, None, None]:
-    iterator = iter(iterable)
-    try:
-        for item in iterator:
-            yield to_async(item)
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
 
 
 def _wanted_by(func: Any) -> Mapping[str, str]:

@@ -233,7 +233,10 @@ def _like(func: Callable[..., Any], original: Any, cls: type, name: str | None =
 
 
 class Attribute:
-    """A plain attribute of an async class, read from the object or the class. `SyncTwin.__setattr__` writes it."""
+    """A plain attribute of an async class, read from the object or the class.
+
+    `SyncTwin.__setattr__` writes it, or asks us to if the async class has a descriptor for it, as for `__slots__`.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -244,6 +247,12 @@ class Attribute:
         value = getattr(owner._unfazed_class, self._name)
         family = owner._unfazed_family
         return family.exact_twin_of(value) or value if isinstance(value, type) else value
+
+    def __set__(self, twin: TwinBase, value: object) -> None:
+        set_attribute(twin, self._name, value)
+
+    def __delete__(self, twin: TwinBase) -> None:
+        delete_attribute(twin, self._name)
 
 
 _family.make_twin = make_twin

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._core._checks import is_async, name_of
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import _run_in_time
+from .._eventloops._loopchecks import AwaitOnce
 from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
@@ -140,14 +141,19 @@ def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object,
     return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
 
 
-def is_method(value: object, target: object) -> bool:
-    """Return whether *value*, an attribute of *target*, is a method of it or an async function."""
-    return callable(value) and (getattr(value, "__self__", None) is target or is_async(value))
-
-
 def get_attribute(twin: TwinBase, name: str, /) -> Any:
-    """Read an attribute or a property. Await its value if that is an awaitable."""
-    return converted(twin, getattr(twin._unfazed_state.target, name))
+    """Read an attribute or a property. Await an awaitable, and return an async function as a sync one."""
+    value = getattr(twin._unfazed_state.target, name)
+    if _is_method(twin, value):
+        return lambda *args, **kwargs: run(twin, value, args, kwargs)
+    return converted(twin, value)
+
+
+def _is_method(twin: TwinBase, value: object) -> bool:
+    """Return whether *value*, an attribute of the async object, is a method of it or an async function."""
+    if not callable(value) or twin._unfazed_family.nearest_twin_of(type(value)) is not None:
+        return False
+    return getattr(value, "__self__", None) is twin._unfazed_state.target or is_async(value)
 
 
 def set_attribute(twin: TwinBase, name: str, value: object, /) -> None:
@@ -166,7 +172,12 @@ def converted(twin: TwinBase, value: Any) -> Any:
         return value
     family = twin._unfazed_family
     if _is_to_be_awaited(value, family):
-        return run(twin, lambda: value, (), {})
+        given = AwaitOnce(value, HELPER.format(name_of(value)))
+        try:
+            return run(twin, given, (), {})
+        except BaseException:
+            given.close()
+            raise
     loop = twin._unfazed_state.loop or family.event_loop()
     return to_sync(value, Site(family, loop, twin._unfazed_timeout))
 

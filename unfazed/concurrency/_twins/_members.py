@@ -62,7 +62,7 @@ def require_twinnable(cls: type[Any], helper: str) -> None:
         problem = "is an enumeration, whose members sync code uses as they are"
     elif issubclass(cls, type):
         problem = "is a metaclass"
-    elif cls.__module__ == "builtins" or is_typeddict(cls):
+    elif cls.__module__ in ("builtins", "typing") or is_typeddict(cls):
         problem = "has nothing async"
     if problem:
         raise WrongFunctionError(f"{helper}() cannot make a twin of {cls.__qualname__}: it {problem}")
