@@ -106,9 +106,10 @@ def test_protocols_and_dataclasses_stay_what_they_are(twins: Any) -> None:
     settings = twins.Settings("name", tags=["a"])
 
     assert settings.save() == "name 3 ['a']"
+    assert twins.Settings("name", more=2).size == 5
     assert twins.Settings("name").tags == []
     assert settings == twins.Settings("name", tags=["a"]) != twins.Settings("name")
-    assert twins.Settings.__match_args__ == ("name", "size", "tags")
+    assert twins.Settings.__match_args__ == ("name", "size", "tags", "more")
 
     class Reader:
         size = 1
@@ -202,7 +203,7 @@ def test_ctrl_c_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
         (["twins_library:UNSET"], "UNSET is no class"),
         (["builtins:LookupError"], "it is an exception"),
         (["twins_library:AsyncRow", "twins_library:AsyncClient=Row"], "two twins would be called Row"),
-        (["twins_library:AsyncRow=not a name"], "ruff does not take"),
+        (["twins_library:AsyncRow=not a name"], "ruff does not take what is generated: error"),
     ],
 )
 def test_mistakes_are_told(

@@ -24,6 +24,7 @@ T = TypeVar("T")
 ODD = (
     "AsyncPart",
     "AsyncNamed",
+    "AsyncShelf",
     "AsyncEmpty",
     "AsyncStream",
     "Derived=Derivation",
@@ -87,6 +88,19 @@ def twins(source: str) -> Any:
         "def weird(self) -> int:",
         "def pair(self, key: Any, value: Any) -> dict[Any, Any]:",
         "def go(self, *args: Any, **kwargs: Any) -> Any:",
+        (
+            "def aliases(self, handler: Callable[[int], None], bare: Callable[[Any], None], several: Any, "
+            "hook: Callable[[Part], Any],) -> None:"
+        ),
+        'PartT = TypeVar("PartT", "Part", "int")',
+        'StreamT = TypeVar("StreamT", bound="Stream", covariant=True)',
+        "def constrained(self, part: PartT, kind: type[StreamT]) -> list[PartT | StreamT]:",
+        (
+            "def bound(self, key: Callable[[int], int] = lambda label: label + second, "
+            "more: Any = [label for label in (1,)],) -> int:"
+        ),
+        "def async_object(self) -> AsyncShelf[Any]:",
+        "@classmethod def static(cls, *args: Any, **kwargs: Any) -> Any:",
     ],
 )
 def test_what_is_generated(source: str, line: str) -> None:
@@ -103,6 +117,8 @@ def test_what_is_generated_works(twins: Any) -> None:
 
     assert part.pair("a", 1) == {"a": 1}
     assert part.both() == part.more() == 1
+    assert twins.Part.static(a=1) == part.static(a=1) == {"a": 1}
+    assert part.bound() == 4
     assert part.pair_dynamically() == {1: 2}
     assert part.title == "title"
     assert part < 3
@@ -129,6 +145,7 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
         "    async def put(self, item): return item\n"
         "    async def get(self): return 1\n"
         "    async def many(self): return 1\n"
+        "    async def call(self): return 1\n"
     )
     new = (
         "type Items[K] = list[K]\n"
@@ -137,6 +154,7 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
         "    async def put[K: AsyncBox = AsyncBox, **P, *Ts](self, item: K) -> Items[K]: return item\n"
         "    async def get(self) -> T | Pages: return 1\n"
         "    async def many[*Ts](self, *args: *Ts) -> tuple[*Ts]: return 1\n"
+        "    async def call[**P](self, func: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int: return 1\n"
     )
     module = types.ModuleType("new_library")
     exec(old, module.__dict__)
@@ -150,6 +168,8 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
     assert "def put[K: Box[Any] = Box[Any], **P, *Ts](self, item: K) -> Items[K]:" in text
     assert "def get(self) -> T | list[Box[int]]:" in text
     assert "def many[*Ts](self, *args: *Ts) -> tuple[*Ts]:" in text
+    assert "*args: P.args, **kwargs: P.kwargs" in text
+    assert "def async_object(self) -> AsyncBox[T]:" in text
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import inspect
 import typing as t
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
@@ -113,6 +113,10 @@ class AsyncSettings:
     name: str
     size: int = 3
     tags: list[str] = field(default_factory=list)
+    more: InitVar[int] = 0
+
+    def __post_init__(self, more: int) -> None:
+        self.size += more
 
     async def save(self) -> str:
         return f"{self.name} {self.size} {self.tags}"

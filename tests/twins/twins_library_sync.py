@@ -136,8 +136,8 @@ class Settings(SyncTwin, twin_of=AsyncSettings):
     size: int = attribute("size")
     tags: list[str] = attribute("tags")
 
-    def __init__(self, name: str, size: int = 3, tags: list[str] = default()) -> None:
-        make(self, name=name, size=size, tags=tags)
+    def __init__(self, name: str, size: int = 3, tags: list[str] = default(), more: int = 0) -> None:
+        make(self, name=name, size=size, tags=tags, more=more)
 
     def save(self) -> str:
         return call(self, "save")

@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, Final, Generic, Optional, Protocol, TypeVar, Union, overload
 
-from typing_extensions import Literal
+import typing_extensions
+from typing_extensions import Literal, TypeVarTuple
 
 try:
     from missing_library import missing
@@ -34,6 +35,12 @@ Outer = Optional[Inner]
 Recursive = Union[AsyncIterator[int], "Recursive"]
 S = TypeVar("S")
 first = second = 3
+PartT = TypeVar("PartT", "AsyncPart", int)
+StreamT = TypeVar("StreamT", bound="AsyncStream", covariant=True)
+Ts = TypeVarTuple("Ts")
+Handler = Callable[[K], Awaitable[None]]
+Several = Callable[[typing_extensions.Unpack[Ts]], Awaitable[None]]
+Hook: typing_extensions.TypeAlias = "Callable[[AsyncPart], Awaitable[Any]]"
 
 
 class AsyncOnly(Protocol):
@@ -133,6 +140,18 @@ class AsyncPart(Half[int]):
         return ""
 
     built_in = len
+    static = staticmethod(dict)
+    label = 3
+
+    async def aliases(self, handler: Handler[int], bare: Handler, several: Several[int, str], hook: Hook) -> None: ...
+
+    async def constrained(self, part: PartT, kind: type[StreamT]) -> "list[PartT | StreamT]":
+        return [part]
+
+    async def bound(
+        self, key: Callable[[int], int] = lambda label: label + second, more: Any = [label for label in (1,)]
+    ) -> int:
+        return key(1)
 
     def __hash__(self) -> int:
         return 5
@@ -141,6 +160,11 @@ class AsyncPart(Half[int]):
 AsyncPart.pair_dynamically = lambda self: self.pair(1, 2)
 AsyncPart.title = property(lambda self: "title")
 AsyncPart.__lt__ = lambda self, other: True
+
+
+class AsyncShelf(Generic[StreamT]):
+    async def streams(self) -> list[StreamT]:
+        return []
 
 
 class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["AsyncStream"]):

@@ -118,7 +118,7 @@ def _formatted(source: str, output: Path) -> str:
     # `--ignore-noqa`: the generated file turns ruff off, but here it must sort the imports.
     for options in (
         ["check", "--select", "I", "--ignore-noqa", "--fix", "--exit-zero", "--quiet"],
-        ["format", "--quiet"],
+        ["format"],
     ):
         done = subprocess.run(
             [find_ruff_bin(), *options, "--stdin-filename", path, "-"],

@@ -75,6 +75,7 @@ class ModuleWriter:
                 *(type_checking if for_types else []),
                 "",
                 f"__all__ = {tuple(sorted(self._names.values()))}",
+                *(f"{name} = {code}" for name, code in sorted(self._imports.definitions.items())),
                 *classes,
             ]
         )
@@ -180,6 +181,8 @@ class _ClassWriter:
         attributes = DataAttributes(self._cls, self._members, self._owners(), self._translator)
         attribute = "" if self._is_protocol else translator.helper("attribute", self._avoid)
         for name, written in attributes.types.items():
+            if name in attributes.init_only:
+                continue
             yield f"{name}: {written}" + ("" if self._is_protocol else f' = {attribute}("{name}")')
         if not self._is_protocol:
             yield from self._init(attributes.types)
@@ -198,15 +201,21 @@ class _ClassWriter:
                 yield from self._unseen(member, member.sync_name)
         yield from aliases
         if not self._is_protocol:
-            parameters = ", ".join(
-                translator.annotation(cst.Name(parameter.__name__))
-                for parameter in getattr(self._cls, "__parameters__", ())
-            )
+            parameters = ", ".join(self._type_parameters(translator))
             written = self._imports.name_of(self._target.origin) + (f"[{parameters}]" if parameters else "")
             yield f"@{translator.builtin('property')}"
             yield f"def async_object(self) -> {written}:"
             yield '    """The async object behind this twin, for async code that runs on the same loop."""'
             yield f"    return {translator.helper('original')}(self)"
+
+    def _type_parameters(self, translator: Translator) -> Iterator[str]:
+        """Yield the type parameters of the class as arguments for the async class."""
+        for parameter in vars(self._cls).get("__type_params__", ()) or getattr(self._cls, "__parameters__", ()):
+            name = translator.annotation(cst.Name(parameter.__name__))
+            if parameter.__name__ in translator.rebound:
+                yield translator.name_of(ANY)
+            else:
+                yield f"*{name}" if type(parameter).__name__ == "TypeVarTuple" else name
 
     def _owners(self) -> list[type]:
         """Return the classes with members that this class must write: bases with twins write their own."""
@@ -301,8 +310,12 @@ class _ClassWriter:
             yield f"def {sync_name}({', '.join(written)}) -> {result}:"
             yield f"    return {translator.helper('call_operator')}({', '.join(['self', repr(member.name), *passed])})"
             return
+        if member.kind in ("classmethod", "staticmethod"):
+            yield f"@{translator.builtin('classmethod')}"
+            written[0] = "cls"
+        helper, first = ("call_class", "cls") if written[0] == "cls" else ("call", "self")
         yield f"def {sync_name}({', '.join(written)}) -> {unknown}:"
-        yield f"    return {translator.helper('call')}({', '.join(['self', repr(member.name), *passed])})"
+        yield f"    return {translator.helper(helper)}({', '.join([first, repr(member.name), *passed])})"
 
     def _written_default(self, value: object) -> str:
         if value is None or type(value) in _PLAIN:
