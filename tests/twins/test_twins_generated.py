@@ -203,12 +203,23 @@ def test_ctrl_c_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
         (["twins_library:UNSET"], "UNSET is no class"),
         (["builtins:LookupError"], "it is an exception"),
         (["twins_library:AsyncRow", "twins_library:AsyncClient=Row"], "two twins would be called Row"),
+        (["twins_library:AsyncRow", "twins_library:AsyncRow=Other"], "twins_library:AsyncRow is named twice"),
+        (["test_twins_broken_module:AsyncRow"], "cannot be imported: LookupError: broken"),
+        (["_thread:RLock"], "_thread has no source code; make it at run time"),
         (["twins_library:AsyncRow=not a name"], "ruff does not take what is generated: error"),
     ],
 )
 def test_mistakes_are_told(
-    arguments: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    problem: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "test_twins_broken_module.py").write_text("raise LookupError('broken')", "utf-8")
+    monkeypatch.syspath_prepend(str(modules))
     assert generate(tmp_path / "twins.py", *arguments) == 2
     assert problem in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

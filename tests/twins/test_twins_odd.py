@@ -10,6 +10,7 @@ import itertools
 import operator
 import sys
 import types
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from unfazed.concurrency import sync_twin
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -25,6 +26,8 @@ ODD = (
     "AsyncPart",
     "AsyncNamed",
     "AsyncShelf",
+    "AsyncMaker",
+    "AsyncItems",
     "AsyncEmpty",
     "AsyncStream",
     "Derived=Derivation",
@@ -59,7 +62,7 @@ def twins(source: str) -> Any:
     [
         "def nested(self) -> AsyncPart.Nested:",
         "def from_star(self) -> AbstractEventLoop | None:",
-        "def unknown(self, value: Any) -> int:",
+        "def unknown(self, value: Any, shape: list[Any] = None) -> int:",
         "def alias(self, value: Optional[Union[Part, Any]] = None) -> Union[Iterator[int], Recursive]:",
         "def expanded(self, value: Union[Part, Any] | None = None) -> int:",
         "def dotted(self, part: Sequence[Part], *, sum: Decimal = None) -> List[Part]:",
@@ -100,6 +103,12 @@ def twins(source: str) -> Any:
             "more: Any = [label for label in (1,)],) -> int:"
         ),
         "def async_object(self) -> AsyncShelf[Any]:",
+        "class Items(SyncTwin, Generic[V], twin_of=AsyncItems):",
+        ("def keyed(self, key: AsyncItems._Key, path: StrPath, lazy: AsyncLazy, number: Fraction = Number(),) -> int:"),
+        "def stop(self) -> NoReturn:",
+        "def make(self, kind: type[Items[int]] = default(), number: int = 1) -> Items[int]:",
+        'Key: str = attribute("Key")',
+        "from _typeshed import StrPath",
         "@classmethod def static(cls, *args: Any, **kwargs: Any) -> Any:",
     ],
 )
@@ -130,6 +139,16 @@ def test_what_is_generated_works(twins: Any) -> None:
         assert stream.take(iter([1, 2])) == 3
         assert stream.property == 3
     assert twins.Derivation(1).again(4) == 4
+    maker = twins.Maker()
+    assert (maker.later(twins.Stream), maker.later(twins.Stream, lambda number: number + 2)) == (2, 3)
+    assert [list(items) for items in (maker.make(), maker.make(number=3), maker.make(twins.Items, 4))] == [
+        [1],
+        [3],
+        [4],
+    ]
+    assert [list(items) for items in (maker.star(), maker.star(twins.Items, 3), maker.static())] == [[], [3], [2, 1]]
+    with pytest.raises(LookupError):
+        twins.Items[int]().stop()
     assert twins.Builtin([("a", 1)]).load() == 1
     assert twins.Dynamic().go() == {"a": 1}
 
@@ -275,6 +294,16 @@ def test_generics_abstract_classes_and_their_heirs_are_related() -> None:
     assert (number + Number(2)).get() == 6
     with pytest.raises(TypeError, match="abstract"):
         Base()
+
+
+class AsyncNumbers(AsyncIterable[T]):
+    async def __aiter__(self) -> AsyncIterator[T]:
+        yield 1  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("background")
+def test_a_class_that_is_generic_by_a_base_of_the_standard_library_stays_generic() -> None:
+    assert list(sync_twin(AsyncNumbers)[int]()) == [1]
 
 
 @pytest.mark.usefixtures("background")

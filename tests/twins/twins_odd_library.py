@@ -22,11 +22,17 @@ except ImportError:
     missing = None
 
 if typing.TYPE_CHECKING:
+    from _typeshed import StrPath
     from decimal import Decimal
 elif missing:
     number = 1
 else:
     number = 2
+
+if typing.TYPE_CHECKING:
+    from fractions import Fraction as Number
+else:
+    Number = object
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -92,7 +98,7 @@ class AsyncPart(Half[int]):
     async def from_star(self) -> "AbstractEventLoop | None":
         return None
 
-    async def unknown(self, value: "Nowhere") -> int:
+    async def unknown(self, value: "Nowhere", shape: 'list["batch size"]' = None) -> int:
         return 1
 
     async def alias(self, value: Outer = None) -> Recursive:
@@ -165,6 +171,60 @@ AsyncPart.__lt__ = lambda self, other: True
 class AsyncShelf(Generic[StreamT]):
     async def streams(self) -> list[StreamT]:
         return []
+
+
+class Lazy:
+    """Finishes its class as soon as somebody looks at it, as some libraries do."""
+
+    @property
+    def __class__(self):
+        AsyncLazy.finished = True
+        return Lazy
+
+
+class AsyncLazy:
+    lazy = Lazy()
+
+    async def go(self) -> int:
+        return 1
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+class AsyncItems(AsyncIterator[V]):
+    _Key: typing_extensions.TypeAlias = "Callable[[int], int]"
+    Key: typing_extensions.TypeAlias = "Callable[[int], int]"
+
+    def __init__(self, *items: V) -> None:
+        self.left = [*items]
+
+    async def __anext__(self) -> V:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop()
+
+    async def stop(self) -> typing.NoReturn:
+        raise LookupError
+
+    async def keyed(self, key: _Key, path: "StrPath", lazy: AsyncLazy, number: Number = Number()) -> int:
+        return key(1)
+
+
+class AsyncMaker:
+    async def later(self, kind: type["AsyncStream"], double: Callable[[int], Awaitable[int]] = double) -> int:
+        return await double(kind().left)
+
+    async def make(self, kind: "type[AsyncItems[int]]" = AsyncItems, number: int = 1) -> AsyncItems[int]:
+        return kind(number)
+
+    async def star(self, kind: "type[AsyncItems[int]]" = AsyncItems, *numbers: int) -> AsyncItems[int]:
+        return kind(*numbers)
+
+    @staticmethod
+    async def static(kind: "type[AsyncItems[int]]" = AsyncItems) -> AsyncItems[int]:
+        return kind(1, 2)
 
 
 class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["AsyncStream"]):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import libcst as cst
 from libcst import matchers
 
+from .._core._checks import is_async
+from ._members import parameters_of
 from ._sources import ModuleSource, Origin, dotted_name, source_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Translator:
         self._avoid = avoid
         self.meanings: dict[str, str | Origin] = dict(meanings)
         self._expanding: tuple[Origin, ...] = ()
+        self._is_for_types = True  # whether what we translate is for type checkers, not evaluated at run time
         self.twin_name = twin_name
         self.unknown: list[str] = []  # names that could not be found
         self.mentioned: list[type] = []  # classes without a twin in this module
@@ -84,11 +87,17 @@ class Translator:
 
     def expression(self, node: cst.BaseExpression) -> str:
         """Return any other expression, with the names of the generated module."""
-        outer = self.meanings
+        outer, self._is_for_types = self.meanings, False
         self.meanings = outer | {name: name for name in _bound_in(node)}
         renamed: Any = node.visit(_Renaming(self))
-        self.meanings = outer
+        self.meanings, self._is_for_types = outer, True
         return self._code(renamed)
+
+    def is_of_async_side(self, node: cst.BaseExpression) -> bool:
+        """Return whether a default names a class with a twin or an async function, which sync code does not get."""
+        origins = (self._origin(dotted_name(name) or "") for name in matchers.findall(node, matchers.Name()))
+        found = [origin.find() for origin in origins if origin is not None]
+        return any(is_async(each) or (inspect.isclass(each) and each in self._twins) for each in found)
 
     def name_of(self, origin: Origin) -> str:
         return self._imports.name_of(origin, self._avoid)
@@ -145,8 +154,12 @@ class Translator:
 
     def _type(self, node: Any, is_bare: bool = True) -> Any:
         if isinstance(node, (cst.SimpleString, cst.ConcatenatedString)):
-            text: Any = node.evaluated_value
-            return self._type(cst.parse_expression(text.strip()))
+            text = str(node.evaluated_value).strip()
+            try:
+                return self._type(cst.parse_expression(text))
+            except cst.ParserSyntaxError:  # it is for another tool
+                self.unknown.append(repr(text))
+                return cst.parse_expression(self.name_of(ANY))
         if isinstance(node, (cst.Name, cst.Attribute)):
             named = self._named(node)
             return self._with_parameters(node, named) if is_bare else named
@@ -289,7 +302,7 @@ class Translator:
         elif origin.module in _MODULES:
             count = _BARE.get(origin.name or "", 0)
         else:
-            count = len(getattr(origin.find(), "__parameters__", ()) if inspect.isclass(origin.find()) else ())
+            count = len(parameters_of(origin.find()) if inspect.isclass(origin.find()) else ())
         if not count:
             return named
         unknown = self.name_of(ANY)
@@ -309,10 +322,10 @@ class Translator:
         """Return where a dotted name comes from, or `None` for a builtin."""
         root, _, rest = name.partition(".")
         value = vars(self._owner).get(root)
-        is_value = value is not None and not hasattr(builtins, root) and not callable(value)
+        is_value = value is not None and not hasattr(builtins, root) and not inspect.isroutine(value)
         if (is_value or inspect.isclass(value)) and self._source.origin_of(root) is None:
             return Origin(self._owner.__module__, f"{self._owner.__qualname__}.{name}")
-        origin = self._source.origin_of(root)
+        origin = self._source.origin_of(root, self._is_for_types)
         if origin is None or not rest:
             return origin
         if origin.name is not None:

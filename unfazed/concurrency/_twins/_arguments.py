@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CALLBACK, ITERABLE, ITERATOR = "async callback", "async iterable", "async or sync iterable"
 
+DEFAULT = object()  # stands for a default that only the async class knows; such an argument is not passed on
+
 _wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # keys: function, parameter name
 _NO_DEFAULT = object()
 _defaults: WeakKeyDictionary[Any, Mapping[str, object]] = WeakKeyDictionary()  # keys: function, parameter name
@@ -38,6 +40,9 @@ def converted_call(
     is_plain = LEAVES.issuperset(map(type, args)) and LEAVES.issuperset(map(type, kwargs.values()))
     if is_plain:  # the common case, checked first for speed
         return functools.partial(func, *args, **kwargs)
+    while args and args[-1] is DEFAULT:
+        args = args[:-1]
+    kwargs = {name: value for name, value in kwargs.items() if value is not DEFAULT}
     if any(map(_may_be_sync, args)) or any(map(_may_be_sync, kwargs.values())):
         args, kwargs = _with_async(func, args, kwargs, site)
     return functools.partial(func, *map(to_async, args), **{name: to_async(value) for name, value in kwargs.items()})

@@ -67,7 +67,7 @@ class DataAttributes:
             if translator.is_named(node.value, "InitVar"):
                 self.init_only.add(name)
             node = cst.ensure_type(node.slice[0].slice, cst.Index).value
-        if translator.is_named(node, "ClassVar", "Final"):
+        if translator.is_named(node, "ClassVar", "Final", "TypeAlias"):
             yield name, self._type_of(value, translator)
         else:
             yield name, translator.annotation(node)

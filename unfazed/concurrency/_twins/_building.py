@@ -24,7 +24,7 @@ from ._calls import (
     wait,
 )
 from ._family import Family
-from ._members import COPIED, SYNC_NAMES, is_flattened, is_protocol, members_of, require_twinnable
+from ._members import COPIED, SYNC_NAMES, is_flattened, is_protocol, lost_parameters, members_of, require_twinnable
 from ._twin import SyncTwin
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def _bases_of(cls: type, family: Family) -> list[Any]:
             arguments = getattr(base, "__args__", ()) if base is not origin else ()
             twin = twin[arguments] if arguments else twin
             (others if is_protocol(origin) else bases).append(twin)
-    return bases + others
+    lost = lost_parameters(cls, bases + others)
+    return bases + others + ([Generic[lost]] if lost else [])  # type: ignore[index]
 
 
 def _made(member: Member, cls: type, family: Family) -> Any:

@@ -23,7 +23,7 @@ from .._eventloops._loopchecks import AwaitOnce
 from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
-from ._arguments import converted_call, without_defaults
+from ._arguments import DEFAULT, converted_call, without_defaults
 from ._family import Site
 from ._members import is_maker
 from ._values import LEAVES, to_async, to_sync
@@ -93,12 +93,9 @@ def original(twin: TwinBase, /) -> Any:
     return twin._unfazed_state.target
 
 
-_DEFAULT = object()
-
-
 def default() -> Any:
-    """Return a placeholder for a constructor's default that cannot be written in a generated module."""
-    return _DEFAULT
+    """Return a placeholder for a default that cannot be written in a generated module."""
+    return DEFAULT
 
 
 def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
@@ -109,7 +106,6 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
             f"{type(twin).__name__} is the base of sync twins: make one with sync_twin(AsyncClass)"
         )
     family = twin._unfazed_family
-    kwargs = {name: value for name, value in kwargs.items() if value is not _DEFAULT}
     family.remember(twin, _run_for_class(family, cls, args, kwargs).value, None)
 
 

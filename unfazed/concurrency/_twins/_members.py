@@ -15,7 +15,7 @@ from .._core._errors import WrongFunctionError
 from ._state import TwinBase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RESERVED = ("async_object", "from_async", "with_timeout")  # public names of `SyncTwin` itself
 # Attributes that mark a dataclass, and the order of the attributes that `match` compares.
@@ -81,6 +81,22 @@ def is_flattened(cls: type) -> bool:
 
 def is_protocol(cls: type) -> bool:
     return bool(getattr(cls, "_is_protocol", False))
+
+
+def parameters_of(cls: type) -> tuple[Any, ...]:
+    """Return the type parameters of a class, also of one whose generic bases are those of `collections.abc`."""
+    if "__parameters__" in vars(cls):
+        own: tuple[Any, ...] = cls.__parameters__  # type: ignore[attr-defined]
+        return own
+    bases = vars(cls).get("__orig_bases__", ())
+    return tuple(dict.fromkeys(each for base in bases for each in getattr(base, "__parameters__", ())))
+
+
+def lost_parameters(cls: type, bases: Iterable[object]) -> tuple[Any, ...]:
+    """Return the type parameters of *cls*, if its twin, with *bases*, would not have all of them."""
+    parameters = parameters_of(cls)
+    kept = {each for base in bases for each in getattr(base, "__parameters__", ())}
+    return () if kept.issuperset(parameters) else parameters
 
 
 def members_of(cls: type, covered: set[type]) -> Iterator[Member]:

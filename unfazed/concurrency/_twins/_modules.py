@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, get_origin
 import libcst as cst
 
 from .._core._checks import is_async
+from .._core._errors import WrongFunctionError
 from ._annotations import ANY, SELF, Translator
 from ._attributes import DataAttributes
 from ._imports import Imports
-from ._members import SYNC_NAMES, Member, is_flattened, is_protocol, members_of, require_twinnable
+from ._members import (
+    SYNC_NAMES,
+    Member,
+    is_flattened,
+    is_protocol,
+    lost_parameters,
+    members_of,
+    parameters_of,
+    require_twinnable,
+)
 from ._signatures import SPECIAL, Function, docstring_code
 from ._sources import ModuleSource, Origin, source_of_class
 
@@ -84,6 +94,11 @@ class ModuleWriter:
 class _ClassWriter:
     def __init__(self, target: Target, names: dict[type, str], imports: Imports, warnings: list[str]) -> None:
         require_twinnable(target.cls, "sync_twin")
+        if source_of_class(target.cls) is None:
+            raise WrongFunctionError(
+                f"a twin of {target.cls.__qualname__} cannot be written: {target.cls.__module__} has no source code; "
+                "make it at run time, by sync_twin()"
+            )
         self._target = target
         self._cls = target.cls
         self._names = names
@@ -111,7 +126,7 @@ class _ClassWriter:
         """Warn about async classes that the annotations mention and that have no twin, and about unknown names."""
         mentioned = {each for translator in self._translators.values() for each in translator.mentioned}
         for cls in sorted(mentioned, key=lambda each: (each.__module__, each.__qualname__)):
-            if any(map(is_async, vars(cls).values())) and not is_protocol(cls) and not is_flattened(cls):
+            if any(map(is_async, list(vars(cls).values()))) and not is_protocol(cls) and not is_flattened(cls):
                 other = f"{cls.__module__}:{cls.__qualname__}"
                 self._warnings.append(f"{self._cls.__qualname__} mentions {other}, which is async: name it as well")
         for name in sorted({each for translator in self._translators.values() for each in translator.unknown}):
@@ -124,13 +139,20 @@ class _ClassWriter:
         parameters = translator.type_parameters(node.type_parameters if node else None)
         bases: list[str] = []
         others: list[str] = []
+        kept: list[Any] = []
         for base in vars(self._cls).get("__orig_bases__", self._cls.__bases__):
             origin: Any = get_origin(base) or base
+            if origin in (Generic, Protocol) or origin in self._names:
+                kept.append(base)
             if origin in (Generic, Protocol):
                 if origin is Protocol or not parameters:
                     others.append(self._written_base(base, translator))
             elif origin in self._names:
                 (others if is_protocol(origin) else bases).append(self._written_base(base, translator))
+        if lost_parameters(self._cls, kept):
+            others.append(
+                f"{translator.name_of(Origin('typing', 'Generic'))}[{', '.join(self._type_parameters(translator))}]"
+            )
         if self._is_protocol:
             if getattr(self._cls, "_is_runtime_protocol", False):
                 yield "@" + translator.name_of(Origin("typing", "runtime_checkable"))
@@ -163,7 +185,7 @@ class _ClassWriter:
 
     def _meanings(self, owner: type) -> dict[str, str | Origin]:
         """Return what the type parameters of a base mean in the derived class."""
-        names: list[str] = [parameter.__name__ for parameter in getattr(owner, "__parameters__", ())]
+        names: list[str] = [parameter.__name__ for parameter in parameters_of(owner)]
         if owner is self._cls or not names:
             return {}
         for child in self._cls.__mro__:
@@ -210,7 +232,7 @@ class _ClassWriter:
 
     def _type_parameters(self, translator: Translator) -> Iterator[str]:
         """Yield the type parameters of the class as arguments for the async class."""
-        for parameter in vars(self._cls).get("__type_params__", ()) or getattr(self._cls, "__parameters__", ()):
+        for parameter in vars(self._cls).get("__type_params__", ()) or parameters_of(self._cls):
             name = translator.annotation(cst.Name(parameter.__name__))
             if parameter.__name__ in translator.rebound:
                 yield translator.name_of(ANY)

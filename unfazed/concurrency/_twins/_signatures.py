@@ -152,9 +152,14 @@ class Function:
         if not is_bare:
             text += f": {self._translator.annotation(param.annotation.annotation if param.annotation else None)}"
         if param.default is not None:
-            default = "..." if self.is_overload else self._translator.expression(param.default)
+            default = "..." if self.is_overload else self._default(param.default)
             text += f" = {default}" if not is_bare else f"={default}"
         return text
+
+    def _default(self, node: cst.BaseExpression) -> str:
+        if self._translator.is_of_async_side(node):
+            return f"{self._translator.helper('default')}()"
+        return self._translator.expression(node)
 
     def _returns(self) -> str:
         node = self._written_returns.annotation if self._written_returns else None
@@ -175,6 +180,9 @@ class Function:
         """Return the line of code in the body."""
         returns = self._returns()
         call = self._call()
+        node = self._written_returns.annotation if self._written_returns else None
+        if node is not None and self._translator.is_named(node, "NoReturn", "Never"):
+            return f"raise {call}"  # type checkers do not know that the call never returns
         return call if returns == "None" else f"return {call}"
 
     def _call(self) -> str:
@@ -220,7 +228,9 @@ class Function:
         params = self._node.params
         own = self._own_parameters()[skipped:]
         by_name = params.kwonly_params
-        if self._may_ask_for_arguments():
+        defaults = [each.default for each in params.params if each.default is not None]
+        may_be_left_out = any(map(self._translator.is_of_async_side, defaults))
+        if self._may_ask_for_arguments() or (may_be_left_out and not isinstance(params.star_arg, cst.Param)):
             by_name = [each for each in params.params if each.default is not None] + [*by_name]
         names = [each.name.value for each in own if each not in by_name]
         if isinstance(params.star_arg, cst.Param):

@@ -61,12 +61,16 @@ class ModuleSource:
             ):
                 self._aliases.update(_defined_by(statement))
 
-    def origin_of(self, name: str) -> Origin | None:
-        """Return where a name of the module comes from. If there are several places, the first that exists."""
+    def origin_of(self, name: str, is_for_types: bool = False) -> Origin | None:
+        """Return where a name of the module comes from. If there are several places, the first that exists.
+
+        If *is_for_types*, the first that type checkers see, such as one under `if TYPE_CHECKING` that has an `else`.
+        """
         origins = self._names.get(name)
         if origins is None:
             return self._origin_of_unseen(name)
-        return next((origin for origin in origins if origin.find() is not None), origins[0])
+        seen = (each for each in origins if (is_for_types if each.is_for_types else each.find() is not None))
+        return next(seen, origins[0])
 
     def _origin_of_unseen(self, name: str) -> Origin | None:
         """Return the origin of a name that no statement binds: from `import *`, or `None` for a builtin."""
@@ -138,7 +142,7 @@ def source_of(module: str) -> ModuleSource | None:
     """Return the source of a module, if it has one."""
     try:
         return ModuleSource(importlib.import_module(module))
-    except (OSError, TypeError):  # it is written in C, or made at run time
+    except (ImportError, OSError, TypeError):  # only type checkers know it, it is written in C, or made at run time
         return None
 
 
