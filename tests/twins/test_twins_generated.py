@@ -82,6 +82,10 @@ def test_it_does_the_work(twins: Any) -> None:
         3,
         library.Kind,
     )
+    client.cached = "other"
+    assert client.cached == client.async_object.cached == "other"
+    del client.cached
+    assert client.cached == "cached"
     client.title = "new"
     assert client.name == client.async_object.name == "new"
     assert type(twins.Client.connect()) is twins.Client

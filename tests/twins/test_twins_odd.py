@@ -27,6 +27,9 @@ ODD = (
     "AsyncNamed",
     "AsyncShelf",
     "AsyncMaker",
+    "AsyncRecord",
+    "AsyncLongRecord",
+    "DerivedTwice",
     "AsyncItems",
     "AsyncEmpty",
     "AsyncStream",
@@ -106,6 +109,11 @@ def twins(source: str) -> Any:
         "class Items(SyncTwin, Generic[V], twin_of=AsyncItems):",
         ("def keyed(self, key: AsyncItems._Key, path: StrPath, lazy: AsyncLazy, number: Fraction = Number(),) -> int:"),
         "def stop(self) -> NoReturn:",
+        "def call(self, hook: Callable[[Part], int], several: Union[Part, int] = ()) -> int:",
+        (
+            "def __init__(self, key: int, cb: Callable[[int], int], parts: list[Part] = default(), "
+            "size: int = 3,) -> None:"
+        ),
         "def make(self, kind: type[Items[int]] = default(), number: int = 1) -> Items[int]:",
         'Key: str = attribute("Key")',
         "from _typeshed import StrPath",
@@ -139,6 +147,9 @@ def test_what_is_generated_works(twins: Any) -> None:
         assert stream.take(iter([1, 2])) == 3
         assert stream.property == 3
     assert twins.Derivation(1).again(4) == 4
+    twice = twins.SyncDerivedTwice()
+    twice.title = "four"
+    assert (twice.left, twice.title) == (4, "title")
     maker = twins.Maker()
     assert (maker.later(twins.Stream), maker.later(twins.Stream, lambda number: number + 2)) == (2, 3)
     assert [list(items) for items in (maker.make(), maker.make(number=3), maker.make(twins.Items, 4))] == [

@@ -42,6 +42,7 @@ from unfazed.twins import (
     call_operator,
     call_without_defaults,
     default,
+    delete_attribute,
     enter,
     get_attribute,
     iterate,
@@ -260,6 +261,14 @@ class Client(Base, twin_of=AsyncClient):
     def cached(self) -> str:
         """Something that is kept."""
         return get_attribute(self, "cached")
+
+    @cached.setter
+    def cached(self, value: str) -> None:
+        set_attribute(self, "cached", value)
+
+    @cached.deleter
+    def cached(self) -> None:
+        delete_attribute(self, "cached")
 
     @property
     def title(self) -> str:

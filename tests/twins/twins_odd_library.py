@@ -6,6 +6,7 @@
 import collections.abc as cabc
 import concurrent.futures
 import contextlib
+import dataclasses
 import typing
 from asyncio.events import *
 from asyncio.futures import Future
@@ -13,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, Final, Generic, Optional, Protocol, TypeVar, Union, overload
 
+import twins_odd_aliases
+import twins_odd_aliases as aliases
 import typing_extensions
 from typing_extensions import Literal, TypeVarTuple
 
@@ -212,6 +215,21 @@ class AsyncItems(AsyncIterator[V]):
         return key(1)
 
 
+@dataclasses.dataclass
+class AsyncRecord:
+    key: int
+    cb: Callable[[int], Awaitable[int]]
+    parts: "list[AsyncPart]" = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class AsyncLongRecord(AsyncRecord):
+    size: int = 3
+
+    async def call(self, hook: "twins_odd_aliases.Hook", several: "aliases.Parts" = ()) -> int:
+        return await self.cb(self.size)
+
+
 class AsyncMaker:
     async def later(self, kind: type["AsyncStream"], double: Callable[[int], Awaitable[int]] = double) -> int:
         return await double(kind().left)
@@ -284,6 +302,12 @@ class Derived(AsyncStream):
     @typing.no_type_check
     async def again(self, attribute: int = 0) -> int:
         return attribute
+
+
+class DerivedTwice(Derived):
+    @Derived.title.setter
+    def title(self, value: str) -> None:
+        self.left = len(value)
 
 
 class AsyncBuiltin(OrderedDict[str, int]):

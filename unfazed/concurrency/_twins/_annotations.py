@@ -278,13 +278,12 @@ class Translator:
         return Translator(source, self._owner, self._twins, self._imports, self._avoid, meanings, self.twin_name)
 
     def _mentions_async(self, node: cst.BaseExpression) -> bool:
-        return any(map(self._is_async, matchers.findall(node, matchers.Name() | matchers.SimpleString())))
+        written = matchers.findall(node, matchers.Name() | matchers.Attribute() | matchers.SimpleString())
+        return any(self._is_async(name) for each in written for name in _names_in(each))
 
-    def _is_async(self, node: Any) -> bool:
-        """Return whether a name, or a name in a string, is a type that sync code replaces by another one."""
-        if isinstance(node, cst.SimpleString):
-            return any(self._is_async(cst.Name(word)) for word in re.findall(r"[^\W\d]\w*", str(node.evaluated_value)))
-        origin = self._origin(dotted_name(node) or "")
+    def _is_async(self, name: str) -> bool:
+        """Return whether a dotted name is a type that sync code replaces by another one."""
+        origin = self._origin(name)
         if origin is None or origin.name is None:
             return False
         if origin.module in _MODULES:
@@ -328,9 +327,13 @@ class Translator:
         origin = self._source.origin_of(root, self._is_for_types)
         if origin is None or not rest:
             return origin
-        if origin.name is not None:
-            return origin._replace(name=f"{origin.name}.{rest}")
         module, parts = origin.module, rest.split(".")
+        if origin.name is not None:
+            found = origin.find()
+            if not inspect.ismodule(found):
+                return origin._replace(name=f"{origin.name}.{rest}")
+            path = f"{module}.{origin.name}"  # as it was written, if it can be imported from there
+            module = path if Origin(path, None).find() is found else found.__name__
         while len(parts) > 1 and Origin(f"{module}.{parts[0]}", None).find() is not None:
             module = f"{module}.{parts.pop(0)}"
         return Origin(module, ".".join(parts), origin.is_for_types)
@@ -343,6 +346,13 @@ _BARE = {
     **dict.fromkeys(("Iterator", "Iterable", "Sequence", "Collection", "AsyncIterator", "AsyncIterable"), 1),
     **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), 2),
 }
+
+
+def _names_in(node: Any) -> list[str]:
+    """Return a name, or the names in a string."""
+    if isinstance(node, cst.SimpleString):
+        return re.findall(r"[^\W\d][\w.]*", str(node.evaluated_value))
+    return [dotted_name(node) or ""]
 
 
 def _bound_in(node: cst.BaseExpression) -> Iterator[str]:

@@ -242,7 +242,10 @@ class _ClassWriter:
     def _owners(self) -> list[type]:
         """Return the classes with members that this class must write: bases with twins write their own."""
         covered = {each for base in self._cls.__mro__[1:] if base in self._names for each in base.__mro__}
-        return [each for each in self._cls.__mro__ if each not in covered and source_of_class(each) is not None]
+        return [each for each in self._sources() if each not in covered]
+
+    def _sources(self) -> list[type]:
+        return [each for each in self._cls.__mro__ if source_of_class(each) is not None]
 
     def _functions(self, member: Member) -> list[Function]:
         """Return the functions of a member: several if it is overloaded or a property, otherwise one."""
@@ -253,8 +256,8 @@ class _ClassWriter:
         if translator is None:
             return []
         functions = [Function(node, member.kind, member.sync_name, translator) for node in nodes]
-        if member.kind == "property":
-            return functions
+        if member.kind == "property":  # only a setter, for the property of a base: then it has no function here
+            return functions if any(each.is_getter for each in functions) else []
         overloads = [each for each in functions if each.is_overload]
         last = [(node, each) for node, each in zip(nodes, functions, strict=True) if not each.is_overload][-1:]
         if any(each.type_of_self and each.gives_awaitable for each in overloads):
@@ -304,7 +307,10 @@ class _ClassWriter:
             parameters = []
         written = ["self", f"*args: {unknown}", f"**kwargs: {unknown}"]
         passed = ["*args", "**kwargs"]
-        if sync_name == "__init__" and types and all(each.name in types for each in parameters):
+        if types is not None:
+            inherited = DataAttributes(self._cls, (), self._sources(), self._translator).types
+            types = inherited | types
+        if types and all(each.name in types for each in parameters):
             written = ["self"]
             passed = [f"{each.name}={each.name}" for each in parameters]
             for each in parameters:

@@ -75,6 +75,10 @@ class Function:
         """The annotation of its result."""
         return self._node.returns
 
+    @property
+    def is_getter(self) -> bool:
+        return self._accessor() == "getter"
+
     def lines(self, in_protocol: bool = False) -> Iterator[str]:
         """Yield the lines of the method."""
         saved = dict(self._translator.meanings)
@@ -87,7 +91,19 @@ class Function:
         if docstring is not None and not self.is_overload:
             yield f"    {docstring_code(docstring)}"
         yield f"    {'...' if in_protocol or self.is_overload else self._line()}"
+        if any(self._translator.is_named(each.decorator, "cached_property") for each in self._node.decorators):
+            yield from self._cache_lines()
         self._translator.meanings = saved
+
+    def _cache_lines(self) -> Iterator[str]:
+        """Yield the setter and the deleter of a `cached_property`."""
+        first, name = self._own_parameters()[0].name.value, self._name
+        yield f"@{name}.setter"
+        yield f"def {name}({first}, value: {self._returns()}) -> None:"
+        yield f'    {self._translator.helper("set_attribute")}({first}, "{name}", value)'
+        yield f"@{name}.deleter"
+        yield f"def {name}({first}) -> None:"
+        yield f'    {self._translator.helper("delete_attribute")}({first}, "{name}")'
 
     def _replace_type_of_self(self) -> None:
         """Replace a type variable for the type of `self` by `Self`, because its bound may be the async class."""
