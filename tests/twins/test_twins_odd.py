@@ -109,6 +109,7 @@ def twins(source: str) -> Any:
         "class Items(SyncTwin, Generic[V], twin_of=AsyncItems):",
         ("def keyed(self, key: AsyncItems._Key, path: StrPath, lazy: AsyncLazy, number: Fraction = Number(),) -> int:"),
         "def stop(self) -> NoReturn:",
+        "def from_elsewhere(self, key: T, pool: Executor | None = None) -> T:",
         "def call(self, hook: Callable[[Part], int], several: Union[Part, int] = ()) -> int:",
         (
             "def __init__(self, key: int, cb: Callable[[int], int], parts: list[Part] = default(), "

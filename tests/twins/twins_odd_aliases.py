@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Union
 
 import twins_odd_library
+from twins_library import T
 
 Hook = Callable[["twins_odd_library.AsyncPart"], Awaitable[int]]
 Parts = Union["twins_odd_library.AsyncPart", int]

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Final, Generic, Optional, Protocol, TypeVar, U
 import twins_odd_aliases
 import twins_odd_aliases as aliases
 import typing_extensions
+from concurrent import futures
+from twins_odd_aliases import T
 from typing_extensions import Literal, TypeVarTuple
 
 try:
@@ -153,6 +155,9 @@ class AsyncPart(Half[int]):
     label = 3
 
     async def aliases(self, handler: Handler[int], bare: Handler, several: Several[int, str], hook: Hook) -> None: ...
+
+    async def from_elsewhere(self, key: T, pool: "futures.Executor | None" = None) -> T:
+        return key
 
     async def constrained(self, part: PartT, kind: type[StreamT]) -> "list[PartT | StreamT]":
         return [part]
