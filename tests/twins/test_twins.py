@@ -6,6 +6,7 @@ import inspect
 import threading
 import weakref
 from contextlib import asynccontextmanager
+from dataclasses import make_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
@@ -425,6 +426,7 @@ def test_two_objects_of_the_same_class_do_not_mix() -> None:
         (len, "expected a class, got <built-in function len>"),
         (inspect._ParameterKind, "it is an enumeration"),
         (type("AsyncThing", (), {"with_timeout": None}), "AsyncThing.with_timeout has the name of a member"),
+        (make_dataclass("AsyncField", ["from_async"]), "AsyncField.from_async has the name of a member"),
     ],
     ids=str,
 )

@@ -209,6 +209,7 @@ def test_ctrl_c_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
         (["twins_library:AsyncRow", "twins_library:AsyncClient=Row"], "two twins would be called Row"),
         (["twins_library:AsyncRow", "twins_library:AsyncRow=Other"], "twins_library:AsyncRow is named twice"),
         (["test_twins_broken_module:AsyncRow"], "cannot be imported: LookupError: broken"),
+        (["twins_odd_library:AsyncTaken"], "AsyncTaken.async_object has the name of a member"),
         (["_thread:RLock"], "_thread has no source code; make it at run time"),
         (["twins_library:AsyncRow=not a name"], "ruff does not take what is generated: error"),
     ],

@@ -309,6 +309,11 @@ class Derived(AsyncStream):
         return attribute
 
 
+class AsyncTaken:
+    def __init__(self, async_object: int) -> None:
+        self.async_object = async_object
+
+
 class DerivedTwice(Derived):
     @Derived.title.setter
     def title(self, value: str) -> None:

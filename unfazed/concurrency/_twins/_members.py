@@ -66,8 +66,13 @@ def require_twinnable(cls: type[Any], helper: str) -> None:
         problem = "has nothing async"
     if problem:
         raise WrongFunctionError(f"{helper}() cannot make a twin of {cls.__qualname__}: it {problem}")
-    for name in RESERVED:
-        if hasattr(cls, name):
+    require_free_names(cls, [*dir(cls), *getattr(cls, "__dataclass_fields__", ())], helper)
+
+
+def require_free_names(cls: type, names: Iterable[str], helper: str) -> None:
+    """Refuse a class if one of its *names* is that of a member that every twin has of its own."""
+    for name in names:
+        if name in RESERVED:
             raise WrongFunctionError(
                 f"{helper}() cannot make a twin of {cls.__qualname__}: {cls.__qualname__}.{name} has the name of "
                 f"a member that every twin has of its own; rename it"

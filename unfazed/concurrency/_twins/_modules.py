@@ -20,6 +20,7 @@ from ._members import (
     lost_parameters,
     members_of,
     parameters_of,
+    require_free_names,
     require_twinnable,
 )
 from ._signatures import SPECIAL, Function, docstring_code
@@ -201,6 +202,7 @@ class _ClassWriter:
     def _body(self) -> Iterator[str]:
         translator = self._translator(self._cls)
         attributes = DataAttributes(self._cls, self._members, self._owners(), self._translator)
+        require_free_names(self._cls, attributes.types, "sync_twin")
         attribute = "" if self._is_protocol else translator.helper("attribute", self._avoid)
         for name, written in attributes.types.items():
             if name in attributes.init_only:
