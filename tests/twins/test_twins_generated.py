@@ -72,7 +72,7 @@ def test_it_does_the_work(twins: Any) -> None:
     del row.number
     assert not hasattr(row.async_object, "number")
     numbers: list[int] = []
-    client.on_row(lambda row: numbers.append(row.read()))
+    client.on_row(lambda row: numbers.append(row.read()), abs, int)
     assert numbers == [7]
     assert client.upload(iter([b"a", b"b"])) == b"ab"
     assert (client.cached, client.title, len(client), client.limit, client.kind_class) == (

@@ -18,7 +18,7 @@ import pytest
 from unfazed.concurrency import sync_twin
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -352,6 +352,9 @@ class AsyncShelf:
     async def see(self, items: Iterable[Any]) -> None:
         self.seen += [type(item) for item in items]
 
+    async def call_all(self, *funcs: Callable[[int], Awaitable[int]], **more: Callable[[int], Awaitable[int]]) -> int:
+        return sum([await func(1) for func in (*funcs, *more.values())])
+
 
 class AsyncCallable:
     async def __call__(self, number: int) -> int:
@@ -377,6 +380,14 @@ def test_iterators_and_views_come_and_go_with_twins_in_them() -> None:
     for given in (values, (box for box in values), map(dict(items).get, ["a"]), zip([3], values, strict=False)):
         shelf.see(given)
     assert shelf.async_object.seen[2:] == [*[AsyncNumber] * 5, tuple]
+
+
+@pytest.mark.usefixtures("background")
+def test_each_of_several_callbacks_may_be_sync() -> None:
+    async def one(number: int) -> int:
+        return number
+
+    assert sync_twin(AsyncShelf)().call_all(one, int, lambda number: number + 1, more=abs, one=one) == 6
 
 
 @pytest.mark.usefixtures("background")

@@ -243,6 +243,8 @@ class AsyncClient(AsyncBase):
 
     async def on_row(self, handler: Handler, *handlers: Callable[[int], Awaitable[int]]) -> None:
         await handler(AsyncRow(self, 7))
+        for number, each in enumerate(handlers):
+            assert await each(number) == number
 
     async def upload(self, chunks: t.AsyncIterable[bytes] | Iterable[bytes]) -> bytes:
         return b"".join([chunk async for chunk in chunks])  # type: ignore[union-attr]

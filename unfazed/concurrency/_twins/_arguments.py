@@ -65,7 +65,7 @@ def _may_be_sync(value: object) -> bool:
     kind: type[Any] = type(value)
     if kind in LEAVES:
         return False
-    return (callable(value) and not inspect.isclass(value)) or hasattr(kind, "__iter__")
+    return callable(value) or hasattr(kind, "__iter__")
 
 
 def _with_async(
@@ -80,8 +80,15 @@ def _with_async(
     except TypeError:  # the call itself raises it
         return args, kwargs
     for name, what in wanted.items():
-        if name in bound.arguments:
-            bound.arguments[name] = _turned(bound.arguments[name], what, site)
+        if name not in bound.arguments:
+            continue
+        value, kind = bound.arguments[name], bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(_turned(each, what, site) for each in value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            bound.arguments[name] = {key: _turned(each, what, site) for key, each in value.items()}
+        else:
+            bound.arguments[name] = _turned(value, what, site)
     return bound.args, bound.kwargs
 
 
@@ -119,10 +126,7 @@ def _wanted_by(func: Any) -> Mapping[str, str]:
         return {}
     namespace: dict[str, Any] = getattr(inspect.unwrap(key), "__globals__", {})
     found = {
-        parameter.name: what
-        for parameter in parameters
-        if (what := _what(parameter.annotation, namespace)) is not None
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        parameter.name: what for parameter in parameters if (what := _what(parameter.annotation, namespace)) is not None
     }
     with suppress(TypeError):
         _wanted[key] = found
