@@ -24,7 +24,7 @@ import anyio
 from benchmarks import _growth, _report, _starts
 from benchmarks._measure import OURS, Budget, Timing, measure, measure_sync, one_cpu
 from benchmarks._rows import Row, is_quick
-from benchmarks._rows_scoped import ROWS
+from benchmarks._rows_many import ROWS
 from unfazed.concurrency import configure_background_eventloop
 
 BACKENDS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,6 @@ them. An async row is measured on each loop; a sync one too, where the loop is t
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import sys
 import threading
@@ -34,8 +33,6 @@ from fastapi import FastAPI
 from unfazed.concurrency import (
     in_threadpool,
     iterate_in_threadpool,
-    map_in_processpool_sync,
-    map_in_threadpool,
     run_in_eventloop_sync,
     run_in_executor,
     run_in_executor_sync,
@@ -432,59 +429,6 @@ async def iterators(_: ExitStack) -> Calls:
 
 def numbers() -> Iterator[int]:
     return iter(range(FEWER_ITEMS if is_quick() else ITEMS))
-
-
-# ---- many calls
-
-MAPPED = 10_000
-FEWER_MAPPED = 500  # in a quick run
-BY_HAND = "semaphore and task group"
-CHUNKS = (5_000, 10_000, 25_000)  # the best of them is shown
-
-
-@row(
-    "map_in_threadpool, 10,000 items", units=MAPPED, quick_units=FEWER_MAPPED, limits={"semaphore and task group": 1.0}
-)
-async def many_threads(_: ExitStack) -> Calls:
-    items = range(FEWER_MAPPED if is_quick() else MAPPED)
-
-    async def by_hand() -> None:
-        semaphore = anyio.Semaphore(40)
-        results: list[Any] = [None] * len(items)
-
-        async def call(number: int) -> None:
-            async with semaphore:
-                results[number] = await anyio.to_thread.run_sync(same, number)
-
-        async with anyio.create_task_group() as tasks:
-            for number in items:
-                tasks.start_soon(call, number)
-
-    return {OURS: lambda: consume(map_in_threadpool(same, items)), BY_HAND: by_hand}
-
-
-@row(
-    "map_in_processpool_sync, 100,000 tiny items",
-    units=ITEMS,
-    quick_units=FEWER_ITEMS,
-    on_one_cpu=False,
-    backends=("asyncio",),
-    limits={**{f"Pool.imap, chunksize={chunk}": 1.1 for chunk in CHUNKS}, f"{PROCESS_POOL}.map": 0.05},
-)
-def many_processes_sync(stack: ExitStack, _: dict[str, Any]) -> SyncCalls:
-    pool = stack.enter_context(multiprocessing.get_context("spawn").Pool())
-    executor = stack.enter_context(ProcessPoolExecutor())
-    calls: SyncCalls = {
-        OURS: lambda: consume_sync(map_in_processpool_sync(same, numbers())),
-        f"{PROCESS_POOL}.map": lambda: consume_sync(executor.map(same, numbers())),
-    }
-    for chunk in CHUNKS:
-        calls[f"Pool.imap, chunksize={chunk}"] = partial(consume_pool, pool, chunk)
-    return calls
-
-
-def consume_pool(pool: Any, chunk: int) -> None:
-    consume_sync(pool.imap(same, numbers(), chunk))
 
 
 def consume_sync(items: Iterator[object]) -> None:

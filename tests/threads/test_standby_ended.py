@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from contextlib import suppress
@@ -13,13 +12,13 @@ import anyio
 import anyio.from_thread
 import pytest
 from conftest import GRACE_SECONDS, Gate, captured, in_plain_thread, wait_until
-from standing_by import Calling, have_it_go, have_it_gone, hold_up, owner
+from standing_by import Calling, have_it_go, have_it_gone, hold_up, owner, running
 
 from unfazed.concurrency import EventLoopThread, LoopEndedError, run_in_eventloop_sync, run_in_threadpool_sync
 from unfazed.concurrency._core import _limits
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
-from unfazed.concurrency._eventloops import _background, _bypassing, _synccalls, _workers
+from unfazed.concurrency._eventloops import _bypassing, _synccalls, _waiting, _workers
 from unfazed.concurrency._threads import _standby, _threadcall
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def test_a_call_that_is_handed_back_to_a_loop_that_has_ended_is_run_nowhere(
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopThread, waits: bool) -> None:
-    """SystemExit in a callback ends an asyncio loop, which cancels its tasks and waits for them."""
+    """SystemExit in a callback ends the loop, which cancels its tasks and waits for them."""
 
     async def wait() -> None:
         begun.set()
@@ -172,7 +171,7 @@ def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopT
         worker = _workers.thread.worker
         assert worker is not None
         if waits:
-            with suppress(asyncio.CancelledError):
+            with suppress(*_waiting.cancelled_classes()):
                 run_in_eventloop_sync(wait)
         begun.set()
         wait_until(worker.is_cancelled, "it is not cancelled")
@@ -271,7 +270,7 @@ def test_ctrl_c_while_a_thread_is_started_leaves_nothing_behind(
 
 
 def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_ended(
-    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+    owner: EventLoopThread, background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = threading.Event()
     ended: list[str] = []
@@ -298,7 +297,7 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(work)
 
-    assert ended == ["CancelledError"]
+    assert ended == ["Cancelled" if background[0] == "trio" else "CancelledError"]
 
 
 def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
@@ -321,28 +320,72 @@ def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(
 
 
 def test_on_trio_ctrl_c_cancels_what_the_function_has_anyio_run(
-    background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    owner: EventLoopThread, background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This is why trio has no threads on standby."""
     if background[0] != "trio":
         pytest.skip("asyncio's own cancellation does not reach what anyio runs")
     waiting = threading.Event()
+    (thread,) = _standby._threads
 
     async def wait() -> None:
         waiting.set()
         await anyio.sleep_forever()
 
-    for _ in range(3):
-        run_in_threadpool_sync(int)
+    take = _standby._StandbyThread.take
 
-    def submit_and_wait(*args: Any) -> None:
-        _background.submit_to_background(*args)
+    def take_and_wait(*args: Any) -> None:
+        take(*args)
         assert waiting.wait(GRACE_SECONDS)
 
     with monkeypatch.context() as patch:
-        interrupt(patch, _standby, "submit_to_background", submit_and_wait)
+        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
         with pytest.raises(KeyboardInterrupt):
             run_in_threadpool_sync(anyio.from_thread.run, wait)
 
-    assert not _standby._threads
-    assert run_in_threadpool_sync(int, "1") == 1
+    wait_until(lambda: thread._gone, "its task is cancelled, and it stays")
+    run_in_threadpool_sync(anyio.from_thread.run, anyio.sleep, 0)
+
+
+def test_a_thread_whose_call_was_cancelled_takes_no_other(owner: EventLoopThread) -> None:
+    (thread,) = _standby._threads
+
+    with pytest.raises(LoopEndedError):
+        run_in_threadpool_sync(run_in_eventloop_sync, cancel_current_call)
+
+    wait_until(lambda: thread._gone, "its task is cancelled, and it stays")
+    run_in_threadpool_sync(anyio.from_thread.run, anyio.sleep, 0)
+
+
+async def cancel_current_call() -> None:
+    """Cancel the call that bypasses the loop, as the end of the loop does."""
+    owner = running()
+    (bypassing,) = (call for call in owner._calls if call.bypassing)
+    bypassing.cancel(LoopEndedError("forced"))
+    await anyio.sleep_forever()
+
+
+def test_a_cancellation_that_comes_after_the_call_leaves_its_thread_alone(
+    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[_standby._DirectCall] = []
+    take = _standby._StandbyThread.take
+
+    def note_and_take(self: _standby._StandbyThread, direct_call: _standby._DirectCall) -> None:
+        taken.append(direct_call)
+        take(self, direct_call)
+
+    monkeypatch.setattr(_standby._StandbyThread, "take", note_and_take)
+    threads = set()
+    for _ in range(2):
+        threads.add(run_in_threadpool_sync(threading.get_ident))
+        wait_until(lambda: _standby._idle, "the thread does not stand by again")
+        thread = _standby._idle[0]
+        owner.run_sync(call_in_loop, thread.abort, taken[-1])
+        run_in_threadpool_sync(anyio.from_thread.run, anyio.sleep, 0)
+        wait_until(lambda: _standby._idle, "the thread does not stand by again")
+
+    assert len(threads) == 1
+
+
+async def call_in_loop(func: Callable[..., object], *args: object) -> None:
+    func(*args)

@@ -6,8 +6,9 @@ free, if no thread can be started, or if the thread has just gone.
 
 The life of a thread:
 
-    state  how to tell         a caller takes it   its call ends  no slot is free   nobody takes it  its loop ends
-                                                                  for its call      in time
+    state  how to tell         a caller takes it   its call ends  no slot is free   nobody takes it  its call is
+                                                                  for its call      in time          cancelled, or its
+                                                                                                     loop ends
     -----  ------------------  ------------------  -------------  ----------------  ---------------  -------------------
     idle   in `_idle`          busy                -              -                 gone             gone
     busy   in `_threads`, not  -                   idle           gone; the call    -                gone, after its
@@ -22,6 +23,9 @@ Guarantees:
 
 - A call that comes when its thread goes is not lost. The thread sets `_gone` before it empties its queue, and the
   caller reads `_gone` after it has put the call there: one of the two hands the call back.
+- The cancellation of a call hits no other one, though it cancels the task that holds the thread. `ThreadCall.cancel`
+  and giving back a slot both pass through the lock of the slots: either the thread sees the cancellation and takes no
+  more calls, or `abort` sees that the call has ended.
 - If a signal handler raises in a caller, at worst a thread stays idle that nobody knows. It ends by itself in time.
 
 Assumptions: each method of `SimpleQueue`, `deque` and `set` that is called here is atomic. A forked child starts
@@ -33,10 +37,11 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
 
-from anyio import Event, to_thread
+from anyio import CancelScope, Event, create_task_group, sleep_forever, to_thread
 
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._errors import LoopEndedError
@@ -68,7 +73,7 @@ def submit(thread_call: ThreadCall[Any], call: TaskCall[Any], context: Context) 
         thread = _take_thread(owner, loop, thread_call)
         if thread is not None:
             direct_call = _DirectCall(thread_call, call, context)
-            if bypass(owner, call, direct_call.abort):
+            if bypass(owner, call, partial(thread.abort, direct_call)):
                 thread.take(direct_call)
             else:
                 hand_back(owner, call, context)
@@ -115,12 +120,22 @@ class _DirectCall:
         finally:
             del self  # the traceback of an error refers to this frame, and the user may keep the error
 
-    def abort(self) -> None:
-        """Cancel the call, in the loop's thread: it never begins, or what it waits for is cancelled."""
+    def is_cancelled(self) -> bool:
+        """Return whether the call was cancelled while its function ran. Right only after the call has ended."""
+        return self._thread_call.is_cancelled()
+
+    def abort(self) -> bool:
+        """Cancel the call, in the loop's thread: it never begins, or what it waits for is cancelled.
+
+        Return whether its function still runs.
+        """
         if self._thread_call.prevent_start():
             self.call.give_up()
-        elif not self._thread_call.is_cancelled():
+            return False
+        if not self._thread_call.is_cancelled():
             self._thread_call.cancel()
+        assert self._thread_call.slot is not None, "taken before the function begins"
+        return self._thread_call.slot.held
 
 
 @final
@@ -134,6 +149,7 @@ class _StandbyThread:
         self._current: _DirectCall | None = None  # the one that the thread runs
         self._free: Event | None = None  # set by the thread when that has ended; made by the loop, which waits for it
         self._gone = False  # whether the thread takes no more calls
+        self._scope: CancelScope | None = None  # of the task that holds the thread, while there is one
         _threads.add(self)
 
     def start(self) -> None:
@@ -152,10 +168,41 @@ class _StandbyThread:
         if self._gone:
             self._hand_back_all()
 
+    def abort(self, direct_call: _DirectCall) -> None:
+        """Cancel *direct_call*, in the loop's thread. If its function runs, the thread ends after it.
+
+        What the function waits for in anyio's or trio's own `from_thread` is cancelled together with our task.
+        """
+        if direct_call.abort():
+            assert self._scope is not None, "a thread that runs has been held from its start"
+            self._scope.cancel()
+
     async def _stay(self) -> None:
-        """Hold the thread, in a task of the loop. If that is cancelled, wait for the function that the thread runs.
+        """Hold the thread, in a task of the loop, until the thread ends."""
+        with CancelScope() as self._scope:
+            if self._loop.calls_back_in_the_task:
+                async with create_task_group() as tasks:
+                    tasks.start_soon(self._end_when_cancelled)
+                    await to_thread.run_sync(self._serve, limiter=NO_LIMIT)
+                    tasks.cancel_scope.cancel()
+            else:
+                await self._wait_for_thread()
+
+    async def _end_when_cancelled(self) -> None:
+        """End the thread when the task that holds it is cancelled. On trio, that task waits for it."""
+        try:
+            await sleep_forever()
+        finally:
+            self._retire()
+            direct_call = self._current
+            if direct_call is not None:
+                direct_call.abort()
+
+    async def _wait_for_thread(self) -> None:
+        """Wait until the thread ends. If we are cancelled, wait for the function that it runs.
 
         A loop that ends in good order waits for the call itself. This wait is for a loop that something has broken.
+        asyncio's own cancellation ignores anyio's shield.
         """
         try:
             await to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=NO_LIMIT)
@@ -188,7 +235,7 @@ class _StandbyThread:
             if not direct_call.run(self._loop):
                 self._hand_back(direct_call)
                 return False
-            return not self._gone
+            return not (self._gone or direct_call.is_cancelled())
         finally:
             self._current = None
             if self._free is not None:

@@ -117,17 +117,9 @@ class ThreadCall(Worker, UserCall, Generic[T]):
         self._sync_caller = sync_caller
 
     def may_bypass(self, loop: Loop) -> bool:
-        """Return whether a sync caller's call needs nothing that only *loop* can do, such as wait for a slot.
-
-        Not on trio: there the task that waits for the worker cancels the calls that the worker makes through anyio.
-        """
+        """Return whether a sync caller's call needs nothing that only *loop* can do, such as wait for a slot."""
         self.limiter = self._options.limiter or thread_limiter.known(loop)
-        return (
-            self.limiter is not None
-            and self._options[1:] == NO_OPTIONS[1:]
-            and not loop.calls_back_in_the_task
-            and _slots.seems_free(self.limiter)
-        )
+        return self.limiter is not None and self._options[1:] == NO_OPTIONS[1:] and _slots.seems_free(self.limiter)
 
     def run_bypassing(self, loop: Loop) -> bool:
         """Run the call in this thread, a worker of *loop*, if a slot is free. Return whether one was."""
