@@ -154,7 +154,7 @@ class AsyncPart(Half[int]):
     static = staticmethod(dict)
     label = 3
 
-    async def aliases(self, handler: Handler[int], bare: Handler, several: Several[int, str], hook: Hook) -> None: ...
+    async def aliases(self, handler: Handler[int], bare: Handler, several: "Several[int, str]", hook: Hook) -> None: ...
 
     async def from_elsewhere(self, key: T, pool: "futures.Executor | None" = None) -> T:
         return key
