@@ -116,8 +116,9 @@ def _bases_of(cls: type, family: Family) -> list[Any]:
             arguments = getattr(base, "__args__", ()) if base is not origin else ()
             twin = twin[arguments] if arguments else twin
             (others if is_protocol(origin) else bases).append(twin)
+    generic: Any = Generic
     lost = lost_parameters(cls, bases + others)
-    return bases + others + ([Generic[lost]] if lost else [])  # type: ignore[index]
+    return bases + others + ([generic[lost]] if lost else [])
 
 
 def _made(member: Member, cls: type, family: Family) -> Any:

@@ -140,9 +140,13 @@ def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object,
 def get_attribute(twin: TwinBase, name: str, /) -> Any:
     """Read an attribute or a property. Await an awaitable, and return an async function as a sync one."""
     value = getattr(twin._unfazed_state.target, name)
-    if _is_method(twin, value):
-        return lambda *args, **kwargs: run(twin, value, args, kwargs)
-    return converted(twin, value)
+    if not _is_method(twin, value):
+        return converted(twin, value)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return run(twin, value, args, kwargs)
+
+    return method
 
 
 def _is_method(twin: TwinBase, value: object) -> bool:

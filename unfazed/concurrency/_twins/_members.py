@@ -90,11 +90,10 @@ def is_protocol(cls: type) -> bool:
 
 def parameters_of(cls: type) -> tuple[Any, ...]:
     """Return the type parameters of a class, also of one whose generic bases are those of `collections.abc`."""
-    if "__parameters__" in vars(cls):
-        own: tuple[Any, ...] = cls.__parameters__  # type: ignore[attr-defined]
-        return own
     bases = vars(cls).get("__orig_bases__", ())
-    return tuple(dict.fromkeys(each for base in bases for each in getattr(base, "__parameters__", ())))
+    of_bases = tuple(dict.fromkeys(each for base in bases for each in getattr(base, "__parameters__", ())))
+    own: tuple[Any, ...] = vars(cls).get("__parameters__", of_bases)
+    return own
 
 
 def lost_parameters(cls: type, bases: Iterable[object]) -> tuple[Any, ...]:

@@ -143,17 +143,16 @@ class _ClassWriter:
         kept: list[Any] = []
         for base in vars(self._cls).get("__orig_bases__", self._cls.__bases__):
             origin: Any = get_origin(base) or base
-            if origin in (Generic, Protocol) or origin in self._names:
-                kept.append(base)
             if origin in (Generic, Protocol):
+                kept.append(base)
                 if origin is Protocol or not parameters:
                     others.append(self._written_base(base, translator))
             elif origin in self._names:
+                kept.append(base)
                 (others if is_protocol(origin) else bases).append(self._written_base(base, translator))
-        if lost_parameters(self._cls, kept):
-            others.append(
-                f"{translator.name_of(Origin('typing', 'Generic'))}[{', '.join(self._type_parameters(translator))}]"
-            )
+        lost = [translator.annotation(cst.Name(each.__name__)) for each in lost_parameters(self._cls, kept)]
+        if lost:
+            others.append(f"{translator.name_of(Origin('typing', 'Generic'))}[{', '.join(lost)}]")
         if self._is_protocol:
             if getattr(self._cls, "_is_runtime_protocol", False):
                 yield "@" + translator.name_of(Origin("typing", "runtime_checkable"))

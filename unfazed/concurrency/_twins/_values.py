@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from ._family import Convert, Family, Site
 
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
+_EMPTY: dict[Any, Any] = {}
 # Views are copied as views of a new dict.
 _VIEWS: dict[type[Any], Callable[[Iterable[Any]], Any]] = {
-    type({}.keys()): lambda items: dict.fromkeys(items).keys(),
-    type({}.values()): lambda items: dict(enumerate(items)).values(),
-    type({}.items()): lambda items: dict(items).items(),
+    type(_EMPTY.keys()): lambda items: dict.fromkeys(items).keys(),
+    type(_EMPTY.values()): lambda items: dict(enumerate(items)).values(),
+    type(_EMPTY.items()): lambda items: dict(items).items(),
 }
 CONTAINERS = frozenset((list, tuple, dict, set, frozenset, *_VIEWS))
 MAX_DEPTH = 8  # how deep containers may nest; arbitrary, and the limit for one that contains itself
