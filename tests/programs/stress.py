@@ -185,7 +185,7 @@ def say_who_waits() -> None:
 SLOT_STATE = (
     "held",
     "woken",
-    "work",
+    "call",
     "waits",
     "wake",
     "lender",
