@@ -213,14 +213,14 @@ CALLERS = ("async", "main thread", "plain thread", "our worker", "anyio's worker
 
 @pytest.fixture(params=CALLERS)
 def caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
-    if request.param == "plain thread" and background[0] == "asyncio":
+    if request.param == "plain thread":
         have_a_thread_stand_by()
     return Caller(request.param, background)
 
 
 @pytest.fixture(params=[kind for kind in CALLERS if kind != "async"])
 def sync_caller(request: pytest.FixtureRequest, background: tuple[str, dict[str, Any]]) -> Caller:
-    if request.param == "plain thread" and background[0] == "asyncio":
+    if request.param == "plain thread":
         have_a_thread_stand_by()
     return Caller(request.param, background)
 

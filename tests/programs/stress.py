@@ -185,7 +185,7 @@ def say_who_waits() -> None:
 SLOT_STATE = (
     "held",
     "woken",
-    "work",
+    "call",
     "waits",
     "wake",
     "lender",
@@ -239,12 +239,15 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     ticking = True
     signal.setitimer(signal.ITIMER_REAL, TIMER_SECONDS)
+    # Without a GIL, CPython 3.13.5, for one, forgets an event that epoll has just reported, if a signal comes while the
+    # garbage collector stops the threads. asyncio's epoll reports it again; trio's does not, and the loop sleeps on.
+    backends = [each for each in BACKENDS if each != "trio" or has_gil()]
     guard = Guard(2 * HANG_SECONDS)
     deadline, rounds, said = time.monotonic() + seconds, 0, time.monotonic()
     try:
         while time.monotonic() < deadline:
             guard.all_is_well()
-            one_round(BACKENDS[rounds % len(BACKENDS)])
+            one_round(backends[rounds % len(backends)])
             rounds += 1
             if time.monotonic() > said + 60:
                 said = time.monotonic()

@@ -120,7 +120,7 @@ def leftovers() -> list[str]:
     return left()
 
 
-@pytest.mark.timeout(60 + TREES)
+@pytest.mark.timeout(60 + 3 * TREES)
 @pytest.mark.parametrize("root", ["async", "sync"])
 def test_random_trees_of_calls_come_out_as_a_sequential_program_would_have_it(
     root: str, background: tuple[str, dict[str, Any]]

@@ -6,7 +6,8 @@ import inspect
 import threading
 import weakref
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import make_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
 import pytest
@@ -421,9 +422,11 @@ def test_two_objects_of_the_same_class_do_not_mix() -> None:
         (LookupError, "it is an exception"),
         (dict, "it has nothing async"),
         (type, "it is a metaclass"),
+        (Protocol, "it has nothing async"),
         (len, "expected a class, got <built-in function len>"),
         (inspect._ParameterKind, "it is an enumeration"),
         (type("AsyncThing", (), {"with_timeout": None}), "AsyncThing.with_timeout has the name of a member"),
+        (make_dataclass("AsyncField", ["from_async"]), "AsyncField.from_async has the name of a member"),
     ],
     ids=str,
 )
@@ -460,6 +463,15 @@ def test_on_the_thread_of_a_loop_it_says_what_to_write() -> None:
 
     anyio.run(main)
     run_in_eventloop_sync(main)
+
+
+def test_a_coroutine_that_is_refused_there_is_closed() -> None:
+    async def main(table: Any) -> None:
+        with pytest.raises(LoopThreadError, match=r"`await AsyncTable.row\(\.\.\.\)`"):
+            table.row  # noqa: B018
+
+    for table in (Table(), Table("moved")):
+        anyio.run(main, table)
 
 
 def test_before_it_is_refused_nothing_is_started() -> None:

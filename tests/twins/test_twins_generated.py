@@ -67,8 +67,12 @@ def test_it_does_the_work(twins: Any) -> None:
     assert client.later().read() == client.later_or_now() == client.wait().count("b") == 1
     assert client.coroutine()["row"].number == 1
     assert client.many(row) == client.many([row]) == 1
+    row.number = 5
+    assert row.read() == client.handler(row) == 5
+    del row.number
+    assert not hasattr(row.async_object, "number")
     numbers: list[int] = []
-    client.on_row(lambda row: numbers.append(row.read()))
+    client.on_row(lambda row: numbers.append(row.read()), abs, int)
     assert numbers == [7]
     assert client.upload(iter([b"a", b"b"])) == b"ab"
     assert (client.cached, client.title, len(client), client.limit, client.kind_class) == (
@@ -78,6 +82,10 @@ def test_it_does_the_work(twins: Any) -> None:
         3,
         library.Kind,
     )
+    client.cached = "other"
+    assert client.cached == client.async_object.cached == "other"
+    del client.cached
+    assert client.cached == "cached"
     client.title = "new"
     assert client.name == client.async_object.name == "new"
     assert type(twins.Client.connect()) is twins.Client
@@ -102,9 +110,10 @@ def test_protocols_and_dataclasses_stay_what_they_are(twins: Any) -> None:
     settings = twins.Settings("name", tags=["a"])
 
     assert settings.save() == "name 3 ['a']"
+    assert twins.Settings("name", more=2).size == 5
     assert twins.Settings("name").tags == []
     assert settings == twins.Settings("name", tags=["a"]) != twins.Settings("name")
-    assert twins.Settings.__match_args__ == ("name", "size", "tags")
+    assert twins.Settings.__match_args__ == ("name", "size", "tags", "more")
 
     class Reader:
         size = 1
@@ -198,12 +207,24 @@ def test_ctrl_c_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
         (["twins_library:UNSET"], "UNSET is no class"),
         (["builtins:LookupError"], "it is an exception"),
         (["twins_library:AsyncRow", "twins_library:AsyncClient=Row"], "two twins would be called Row"),
-        (["twins_library:AsyncRow=not a name"], "ruff does not take"),
+        (["twins_library:AsyncRow", "twins_library:AsyncRow=Other"], "twins_library:AsyncRow is named twice"),
+        (["test_twins_broken_module:AsyncRow"], "cannot be imported: LookupError: broken"),
+        (["twins_odd_library:AsyncTaken"], "AsyncTaken.async_object has the name of a member"),
+        (["_thread:RLock"], "_thread has no source code; make it at run time"),
+        (["twins_library:AsyncRow=not a name"], "ruff does not take what is generated: error"),
     ],
 )
 def test_mistakes_are_told(
-    arguments: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    problem: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "test_twins_broken_module.py").write_text("raise LookupError('broken')", "utf-8")
+    monkeypatch.syspath_prepend(str(modules))
     assert generate(tmp_path / "twins.py", *arguments) == 2
     assert problem in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

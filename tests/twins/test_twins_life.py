@@ -308,6 +308,11 @@ class AsyncPoint:
 Point: Any = sync_twin(AsyncPoint)
 
 
+class Named(Point):  # type: ignore[misc]
+    _name: str
+    _myself: Named
+
+
 @pytest.mark.usefixtures("background")
 def test_it_can_be_pickled_and_copied_as_its_object_can() -> None:
     import copy
@@ -315,10 +320,23 @@ def test_it_can_be_pickled_and_copied_as_its_object_can() -> None:
     point = Point(3)
 
     assert pickle.loads(pickle.dumps(point)).read() == 3
-    assert copy.copy(point) is point
-    deep = copy.deepcopy(point)
-    assert deep != point
-    assert deep.read() == 3
+    for copied in (copy.copy(point), copy.deepcopy(point)):
+        copied.x = 4
+        assert copied != point
+        assert copied.read() == 4
+    assert point.read() == 3
+
+
+@pytest.mark.usefixtures("background")
+def test_a_copy_has_what_a_subclass_of_the_twin_has_of_its_own() -> None:
+    import copy
+
+    point = Named(3)
+    point._name = "corner"
+    point._myself = point
+
+    for copied in (copy.copy(point), copy.deepcopy(point), pickle.loads(pickle.dumps(point))):
+        assert (type(copied), copied._name, copied.read()) == (Named, "corner", 3)
 
 
 PROGRAM = """

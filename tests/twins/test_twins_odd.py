@@ -6,9 +6,11 @@ import abc
 import functools
 import importlib
 import inspect
+import itertools
 import operator
 import sys
 import types
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pytest
@@ -16,13 +18,19 @@ import pytest
 from unfazed.concurrency import sync_twin
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
 ODD = (
     "AsyncPart",
     "AsyncNamed",
+    "AsyncShelf",
+    "AsyncMaker",
+    "AsyncRecord",
+    "AsyncLongRecord",
+    "DerivedTwice",
+    "AsyncItems",
     "AsyncEmpty",
     "AsyncStream",
     "Derived=Derivation",
@@ -57,7 +65,7 @@ def twins(source: str) -> Any:
     [
         "def nested(self) -> AsyncPart.Nested:",
         "def from_star(self) -> AbstractEventLoop | None:",
-        "def unknown(self, value: Any) -> int:",
+        "def unknown(self, value: Any, shape: list[Any] = None) -> int:",
         "def alias(self, value: Optional[Union[Part, Any]] = None) -> Union[Iterator[int], Recursive]:",
         "def expanded(self, value: Union[Part, Any] | None = None) -> int:",
         "def dotted(self, part: Sequence[Part], *, sum: Decimal = None) -> List[Part]:",
@@ -86,6 +94,31 @@ def twins(source: str) -> Any:
         "def weird(self) -> int:",
         "def pair(self, key: Any, value: Any) -> dict[Any, Any]:",
         "def go(self, *args: Any, **kwargs: Any) -> Any:",
+        (
+            "def aliases(self, handler: Callable[[int], None], bare: Callable[[Any], None], several: Any, "
+            "hook: Callable[[Part], Any],) -> None:"
+        ),
+        'PartT = TypeVar("PartT", "Part", "int")',
+        'StreamT = TypeVar("StreamT", bound="Stream", covariant=True)',
+        "def constrained(self, part: PartT, kind: type[StreamT]) -> list[PartT | StreamT]:",
+        (
+            "def bound(self, key: Callable[[int], int] = lambda label: label + second, "
+            "more: Any = [label for label in (1,)],) -> int:"
+        ),
+        "def async_object(self) -> AsyncShelf[Any]:",
+        "class Items(SyncTwin, Generic[V], twin_of=AsyncItems):",
+        ("def keyed(self, key: AsyncItems._Key, path: StrPath, lazy: AsyncLazy, number: Fraction = Number(),) -> int:"),
+        "def stop(self) -> NoReturn:",
+        "def from_elsewhere(self, key: T, pool: Executor | None = None) -> T:",
+        "def call(self, hook: Callable[[Part], int], several: Union[Part, int] = ()) -> int:",
+        (
+            "def __init__(self, key: int, cb: Callable[[int], int], parts: list[Part] = default(), "
+            "size: int = 3,) -> None:"
+        ),
+        "def make(self, kind: type[Items[int]] = default(), number: int = 1) -> Items[int]:",
+        'Key: str = attribute("Key")',
+        "from _typeshed import StrPath",
+        "@classmethod def static(cls, *args: Any, **kwargs: Any) -> Any:",
     ],
 )
 def test_what_is_generated(source: str, line: str) -> None:
@@ -102,6 +135,8 @@ def test_what_is_generated_works(twins: Any) -> None:
 
     assert part.pair("a", 1) == {"a": 1}
     assert part.both() == part.more() == 1
+    assert twins.Part.static(a=1) == part.static(a=1) == {"a": 1}
+    assert part.bound() == 4
     assert part.pair_dynamically() == {1: 2}
     assert part.title == "title"
     assert part < 3
@@ -113,6 +148,19 @@ def test_what_is_generated_works(twins: Any) -> None:
         assert stream.take(iter([1, 2])) == 3
         assert stream.property == 3
     assert twins.Derivation(1).again(4) == 4
+    twice = twins.SyncDerivedTwice()
+    twice.title = "four"
+    assert (twice.left, twice.title) == (4, "title")
+    maker = twins.Maker()
+    assert (maker.later(twins.Stream), maker.later(twins.Stream, lambda number: number + 2)) == (2, 3)
+    assert [list(items) for items in (maker.make(), maker.make(number=3), maker.make(twins.Items, 4))] == [
+        [1],
+        [3],
+        [4],
+    ]
+    assert [list(items) for items in (maker.star(), maker.star(twins.Items, 3), maker.static())] == [[], [3], [2, 1]]
+    with pytest.raises(LookupError):
+        twins.Items[int]().stop()
     assert twins.Builtin([("a", 1)]).load() == 1
     assert twins.Dynamic().go() == {"a": 1}
 
@@ -128,6 +176,7 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
         "    async def put(self, item): return item\n"
         "    async def get(self): return 1\n"
         "    async def many(self): return 1\n"
+        "    async def call(self): return 1\n"
     )
     new = (
         "type Items[K] = list[K]\n"
@@ -136,6 +185,7 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
         "    async def put[K: AsyncBox = AsyncBox, **P, *Ts](self, item: K) -> Items[K]: return item\n"
         "    async def get(self) -> T | Pages: return 1\n"
         "    async def many[*Ts](self, *args: *Ts) -> tuple[*Ts]: return 1\n"
+        "    async def call[**P](self, func: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int: return 1\n"
     )
     module = types.ModuleType("new_library")
     exec(old, module.__dict__)
@@ -149,6 +199,8 @@ def test_type_parameters_of_python_3_12_are_kept(tmp_path: Path, monkeypatch: py
     assert "def put[K: Box[Any] = Box[Any], **P, *Ts](self, item: K) -> Items[K]:" in text
     assert "def get(self) -> T | list[Box[int]]:" in text
     assert "def many[*Ts](self, *args: *Ts) -> tuple[*Ts]:" in text
+    assert "*args: P.args, **kwargs: P.kwargs" in text
+    assert "def async_object(self) -> AsyncBox[T]:" in text
 
 
 @runtime_checkable
@@ -256,6 +308,16 @@ def test_generics_abstract_classes_and_their_heirs_are_related() -> None:
         Base()
 
 
+class AsyncNumbers(AsyncIterable[T]):
+    async def __aiter__(self) -> AsyncIterator[T]:
+        yield 1  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("background")
+def test_a_class_that_is_generic_by_a_base_of_the_standard_library_stays_generic() -> None:
+    assert list(sync_twin(AsyncNumbers)[int]()) == [1]
+
+
 @pytest.mark.usefixtures("background")
 def test_a_metaclass_makes_the_async_object() -> None:
     before = AsyncMade.made
@@ -263,6 +325,80 @@ def test_a_metaclass_makes_the_async_object() -> None:
 
     assert AsyncMade.made == before + 1
     assert list(made.stream()) == [1]
+
+
+class AsyncShelf:
+    def __init__(self) -> None:
+        self.boxes = {"a": AsyncNumber(1), "b": AsyncNumber(2)}
+        self.opened = self.open
+        self.callable = AsyncCallable()
+        self.seen: list[type] = []
+
+    async def open(self, number: int = 0) -> int:
+        return number
+
+    def views(self) -> list[Any]:
+        return [self.boxes.values(), self.boxes.items(), dict.fromkeys(self.boxes.values()).keys()]
+
+    def iterators(self) -> list[Iterator[Any]]:
+        return [iter([*self.boxes.values()]), (box for box in self.boxes.values()), itertools.chain(self.numbers())]
+
+    def numbers(self) -> Iterator[AsyncNumber]:
+        try:
+            yield from self.boxes.values()
+        finally:
+            self.seen.append(int)
+
+    async def see(self, items: Iterable[Any]) -> None:
+        self.seen += [type(item) for item in items]
+
+    async def call_all(self, *funcs: Callable[[int], Awaitable[int]], **more: Callable[[int], Awaitable[int]]) -> int:
+        return sum([await func(1) for func in (*funcs, *more.values())])
+
+
+class AsyncCallable:
+    async def __call__(self, number: int) -> int:
+        return number
+
+    async def get(self) -> str:
+        return "got"
+
+
+@pytest.mark.usefixtures("background")
+def test_iterators_and_views_come_and_go_with_twins_in_them() -> None:
+    Number, shelf = sync_twin(AsyncNumber), sync_twin(AsyncShelf)()  # noqa: N806
+
+    values, items, keys = shelf.views()
+    assert [box.get() for box in values] == [box.get() for _, box in items] == [box.get() for box in keys] == [1, 2]
+    assert (len(values), dict(items)["a"].value) == (2, 1)
+    assert [[box.get() for box in iterator] for iterator in shelf.iterators()] == [[1, 2]] * 3
+    assert shelf.seen == [int]
+    numbers = shelf.numbers()
+    assert type(next(numbers)) is Number
+    numbers.close()
+    assert shelf.seen == [int, int], "it has been closed"
+    for given in (values, (box for box in values), map(dict(items).get, ["a"]), zip([3], values, strict=False)):
+        shelf.see(given)
+    assert shelf.async_object.seen[2:] == [*[AsyncNumber] * 5, tuple]
+
+
+@pytest.mark.usefixtures("background")
+def test_each_of_several_callbacks_may_be_sync() -> None:
+    async def one(number: int) -> int:
+        return number
+
+    assert sync_twin(AsyncShelf)().call_all(one, int, lambda number: number + 1, more=abs, one=one) == 6
+
+
+@pytest.mark.usefixtures("background")
+def test_attributes_that_are_async_functions_are_called_as_methods() -> None:
+    shelf = sync_twin(AsyncShelf)()
+
+    assert shelf.opened(3) == 3
+    assert shelf.callable(4) == 4, "has no twin yet"
+    Callable_ = sync_twin(AsyncCallable)  # noqa: N806
+    assert type(shelf.callable) is Callable_
+    assert (shelf.callable(4), shelf.callable.get()) == (4, "got")
 
 
 @pytest.mark.usefixtures("background")

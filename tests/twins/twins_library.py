@@ -8,7 +8,7 @@ import inspect
 import typing as t
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
@@ -113,6 +113,10 @@ class AsyncSettings:
     name: str
     size: int = 3
     tags: list[str] = field(default_factory=list)
+    more: InitVar[int] = 0
+
+    def __post_init__(self, more: int) -> None:
+        self.size += more
 
     async def save(self) -> str:
         return f"{self.name} {self.size} {self.tags}"
@@ -175,11 +179,15 @@ class AsyncClient(AsyncBase):
         self.name = name
         self.path = path
         self.rows_made: list[AsyncRow] = []
+        self.handler: Callable[[AsyncRow], Awaitable[int]] = self._handle
         self._secret: Path | None = path
 
     async def fetch(self, call: str, /, make: int = 1, *args: int, size: int = SIZES["small"], **kwargs: str) -> str:
         """Fetch something; its parameters have the names of ours."""
         return f"{call} {make} {args} {size} {kwargs}"
+
+    async def _handle(self, row: AsyncRow) -> int:
+        return row.number
 
     async def untyped(self, value, default=None):  # type: ignore[no-untyped-def]
         return value or default
@@ -235,6 +243,8 @@ class AsyncClient(AsyncBase):
 
     async def on_row(self, handler: Handler, *handlers: Callable[[int], Awaitable[int]]) -> None:
         await handler(AsyncRow(self, 7))
+        for number, each in enumerate(handlers):
+            assert await each(number) == number
 
     async def upload(self, chunks: t.AsyncIterable[bytes] | Iterable[bytes]) -> bytes:
         return b"".join([chunk async for chunk in chunks])  # type: ignore[union-attr]

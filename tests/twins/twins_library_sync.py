@@ -42,6 +42,7 @@ from unfazed.twins import (
     call_operator,
     call_without_defaults,
     default,
+    delete_attribute,
     enter,
     get_attribute,
     iterate,
@@ -136,8 +137,8 @@ class Settings(SyncTwin, twin_of=AsyncSettings):
     size: int = attribute("size")
     tags: list[str] = attribute("tags")
 
-    def __init__(self, name: str, size: int = 3, tags: list[str] = default()) -> None:
-        make(self, name=name, size=size, tags=tags)
+    def __init__(self, name: str, size: int = 3, tags: list[str] = default(), more: int = 0) -> None:
+        make(self, name=name, size=size, tags=tags, more=more)
 
     def save(self) -> str:
         return call(self, "save")
@@ -200,6 +201,7 @@ class Client(Base, twin_of=AsyncClient):
     name: Annotated[str, "metadata"] = attribute("name")
     path: Path | None = attribute("path")
     rows_made: builtins.list[Line] = attribute("rows_made")
+    handler: Callable[[Line], int] = attribute("handler")
     limit: int = attribute("limit")
     kind_class: type[Kind] = attribute("kind_class")
     row_class: type[Line] = attribute("row_class")
@@ -259,6 +261,14 @@ class Client(Base, twin_of=AsyncClient):
     def cached(self) -> str:
         """Something that is kept."""
         return get_attribute(self, "cached")
+
+    @cached.setter
+    def cached(self, value: str) -> None:
+        set_attribute(self, "cached", value)
+
+    @cached.deleter
+    def cached(self) -> None:
+        delete_attribute(self, "cached")
 
     @property
     def title(self) -> str:

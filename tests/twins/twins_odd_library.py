@@ -6,6 +6,7 @@
 import collections.abc as cabc
 import concurrent.futures
 import contextlib
+import dataclasses
 import typing
 from asyncio.events import *
 from asyncio.futures import Future
@@ -13,7 +14,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, Final, Generic, Optional, Protocol, TypeVar, Union, overload
 
-from typing_extensions import Literal
+import twins_odd_aliases
+import twins_odd_aliases as aliases
+import typing_extensions
+from concurrent import futures
+from twins_odd_aliases import T
+from typing_extensions import Literal, TypeVarTuple
 
 try:
     from missing_library import missing
@@ -21,11 +27,17 @@ except ImportError:
     missing = None
 
 if typing.TYPE_CHECKING:
+    from _typeshed import StrPath
     from decimal import Decimal
 elif missing:
     number = 1
 else:
     number = 2
+
+if typing.TYPE_CHECKING:
+    from fractions import Fraction as Number
+else:
+    Number = object
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -34,6 +46,12 @@ Outer = Optional[Inner]
 Recursive = Union[AsyncIterator[int], "Recursive"]
 S = TypeVar("S")
 first = second = 3
+PartT = TypeVar("PartT", "AsyncPart", int)
+StreamT = TypeVar("StreamT", bound="AsyncStream", covariant=True)
+Ts = TypeVarTuple("Ts")
+Handler = Callable[[K], Awaitable[None]]
+Several = Callable[[typing_extensions.Unpack[Ts]], Awaitable[None]]
+Hook: typing_extensions.TypeAlias = "Callable[[AsyncPart], Awaitable[Any]]"
 
 
 class AsyncOnly(Protocol):
@@ -85,7 +103,7 @@ class AsyncPart(Half[int]):
     async def from_star(self) -> "AbstractEventLoop | None":
         return None
 
-    async def unknown(self, value: "Nowhere") -> int:
+    async def unknown(self, value: "Nowhere", shape: 'list["batch size"]' = None) -> int:
         return 1
 
     async def alias(self, value: Outer = None) -> Recursive:
@@ -133,6 +151,21 @@ class AsyncPart(Half[int]):
         return ""
 
     built_in = len
+    static = staticmethod(dict)
+    label = 3
+
+    async def aliases(self, handler: Handler[int], bare: Handler, several: "Several[int, str]", hook: Hook) -> None: ...
+
+    async def from_elsewhere(self, key: T, pool: "futures.Executor | None" = None) -> T:
+        return key
+
+    async def constrained(self, part: PartT, kind: type[StreamT]) -> "list[PartT | StreamT]":
+        return [part]
+
+    async def bound(
+        self, key: Callable[[int], int] = lambda label: label + second, more: Any = [label for label in (1,)]
+    ) -> int:
+        return key(1)
 
     def __hash__(self) -> int:
         return 5
@@ -141,6 +174,80 @@ class AsyncPart(Half[int]):
 AsyncPart.pair_dynamically = lambda self: self.pair(1, 2)
 AsyncPart.title = property(lambda self: "title")
 AsyncPart.__lt__ = lambda self, other: True
+
+
+class AsyncShelf(Generic[StreamT]):
+    async def streams(self) -> list[StreamT]:
+        return []
+
+
+class Lazy:
+    """Finishes its class as soon as somebody looks at it, as some libraries do."""
+
+    @property
+    def __class__(self):
+        AsyncLazy.finished = True
+        return Lazy
+
+
+class AsyncLazy:
+    lazy = Lazy()
+
+    async def go(self) -> int:
+        return 1
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+class AsyncItems(AsyncIterator[V]):
+    _Key: typing_extensions.TypeAlias = "Callable[[int], int]"
+    Key: typing_extensions.TypeAlias = "Callable[[int], int]"
+
+    def __init__(self, *items: V) -> None:
+        self.left = [*items]
+
+    async def __anext__(self) -> V:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop()
+
+    async def stop(self) -> typing.NoReturn:
+        raise LookupError
+
+    async def keyed(self, key: _Key, path: "StrPath", lazy: AsyncLazy, number: Number = Number()) -> int:
+        return key(1)
+
+
+@dataclasses.dataclass
+class AsyncRecord:
+    key: int
+    cb: Callable[[int], Awaitable[int]]
+    parts: "list[AsyncPart]" = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class AsyncLongRecord(AsyncRecord):
+    size: int = 3
+
+    async def call(self, hook: "twins_odd_aliases.Hook", several: "aliases.Parts" = ()) -> int:
+        return await self.cb(self.size)
+
+
+class AsyncMaker:
+    async def later(self, kind: type["AsyncStream"], double: Callable[[int], Awaitable[int]] = double) -> int:
+        return await double(kind().left)
+
+    async def make(self, kind: "type[AsyncItems[int]]" = AsyncItems, number: int = 1) -> AsyncItems[int]:
+        return kind(number)
+
+    async def star(self, kind: "type[AsyncItems[int]]" = AsyncItems, *numbers: int) -> AsyncItems[int]:
+        return kind(*numbers)
+
+    @staticmethod
+    async def static(kind: "type[AsyncItems[int]]" = AsyncItems) -> AsyncItems[int]:
+        return kind(1, 2)
 
 
 class AsyncStream(AsyncIterator[int], contextlib.AbstractAsyncContextManager["AsyncStream"]):
@@ -200,6 +307,17 @@ class Derived(AsyncStream):
     @typing.no_type_check
     async def again(self, attribute: int = 0) -> int:
         return attribute
+
+
+class AsyncTaken:
+    def __init__(self, async_object: int) -> None:
+        self.async_object = async_object
+
+
+class DerivedTwice(Derived):
+    @Derived.title.setter
+    def title(self, value: str) -> None:
+        self.left = len(value)
 
 
 class AsyncBuiltin(OrderedDict[str, int]):

@@ -37,7 +37,7 @@ def sync_twin(cls: type, /, *, loop: EventLoopThread | None = None, name: str | 
     managers. The object supports `with` instead of `async with`, `for` instead of `async for`, and `wait()` instead of
     `await`. Classmethods, staticmethods, properties, attributes, operators and sync methods stay. The twin of a derived
     class derives from the twin of its base. Methods return objects of twinned classes as their twins, also in lists,
-    tuples, dicts and sets. You can pass twins in the same way.
+    tuples, dicts, sets and iterators. You can pass twins in the same way.
 
     If a method returns an awaitable, such as a task, the twin awaits it. If the annotations of a method ask for an
     async callback or an async iterable, you can also pass a sync one. The callback runs in a worker thread, and gets

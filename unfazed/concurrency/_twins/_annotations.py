@@ -6,15 +6,17 @@ import builtins
 import collections.abc
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import libcst as cst
 from libcst import matchers
 
+from .._core._checks import is_async
+from ._members import parameters_of
 from ._sources import ModuleSource, Origin, dotted_name, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ._imports import Imports
 
@@ -73,9 +75,11 @@ class Translator:
         self._avoid = avoid
         self.meanings: dict[str, str | Origin] = dict(meanings)
         self._expanding: tuple[Origin, ...] = ()
+        self._is_for_types = True  # whether what we translate is for type checkers, not evaluated at run time
         self.twin_name = twin_name
         self.unknown: list[str] = []  # names that could not be found
         self.mentioned: list[type] = []  # classes without a twin in this module
+        self.rebound: set[str] = set()  # type parameters whose bounds are not those of the async class
 
     def annotation(self, node: cst.BaseExpression | None) -> str:
         """Return the annotation for sync code, or `Any` if there is none."""
@@ -83,8 +87,17 @@ class Translator:
 
     def expression(self, node: cst.BaseExpression) -> str:
         """Return any other expression, with the names of the generated module."""
+        outer, self._is_for_types = self.meanings, False
+        self.meanings = outer | {name: name for name in _bound_in(node)}
         renamed: Any = node.visit(_Renaming(self))
+        self.meanings, self._is_for_types = outer, True
         return self._code(renamed)
+
+    def is_of_async_side(self, node: cst.BaseExpression) -> bool:
+        """Return whether a default names a class with a twin or an async function, which sync code does not get."""
+        origins = (self._origin(dotted_name(name) or "") for name in matchers.findall(node, matchers.Name()))
+        found = [origin.find() for origin in origins if origin is not None]
+        return any(is_async(each) or (inspect.isclass(each) and each in self._twins) for each in found)
 
     def name_of(self, origin: Origin) -> str:
         return self._imports.name_of(origin, self._avoid)
@@ -119,7 +132,10 @@ class Translator:
         for part in node.params:
             text = self._code(part.param)
             if isinstance(part.param, cst.TypeVar) and part.param.bound is not None:
-                text = f"{part.param.name.value}: {self.annotation(part.param.bound)}"
+                bound = self.annotation(part.param.bound)
+                if bound != self._code(part.param.bound):
+                    self.rebound.add(part.param.name.value)
+                text = f"{part.param.name.value}: {bound}"
             default = f" = {self.annotation(part.default)}" if part.default is not None else ""
             written.append(text + default)
         return f"[{', '.join(written)}]"
@@ -130,7 +146,7 @@ class Translator:
         return (
             origin is not None
             and (origin.name or "") in names
-            and origin.module in (*_MODULES, "functools", "warnings")
+            and origin.module in (*_MODULES, "dataclasses", "functools", "warnings")
         )
 
     def _code(self, node: cst.CSTNode) -> str:
@@ -138,8 +154,12 @@ class Translator:
 
     def _type(self, node: Any, is_bare: bool = True) -> Any:
         if isinstance(node, (cst.SimpleString, cst.ConcatenatedString)):
-            text: Any = node.evaluated_value
-            return self._type(cst.parse_expression(text.strip()))
+            text = str(node.evaluated_value).strip()
+            try:
+                return self._type(cst.parse_expression(text))
+            except cst.ParserSyntaxError:  # it is for another tool
+                self.unknown.append(repr(text))
+                return cst.parse_expression(self.name_of(ANY))
         if isinstance(node, (cst.Name, cst.Attribute)):
             named = self._named(node)
             return self._with_parameters(node, named) if is_bare else named
@@ -173,6 +193,10 @@ class Translator:
             return node.with_changes(value=self._type(base, is_bare=False))
         types = indexes[:1] if self.is_named(base, "Annotated") else indexes
         translated = [index.with_changes(value=self._type(index.value)) for index in types]
+        alias = self._origin(dotted_name(base) or "")
+        expanded = alias and self._meaning_of(alias, [self._code(index.value) for index in translated])
+        if expanded is not None:
+            return expanded
         translated += [index.with_changes(value=index.value.visit(_Renaming(self))) for index in indexes[len(types) :]]
         if self.is_named(base, "AsyncGenerator"):
             translated = [translated[0], cst.Index(cst.Name("None")), cst.Index(cst.Name("None"))]
@@ -185,9 +209,11 @@ class Translator:
 
     def _named(self, node: cst.Name | cst.Attribute) -> Any:
         name = dotted_name(node) or ""
-        if name in self.meanings:
-            meaning = self.meanings[name]
-            return cst.parse_expression(meaning if isinstance(meaning, str) else self.name_of(meaning))
+        root, dot, rest = name.partition(".")
+        if root in self.meanings:
+            meaning = self.meanings[root]
+            written = meaning if isinstance(meaning, str) else self.name_of(meaning)
+            return cst.parse_expression(written + dot + rest)  # `P.args` has two parts
         origin = self._origin(name)
         if origin is None:
             return self._builtin(node, name)
@@ -202,28 +228,62 @@ class Translator:
             if found in self._twins:
                 return cst.Name(self._twins[found])
             self.mentioned.append(found)
+        own = self._own_type_variable(origin) if isinstance(found, TypeVar) else None
+        if own is not None:
+            return cst.Name(own)
         meaning_here = self._meaning_of(origin)
         return cst.parse_expression(self.name_of(origin)) if meaning_here is None else meaning_here
 
-    def _meaning_of(self, origin: Origin) -> cst.BaseExpression | None:
-        """Return the translated type behind a type alias, if the alias contains async types."""
+    def _meaning_of(self, origin: Origin, arguments: Sequence[str] = ()) -> cst.BaseExpression | None:
+        """Return the translated type behind a type alias with *arguments*, if the alias contains async types."""
         source = source_of(origin.module) if origin.name and "." not in origin.name else None
         meaning = source.meaning_of(origin.name) if source and origin.name else None
         if source is None or meaning is None or origin in self._expanding:
             return None
-        there = Translator(source, self._owner, self._twins, self._imports, self._avoid, {}, self.twin_name)
+        alias = origin.find()
+        parameters = getattr(alias, "__type_params__", ()) or getattr(alias, "__parameters__", ())
+        meanings: dict[str, str | Origin] = dict.fromkeys((each.__name__ for each in parameters), ANY)
+        there = self._in_module(source, meanings | dict(zip(meanings, arguments, strict=False)))
         there._expanding = (*self._expanding, origin)
-        mentions = matchers.findall(meaning, matchers.Name() | matchers.SimpleString())
-        if not any(map(there._is_async, mentions)):
+        if not there._mentions_async(meaning):
             return None
+        is_for_several = any(type(each).__name__ == "TypeVarTuple" for each in parameters)
+        if is_for_several or (arguments and len(arguments) != len(meanings)):
+            return cst.parse_expression(self.name_of(ANY))
         translated: cst.BaseExpression = there._type(meaning)
         return translated
 
-    def _is_async(self, node: Any) -> bool:
-        """Return whether a name, or a name in a string, is a type that sync code replaces by another one."""
-        if isinstance(node, cst.SimpleString):
-            return any(self._is_async(cst.Name(word)) for word in re.findall(r"[^\W\d]\w*", str(node.evaluated_value)))
-        origin = self._origin(dotted_name(node) or "")
+    def _own_type_variable(self, origin: Origin) -> str | None:
+        """Define a type variable with a bound or constraints for sync code, if those of the library's are async."""
+        source = source_of(origin.module)
+        made = source.value_of(origin.name or "") if source else None
+        if source is None or not isinstance(made, cst.Call):
+            return None
+        there = self._in_module(source, {})
+        limits = made.args[1:]
+        if not any(there._mentions_async(arg.value) for arg in limits):
+            return None
+        name = self._imports.own_name_of(origin, self._avoid)
+        self.rebound.add(origin.name or "")
+        written = [f"{there.expression(made.func)}({name!r}"]
+        for arg in limits:
+            is_type = arg.keyword is None or arg.keyword.value in ("bound", "default")
+            keyword = f"{arg.keyword.value}=" if arg.keyword is not None else ""
+            # as strings, because the twins are defined later
+            written.append(keyword + (repr(there.annotation(arg.value)) if is_type else self._code(arg.value)))
+        self._imports.definitions[name] = f"{', '.join(written)})"
+        return name
+
+    def _in_module(self, source: ModuleSource, meanings: Mapping[str, str | Origin]) -> Translator:
+        return Translator(source, self._owner, self._twins, self._imports, self._avoid, meanings, self.twin_name)
+
+    def _mentions_async(self, node: cst.BaseExpression) -> bool:
+        written = matchers.findall(node, matchers.Name() | matchers.Attribute() | matchers.SimpleString())
+        return any(self._is_async(name) for each in written for name in _names_in(each))
+
+    def _is_async(self, name: str) -> bool:
+        """Return whether a dotted name is a type that sync code replaces by another one."""
+        origin = self._origin(name)
         if origin is None or origin.name is None:
             return False
         if origin.module in _MODULES:
@@ -241,7 +301,7 @@ class Translator:
         elif origin.module in _MODULES:
             count = _BARE.get(origin.name or "", 0)
         else:
-            count = len(getattr(origin.find(), "__parameters__", ()) if inspect.isclass(origin.find()) else ())
+            count = len(parameters_of(origin.find()) if inspect.isclass(origin.find()) else ())
         if not count:
             return named
         unknown = self.name_of(ANY)
@@ -261,15 +321,19 @@ class Translator:
         """Return where a dotted name comes from, or `None` for a builtin."""
         root, _, rest = name.partition(".")
         value = vars(self._owner).get(root)
-        is_value = value is not None and not hasattr(builtins, root) and not callable(value)
+        is_value = value is not None and not hasattr(builtins, root) and not inspect.isroutine(value)
         if (is_value or inspect.isclass(value)) and self._source.origin_of(root) is None:
             return Origin(self._owner.__module__, f"{self._owner.__qualname__}.{name}")
-        origin = self._source.origin_of(root)
+        origin = self._source.origin_of(root, self._is_for_types)
         if origin is None or not rest:
             return origin
-        if origin.name is not None:
-            return origin._replace(name=f"{origin.name}.{rest}")
         module, parts = origin.module, rest.split(".")
+        if origin.name is not None:
+            found = origin.find()
+            if not inspect.ismodule(found):
+                return origin._replace(name=f"{origin.name}.{rest}")
+            path = f"{module}.{origin.name}"  # as it was written, if it can be imported from there
+            module = path if Origin(path, None).find() is found else found.__name__
         while len(parts) > 1 and Origin(f"{module}.{parts[0]}", None).find() is not None:
             module = f"{module}.{parts.pop(0)}"
         return Origin(module, ".".join(parts), origin.is_for_types)
@@ -282,6 +346,21 @@ _BARE = {
     **dict.fromkeys(("Iterator", "Iterable", "Sequence", "Collection", "AsyncIterator", "AsyncIterable"), 1),
     **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), 2),
 }
+
+
+def _names_in(node: Any) -> list[str]:
+    """Return a name, or the names in a string."""
+    if isinstance(node, cst.SimpleString):
+        return re.findall(r"[^\W\d][\w.]*", str(node.evaluated_value))
+    return [dotted_name(node) or ""]
+
+
+def _bound_in(node: cst.BaseExpression) -> Iterator[str]:
+    """Yield the names that an expression binds itself: parameters of lambdas, and targets of comprehensions."""
+    for binder in matchers.findall(node, matchers.Param() | matchers.CompFor()):
+        target = binder.name if isinstance(binder, cst.Param) else cst.ensure_type(binder, cst.CompFor).target
+        for name in matchers.findall(target, matchers.Name()):
+            yield cst.ensure_type(name, cst.Name).value
 
 
 def _flat_union(node: Any, code: Callable[[cst.CSTNode], str]) -> Iterator[str]:

@@ -17,14 +17,16 @@ from weakref import WeakKeyDictionary
 from .._core._checks import is_async
 from .._scoped._threaditerators import iterate_in_threadpool
 from .._threads._threadpool import run_in_threadpool
-from ._values import LEAVES, to_async, to_sync
+from ._values import LEAVES, converted_items, to_async, to_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ._family import Site
 
 CALLBACK, ITERABLE, ITERATOR = "async callback", "async iterable", "async or sync iterable"
+
+DEFAULT = object()  # stands for a default that only the async class knows; such an argument is not passed on
 
 _wanted: WeakKeyDictionary[Any, Mapping[str, str]] = WeakKeyDictionary()  # keys: function, parameter name
 _NO_DEFAULT = object()
@@ -38,6 +40,9 @@ def converted_call(
     is_plain = LEAVES.issuperset(map(type, args)) and LEAVES.issuperset(map(type, kwargs.values()))
     if is_plain:  # the common case, checked first for speed
         return functools.partial(func, *args, **kwargs)
+    while args and args[-1] is DEFAULT:
+        args = args[:-1]
+    kwargs = {name: value for name, value in kwargs.items() if value is not DEFAULT}
     if any(map(_may_be_sync, args)) or any(map(_may_be_sync, kwargs.values())):
         args, kwargs = _with_async(func, args, kwargs, site)
     return functools.partial(func, *map(to_async, args), **{name: to_async(value) for name, value in kwargs.items()})
@@ -60,7 +65,7 @@ def _may_be_sync(value: object) -> bool:
     kind: type[Any] = type(value)
     if kind in LEAVES:
         return False
-    return (callable(value) and not inspect.isclass(value)) or hasattr(kind, "__iter__")
+    return callable(value) or hasattr(kind, "__iter__")
 
 
 def _with_async(
@@ -75,8 +80,15 @@ def _with_async(
     except TypeError:  # the call itself raises it
         return args, kwargs
     for name, what in wanted.items():
-        if name in bound.arguments:
-            bound.arguments[name] = _turned(bound.arguments[name], what, site)
+        if name not in bound.arguments:
+            continue
+        value, kind = bound.arguments[name], bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(_turned(each, what, site) for each in value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            bound.arguments[name] = {key: _turned(each, what, site) for key, each in value.items()}
+        else:
+            bound.arguments[name] = _turned(value, what, site)
     return bound.args, bound.kwargs
 
 
@@ -88,7 +100,7 @@ def _turned(value: Any, what: str, site: Callable[[], Site]) -> Any:
         return value
     if what == ITERATOR and not hasattr(kind, "__next__"):  # such as a list: the method accepts it
         return value
-    return iterate_in_threadpool(_items(value))
+    return iterate_in_threadpool(converted_items(value, to_async))
 
 
 def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..., Any]:
@@ -103,17 +115,6 @@ def _callback(func: Callable[..., Any], site: Callable[[], Site]) -> Callable[..
     return functools.wraps(func)(callback) if hasattr(func, "__name__") else callback
 
 
-def _items(iterable: Iterable[Any]) -> Generator[Any, None, None]:
-    iterator = iter(iterable)
-    try:
-        for item in iterator:
-            yield to_async(item)
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
-
-
 def _wanted_by(func: Any) -> Mapping[str, str]:
     """Return the parameters of *func* that expect something async, and what they expect."""
     key: Any = getattr(func, "__func__", func)
@@ -125,10 +126,7 @@ def _wanted_by(func: Any) -> Mapping[str, str]:
         return {}
     namespace: dict[str, Any] = getattr(inspect.unwrap(key), "__globals__", {})
     found = {
-        parameter.name: what
-        for parameter in parameters
-        if (what := _what(parameter.annotation, namespace)) is not None
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        parameter.name: what for parameter in parameters if (what := _what(parameter.annotation, namespace)) is not None
     }
     with suppress(TypeError):
         _wanted[key] = found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import libcst as cst
 
 from ._annotations import ANY, Translator
-from ._sources import dotted_name, source_of_class
+from ._sources import dotted_name, last_name, source_of_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +36,7 @@ class DataAttributes:
         translator_of: Callable[[type], Translator],
     ) -> None:
         self.types: dict[str, str] = {}
+        self.init_only: set[str] = set()  # arguments of a dataclass that are no attributes
         self._cls = cls
         self._translator_of = translator_of
         others = {member.name for member in members if member.kind not in ("attribute", "property")}
@@ -63,8 +64,10 @@ class DataAttributes:
             return
         translator = self._translator_of(owner)
         if isinstance(node, cst.Subscript) and translator.is_named(node.value, "ClassVar", "Final", "InitVar"):
+            if translator.is_named(node.value, "InitVar"):
+                self.init_only.add(name)
             node = cst.ensure_type(node.slice[0].slice, cst.Index).value
-        if translator.is_named(node, "ClassVar", "Final"):
+        if translator.is_named(node, "ClassVar", "Final", "TypeAlias"):
             yield name, self._type_of(value, translator)
         else:
             yield name, translator.annotation(node)
@@ -85,8 +88,8 @@ class DataAttributes:
                     target, annotation = statement.targets[0].target, annotations.get(statement.value.value)
                 else:
                     continue
-                if annotation is not None and dotted_name(target) == f"{this}.{_last(target)}":
-                    yield from self._annotated(owner, _last(target), annotation.annotation, None)
+                if annotation is not None and dotted_name(target) == f"{this}.{last_name(target)}":
+                    yield from self._annotated(owner, last_name(target), annotation.annotation, None)
 
     def _type_of(self, value: object, translator: Translator) -> str:
         """Return the type of a value without an annotation."""
@@ -95,7 +98,3 @@ class DataAttributes:
         if inspect.isclass(value):
             return f"type[{translator.class_name(value)}]"
         return translator.name_of(ANY)
-
-
-def _last(node: cst.CSTNode) -> str:
-    return (dotted_name(node) or "").rpartition(".")[2]

@@ -24,7 +24,7 @@ from ._calls import (
     wait,
 )
 from ._family import Family
-from ._members import COPIED, SYNC_NAMES, is_flattened, is_protocol, members_of, require_twinnable
+from ._members import COPIED, SYNC_NAMES, is_flattened, is_protocol, lost_parameters, members_of, require_twinnable
 from ._twin import SyncTwin
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def _bases_of(cls: type, family: Family) -> list[Any]:
             arguments = getattr(base, "__args__", ()) if base is not origin else ()
             twin = twin[arguments] if arguments else twin
             (others if is_protocol(origin) else bases).append(twin)
-    return bases + others
+    generic: Any = Generic
+    lost = lost_parameters(cls, bases + others)
+    return bases + others + ([generic[lost]] if lost else [])
 
 
 def _made(member: Member, cls: type, family: Family) -> Any:
@@ -233,7 +235,10 @@ def _like(func: Callable[..., Any], original: Any, cls: type, name: str | None =
 
 
 class Attribute:
-    """A plain attribute of an async class, read from the object or the class. `SyncTwin.__setattr__` writes it."""
+    """A plain attribute of an async class, read from the object or the class.
+
+    `SyncTwin.__setattr__` writes it, or asks us to if the async class has a descriptor for it, as for `__slots__`.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -244,6 +249,12 @@ class Attribute:
         value = getattr(owner._unfazed_class, self._name)
         family = owner._unfazed_family
         return family.exact_twin_of(value) or value if isinstance(value, type) else value
+
+    def __set__(self, twin: TwinBase, value: object) -> None:
+        set_attribute(twin, self._name, value)
+
+    def __delete__(self, twin: TwinBase) -> None:
+        delete_attribute(twin, self._name)
 
 
 _family.make_twin = make_twin

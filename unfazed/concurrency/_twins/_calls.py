@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._core._checks import is_async, name_of
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import _run_in_time
+from .._eventloops._loopchecks import AwaitOnce
 from .._eventloops._synccalls import call_from_sync, refuse_in_loop
 from .._eventloops._timeouts import Timeout
 from .._scoped._contextmanagers import InTask
-from ._arguments import converted_call, without_defaults
+from ._arguments import DEFAULT, converted_call, without_defaults
 from ._family import Site
 from ._members import is_maker
 from ._values import LEAVES, to_async, to_sync
@@ -92,12 +93,9 @@ def original(twin: TwinBase, /) -> Any:
     return twin._unfazed_state.target
 
 
-_DEFAULT = object()
-
-
 def default() -> Any:
-    """Return a placeholder for a constructor's default that cannot be written in a generated module."""
-    return _DEFAULT
+    """Return a placeholder for a default that cannot be written in a generated module."""
+    return DEFAULT
 
 
 def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
@@ -108,7 +106,6 @@ def make(twin: TwinBase, /, *args: object, **kwargs: object) -> None:
             f"{type(twin).__name__} is the base of sync twins: make one with sync_twin(AsyncClass)"
         )
     family = twin._unfazed_family
-    kwargs = {name: value for name, value in kwargs.items() if value is not _DEFAULT}
     family.remember(twin, _run_for_class(family, cls, args, kwargs).value, None)
 
 
@@ -140,14 +137,23 @@ def _run_for_class(family: Family, func: Callable[..., Any], args: tuple[object,
     return _Made(call_from_sync(work, func, HELPER, INSTEAD, loop._submit, always=True), loop)
 
 
-def is_method(value: object, target: object) -> bool:
-    """Return whether *value*, an attribute of *target*, is a method of it or an async function."""
-    return callable(value) and (getattr(value, "__self__", None) is target or is_async(value))
-
-
 def get_attribute(twin: TwinBase, name: str, /) -> Any:
-    """Read an attribute or a property. Await its value if that is an awaitable."""
-    return converted(twin, getattr(twin._unfazed_state.target, name))
+    """Read an attribute or a property. Await an awaitable, and return an async function as a sync one."""
+    value = getattr(twin._unfazed_state.target, name)
+    if not _is_method(twin, value):
+        return converted(twin, value)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return run(twin, value, args, kwargs)
+
+    return method
+
+
+def _is_method(twin: TwinBase, value: object) -> bool:
+    """Return whether *value*, an attribute of the async object, is a method of it or an async function."""
+    if not callable(value) or twin._unfazed_family.nearest_twin_of(type(value)) is not None:
+        return False
+    return getattr(value, "__self__", None) is twin._unfazed_state.target or is_async(value)
 
 
 def set_attribute(twin: TwinBase, name: str, value: object, /) -> None:
@@ -166,7 +172,12 @@ def converted(twin: TwinBase, value: Any) -> Any:
         return value
     family = twin._unfazed_family
     if _is_to_be_awaited(value, family):
-        return run(twin, lambda: value, (), {})
+        given = AwaitOnce(value, HELPER.format(name_of(value)))
+        try:
+            return run(twin, given, (), {})
+        except BaseException:
+            given.close()
+            raise
     loop = twin._unfazed_state.loop or family.event_loop()
     return to_sync(value, Site(family, loop, twin._unfazed_timeout))
 

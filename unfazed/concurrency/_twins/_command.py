@@ -84,6 +84,8 @@ def _target(text: str) -> Target:
         cls = reduce(getattr, qualname.split("."), imported)
     except (ImportError, AttributeError) as exc:
         raise _UsageError(f"{text}: {exc}") from exc
+    except Exception as exc:  # the module raises it
+        raise _UsageError(f"{text}: {module} cannot be imported: {type(exc).__name__}: {exc}") from exc
     if not isinstance(cls, type):
         raise _UsageError(f"{text}: {qualname} is no class")
     return Target(cls, Origin(module, qualname, is_exact=True), name or sync_name_of(cls))
@@ -94,6 +96,10 @@ def _generate(targets: list[Target], arguments: list[str], output: Path) -> str:
     for name in names:
         if names.count(name) > 1:
             raise _UsageError(f"two twins would be called {name}: write package.module:AsyncClass=OtherName")
+    classes = [target.cls for target in targets]
+    for target in targets:
+        if classes.count(target.cls) > 1:
+            raise _UsageError(f"{target.text} is named twice, and can have only one twin in a module")
     writer = ModuleWriter(targets, _package_of(output))
     shown = output.name if output.is_absolute() else output.as_posix()
     command = f"python -m unfazed.twins {shlex.join(arguments)} --output {shown}"
@@ -118,7 +124,7 @@ def _formatted(source: str, output: Path) -> str:
     # `--ignore-noqa`: the generated file turns ruff off, but here it must sort the imports.
     for options in (
         ["check", "--select", "I", "--ignore-noqa", "--fix", "--exit-zero", "--quiet"],
-        ["format", "--quiet"],
+        ["format"],
     ):
         done = subprocess.run(
             [find_ruff_bin(), *options, "--stdin-filename", path, "-"],

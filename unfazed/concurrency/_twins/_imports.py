@@ -24,6 +24,7 @@ class Imports:
     def __init__(self, taken: set[str], own_package: str) -> None:
         self._own_package = own_package
         self._locals: dict[str, _Import | None] = dict.fromkeys(taken)
+        self.definitions: dict[str, str] = {}  # what the module defines itself, by name
         self._modules: set[_Import] = set()  # imported as `import module`
         self._at_run_time: set[_Import] = set()  # imported at run time too, not only for type checkers
 
@@ -37,18 +38,25 @@ class Imports:
         if wanted.name is None:
             self._modules.add(wanted)
             return wanted.module
+        return self._local_for(wanted, outer, avoid) + dot + rest
+
+    def own_name_of(self, origin: Origin, avoid: frozenset[str]) -> str:
+        """Return the name of what the module defines itself in place of *origin*. The name is none of *avoid*."""
+        return self._local_for(_Import("", f"{origin.module}.{origin.name}"), origin.name or "", avoid)
+
+    def _local_for(self, wanted: _Import, name: str, avoid: frozenset[str]) -> str:
         known = next((local for local, each in self._locals.items() if each == wanted and local not in avoid), None)
-        local = known or outer
+        local = known or name
         while local in avoid or self._locals.get(local, wanted) != wanted:
             local += "_"
         self._locals[local] = wanted
-        return local + dot + rest
+        return local
 
     def lines(self) -> tuple[list[str], list[str]]:
         """Return the import lines for run time, and the import lines for type checkers only."""
         at_run_time: list[str] = []
         for_types: list[str] = []
-        named = [(local, wanted) for local, wanted in self._locals.items() if wanted is not None]
+        named = [(local, wanted) for local, wanted in self._locals.items() if wanted and local not in self.definitions]
         for local, wanted in sorted([*named, *((each.module, each) for each in self._modules)]):
             where = at_run_time if wanted in self._at_run_time else for_types
             if wanted.name is None:

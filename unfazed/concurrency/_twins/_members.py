@@ -15,7 +15,7 @@ from .._core._errors import WrongFunctionError
 from ._state import TwinBase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RESERVED = ("async_object", "from_async", "with_timeout")  # public names of `SyncTwin` itself
 # Attributes that mark a dataclass, and the order of the attributes that `match` compares.
@@ -62,12 +62,17 @@ def require_twinnable(cls: type[Any], helper: str) -> None:
         problem = "is an enumeration, whose members sync code uses as they are"
     elif issubclass(cls, type):
         problem = "is a metaclass"
-    elif cls.__module__ == "builtins" or is_typeddict(cls):
+    elif cls.__module__ in ("builtins", "typing") or is_typeddict(cls):
         problem = "has nothing async"
     if problem:
         raise WrongFunctionError(f"{helper}() cannot make a twin of {cls.__qualname__}: it {problem}")
-    for name in RESERVED:
-        if hasattr(cls, name):
+    require_free_names(cls, [*dir(cls), *getattr(cls, "__dataclass_fields__", ())], helper)
+
+
+def require_free_names(cls: type, names: Iterable[str], helper: str) -> None:
+    """Refuse a class if one of its *names* is that of a member that every twin has of its own."""
+    for name in names:
+        if name in RESERVED:
             raise WrongFunctionError(
                 f"{helper}() cannot make a twin of {cls.__qualname__}: {cls.__qualname__}.{name} has the name of "
                 f"a member that every twin has of its own; rename it"
@@ -81,6 +86,21 @@ def is_flattened(cls: type) -> bool:
 
 def is_protocol(cls: type) -> bool:
     return bool(getattr(cls, "_is_protocol", False))
+
+
+def parameters_of(cls: type) -> tuple[Any, ...]:
+    """Return the type parameters of a class, also of one whose generic bases are those of `collections.abc`."""
+    bases = vars(cls).get("__orig_bases__", ())
+    of_bases = tuple(dict.fromkeys(each for base in bases for each in getattr(base, "__parameters__", ())))
+    own: tuple[Any, ...] = vars(cls).get("__parameters__", of_bases)
+    return own
+
+
+def lost_parameters(cls: type, bases: Iterable[object]) -> tuple[Any, ...]:
+    """Return the type parameters of *cls*, if its twin, with *bases*, would not have all of them."""
+    parameters = parameters_of(cls)
+    kept = {each for base in bases for each in getattr(base, "__parameters__", ())}
+    return () if kept.issuperset(parameters) else parameters
 
 
 def members_of(cls: type, covered: set[type]) -> Iterator[Member]:

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, get_origin
 import libcst as cst
 
 from .._core._checks import is_async
+from .._core._errors import WrongFunctionError
 from ._annotations import ANY, SELF, Translator
 from ._attributes import DataAttributes
 from ._imports import Imports
-from ._members import SYNC_NAMES, Member, is_flattened, is_protocol, members_of, require_twinnable
+from ._members import (
+    SYNC_NAMES,
+    Member,
+    is_flattened,
+    is_protocol,
+    lost_parameters,
+    members_of,
+    parameters_of,
+    require_free_names,
+    require_twinnable,
+)
 from ._signatures import SPECIAL, Function, docstring_code
 from ._sources import ModuleSource, Origin, source_of_class
 
@@ -75,6 +86,7 @@ class ModuleWriter:
                 *(type_checking if for_types else []),
                 "",
                 f"__all__ = {tuple(sorted(self._names.values()))}",
+                *(f"{name} = {code}" for name, code in sorted(self._imports.definitions.items())),
                 *classes,
             ]
         )
@@ -83,6 +95,11 @@ class ModuleWriter:
 class _ClassWriter:
     def __init__(self, target: Target, names: dict[type, str], imports: Imports, warnings: list[str]) -> None:
         require_twinnable(target.cls, "sync_twin")
+        if source_of_class(target.cls) is None:
+            raise WrongFunctionError(
+                f"a twin of {target.cls.__qualname__} cannot be written: {target.cls.__module__} has no source code; "
+                "make it at run time, by sync_twin()"
+            )
         self._target = target
         self._cls = target.cls
         self._names = names
@@ -110,7 +127,7 @@ class _ClassWriter:
         """Warn about async classes that the annotations mention and that have no twin, and about unknown names."""
         mentioned = {each for translator in self._translators.values() for each in translator.mentioned}
         for cls in sorted(mentioned, key=lambda each: (each.__module__, each.__qualname__)):
-            if any(map(is_async, vars(cls).values())) and not is_protocol(cls) and not is_flattened(cls):
+            if any(map(is_async, list(vars(cls).values()))) and not is_protocol(cls) and not is_flattened(cls):
                 other = f"{cls.__module__}:{cls.__qualname__}"
                 self._warnings.append(f"{self._cls.__qualname__} mentions {other}, which is async: name it as well")
         for name in sorted({each for translator in self._translators.values() for each in translator.unknown}):
@@ -123,13 +140,19 @@ class _ClassWriter:
         parameters = translator.type_parameters(node.type_parameters if node else None)
         bases: list[str] = []
         others: list[str] = []
+        kept: list[Any] = []
         for base in vars(self._cls).get("__orig_bases__", self._cls.__bases__):
             origin: Any = get_origin(base) or base
             if origin in (Generic, Protocol):
+                kept.append(base)
                 if origin is Protocol or not parameters:
                     others.append(self._written_base(base, translator))
             elif origin in self._names:
+                kept.append(base)
                 (others if is_protocol(origin) else bases).append(self._written_base(base, translator))
+        lost = [translator.annotation(cst.Name(each.__name__)) for each in lost_parameters(self._cls, kept)]
+        if lost:
+            others.append(f"{translator.name_of(Origin('typing', 'Generic'))}[{', '.join(lost)}]")
         if self._is_protocol:
             if getattr(self._cls, "_is_runtime_protocol", False):
                 yield "@" + translator.name_of(Origin("typing", "runtime_checkable"))
@@ -162,7 +185,7 @@ class _ClassWriter:
 
     def _meanings(self, owner: type) -> dict[str, str | Origin]:
         """Return what the type parameters of a base mean in the derived class."""
-        names: list[str] = [parameter.__name__ for parameter in getattr(owner, "__parameters__", ())]
+        names: list[str] = [parameter.__name__ for parameter in parameters_of(owner)]
         if owner is self._cls or not names:
             return {}
         for child in self._cls.__mro__:
@@ -178,8 +201,11 @@ class _ClassWriter:
     def _body(self) -> Iterator[str]:
         translator = self._translator(self._cls)
         attributes = DataAttributes(self._cls, self._members, self._owners(), self._translator)
+        require_free_names(self._cls, attributes.types, "sync_twin")
         attribute = "" if self._is_protocol else translator.helper("attribute", self._avoid)
         for name, written in attributes.types.items():
+            if name in attributes.init_only:
+                continue
             yield f"{name}: {written}" + ("" if self._is_protocol else f' = {attribute}("{name}")')
         if not self._is_protocol:
             yield from self._init(attributes.types)
@@ -198,20 +224,29 @@ class _ClassWriter:
                 yield from self._unseen(member, member.sync_name)
         yield from aliases
         if not self._is_protocol:
-            parameters = ", ".join(
-                translator.annotation(cst.Name(parameter.__name__))
-                for parameter in getattr(self._cls, "__parameters__", ())
-            )
+            parameters = ", ".join(self._type_parameters(translator))
             written = self._imports.name_of(self._target.origin) + (f"[{parameters}]" if parameters else "")
             yield f"@{translator.builtin('property')}"
             yield f"def async_object(self) -> {written}:"
             yield '    """The async object behind this twin, for async code that runs on the same loop."""'
             yield f"    return {translator.helper('original')}(self)"
 
+    def _type_parameters(self, translator: Translator) -> Iterator[str]:
+        """Yield the type parameters of the class as arguments for the async class."""
+        for parameter in vars(self._cls).get("__type_params__", ()) or parameters_of(self._cls):
+            name = translator.annotation(cst.Name(parameter.__name__))
+            if parameter.__name__ in translator.rebound:
+                yield translator.name_of(ANY)
+            else:
+                yield f"*{name}" if type(parameter).__name__ == "TypeVarTuple" else name
+
     def _owners(self) -> list[type]:
         """Return the classes with members that this class must write: bases with twins write their own."""
         covered = {each for base in self._cls.__mro__[1:] if base in self._names for each in base.__mro__}
-        return [each for each in self._cls.__mro__ if each not in covered and source_of_class(each) is not None]
+        return [each for each in self._sources() if each not in covered]
+
+    def _sources(self) -> list[type]:
+        return [each for each in self._cls.__mro__ if source_of_class(each) is not None]
 
     def _functions(self, member: Member) -> list[Function]:
         """Return the functions of a member: several if it is overloaded or a property, otherwise one."""
@@ -222,8 +257,8 @@ class _ClassWriter:
         if translator is None:
             return []
         functions = [Function(node, member.kind, member.sync_name, translator) for node in nodes]
-        if member.kind == "property":
-            return functions
+        if member.kind == "property":  # only a setter, for the property of a base: then it has no function here
+            return functions if any(each.is_getter for each in functions) else []
         overloads = [each for each in functions if each.is_overload]
         last = [(node, each) for node, each in zip(nodes, functions, strict=True) if not each.is_overload][-1:]
         if any(each.type_of_self and each.gives_awaitable for each in overloads):
@@ -273,7 +308,10 @@ class _ClassWriter:
             parameters = []
         written = ["self", f"*args: {unknown}", f"**kwargs: {unknown}"]
         passed = ["*args", "**kwargs"]
-        if sync_name == "__init__" and types and all(each.name in types for each in parameters):
+        if types is not None:
+            inherited = DataAttributes(self._cls, (), self._sources(), self._translator).types
+            types = inherited | types
+        if types and all(each.name in types for each in parameters):
             written = ["self"]
             passed = [f"{each.name}={each.name}" for each in parameters]
             for each in parameters:
@@ -301,8 +339,12 @@ class _ClassWriter:
             yield f"def {sync_name}({', '.join(written)}) -> {result}:"
             yield f"    return {translator.helper('call_operator')}({', '.join(['self', repr(member.name), *passed])})"
             return
+        if member.kind in ("classmethod", "staticmethod"):
+            yield f"@{translator.builtin('classmethod')}"
+            written[0] = "cls"
+        helper, first = ("call_class", "cls") if written[0] == "cls" else ("call", "self")
         yield f"def {sync_name}({', '.join(written)}) -> {unknown}:"
-        yield f"    return {translator.helper('call')}({', '.join(['self', repr(member.name), *passed])})"
+        yield f"    return {translator.helper(helper)}({', '.join([first, repr(member.name), *passed])})"
 
     def _written_default(self, value: object) -> str:
         if value is None or type(value) in _PLAIN:

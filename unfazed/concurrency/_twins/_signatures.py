@@ -75,6 +75,10 @@ class Function:
         """The annotation of its result."""
         return self._node.returns
 
+    @property
+    def is_getter(self) -> bool:
+        return self._accessor() == "getter"
+
     def lines(self, in_protocol: bool = False) -> Iterator[str]:
         """Yield the lines of the method."""
         saved = dict(self._translator.meanings)
@@ -87,7 +91,19 @@ class Function:
         if docstring is not None and not self.is_overload:
             yield f"    {docstring_code(docstring)}"
         yield f"    {'...' if in_protocol or self.is_overload else self._line()}"
+        if any(self._translator.is_named(each.decorator, "cached_property") for each in self._node.decorators):
+            yield from self._cache_lines()
         self._translator.meanings = saved
+
+    def _cache_lines(self) -> Iterator[str]:
+        """Yield the setter and the deleter of a `cached_property`."""
+        first, name = self._own_parameters()[0].name.value, self._name
+        yield f"@{name}.setter"
+        yield f"def {name}({first}, value: {self._returns()}) -> None:"
+        yield f'    {self._translator.helper("set_attribute")}({first}, "{name}", value)'
+        yield f"@{name}.deleter"
+        yield f"def {name}({first}) -> None:"
+        yield f'    {self._translator.helper("delete_attribute")}({first}, "{name}")'
 
     def _replace_type_of_self(self) -> None:
         """Replace a type variable for the type of `self` by `Self`, because its bound may be the async class."""
@@ -152,9 +168,14 @@ class Function:
         if not is_bare:
             text += f": {self._translator.annotation(param.annotation.annotation if param.annotation else None)}"
         if param.default is not None:
-            default = "..." if self.is_overload else self._translator.expression(param.default)
+            default = "..." if self.is_overload else self._default(param.default)
             text += f" = {default}" if not is_bare else f"={default}"
         return text
+
+    def _default(self, node: cst.BaseExpression) -> str:
+        if self._translator.is_of_async_side(node):
+            return f"{self._translator.helper('default')}()"
+        return self._translator.expression(node)
 
     def _returns(self) -> str:
         node = self._written_returns.annotation if self._written_returns else None
@@ -175,6 +196,9 @@ class Function:
         """Return the line of code in the body."""
         returns = self._returns()
         call = self._call()
+        node = self._written_returns.annotation if self._written_returns else None
+        if node is not None and self._translator.is_named(node, "NoReturn", "Never"):
+            return f"raise {call}"  # type checkers do not know that the call never returns
         return call if returns == "None" else f"return {call}"
 
     def _call(self) -> str:
@@ -220,7 +244,9 @@ class Function:
         params = self._node.params
         own = self._own_parameters()[skipped:]
         by_name = params.kwonly_params
-        if self._may_ask_for_arguments():
+        defaults = [each.default for each in params.params if each.default is not None]
+        may_be_left_out = any(map(self._translator.is_of_async_side, defaults))
+        if self._may_ask_for_arguments() or (may_be_left_out and not isinstance(params.star_arg, cst.Param)):
             by_name = [each for each in params.params if each.default is not None] + [*by_name]
         names = [each.name.value for each in own if each not in by_name]
         if isinstance(params.star_arg, cst.Param):

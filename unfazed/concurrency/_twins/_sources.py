@@ -49,19 +49,28 @@ class ModuleSource:
         self.tree = cst.parse_module(inspect.getsource(module))
         self._names: dict[str, list[Origin]] = {}
         self._values: dict[str, cst.BaseExpression | None] = {}  # the values assigned to names
+        self._aliases: set[str] = set()  # names that are declared as type aliases, which may be written as strings
         self._parts: dict[type, list[Any]] = {}
         for statement, is_for_types in _statements(self.tree.body):
             for name, origin in self._bound_by(statement, is_for_types):
                 self._names.setdefault(name, []).append(origin)
             if isinstance(statement, (cst.Assign, cst.AnnAssign, cst.TypeAlias)):
                 self._values.update(dict.fromkeys(_defined_by(statement), statement.value))
+            if isinstance(statement, cst.TypeAlias) or (
+                isinstance(statement, cst.AnnAssign) and last_name(statement.annotation.annotation) == "TypeAlias"
+            ):
+                self._aliases.update(_defined_by(statement))
 
-    def origin_of(self, name: str) -> Origin | None:
-        """Return where a name of the module comes from. If there are several places, the first that exists."""
+    def origin_of(self, name: str, is_for_types: bool = False) -> Origin | None:
+        """Return where a name of the module comes from. If there are several places, the first that exists.
+
+        If *is_for_types*, the first that type checkers see, such as one under `if TYPE_CHECKING` that has an `else`.
+        """
         origins = self._names.get(name)
         if origins is None:
             return self._origin_of_unseen(name)
-        return next((origin for origin in origins if origin.find() is not None), origins[0])
+        seen = (each for each in origins if (is_for_types if each.is_for_types else each.find() is not None))
+        return next(seen, origins[0])
 
     def _origin_of_unseen(self, name: str) -> Origin | None:
         """Return the origin of a name that no statement binds: from `import *`, or `None` for a builtin."""
@@ -91,7 +100,13 @@ class ModuleSource:
     def meaning_of(self, name: str) -> cst.BaseExpression | None:
         """Return the type behind a type alias of the module, if that has parameters or is a union."""
         value = self._values.get(name)
+        if isinstance(value, cst.SimpleString) and name in self._aliases:
+            value = cst.parse_expression(str(value.evaluated_value))
         return value if isinstance(value, (cst.Subscript, cst.BinaryOperation)) else None
+
+    def value_of(self, name: str) -> cst.BaseExpression | None:
+        """Return what is assigned to a name of the module."""
+        return self._values.get(name)
 
     def parts_of(self, cls: type) -> list[cst.CSTNode]:
         """Return the statements in the body of a class: functions, classes, and simple statements."""
@@ -127,7 +142,7 @@ def source_of(module: str) -> ModuleSource | None:
     """Return the source of a module, if it has one."""
     try:
         return ModuleSource(importlib.import_module(module))
-    except (OSError, TypeError):  # it is written in C, or made at run time
+    except (ImportError, OSError, TypeError):  # only type checkers know it, it is written in C, or made at run time
         return None
 
 
@@ -137,6 +152,11 @@ def dotted_name(node: cst.CSTNode) -> str | None:
         base = dotted_name(node.value)
         return None if base is None else f"{base}.{node.attr.value}"
     return node.value if isinstance(node, cst.Name) else None
+
+
+def last_name(node: cst.CSTNode) -> str:
+    """Return a name without what is before its last dot; an empty string if *node* is anything else."""
+    return (dotted_name(node) or "").rpartition(".")[2]
 
 
 def _statements(body: Iterable[Any], is_for_types: bool = False) -> Iterator[tuple[cst.CSTNode, bool]]:

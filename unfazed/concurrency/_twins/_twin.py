@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from .._core._checks import require_timeout
 from .._core._errors import WrongFunctionError
-from ._calls import call, converted, is_method, make
-from ._family import Family
+from ._calls import get_attribute, make
+from ._family import Family, TwinT
 from ._members import COPIED
 from ._state import TwinBase, set_state
 from ._values import to_async
@@ -107,10 +108,7 @@ class SyncTwin(TwinBase):
                 )
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            value = getattr(self._unfazed_state.target, name)
-            if is_method(value, self._unfazed_state.target):
-                return lambda *args, **kwargs: call(self, name, *args, **kwargs)
-            return converted(self, value)
+            return get_attribute(self, name)
 
         def __setattr__(self, name: str, value: object) -> None:
             if name.startswith("_") or hasattr(getattr(type(self), name, None), "__set__"):
@@ -140,9 +138,14 @@ class SyncTwin(TwinBase):
     def __repr__(self) -> str:
         return f"<{type(self).__qualname__}, the sync twin of {self._unfazed_state.target!r}>"
 
+    def __copy__(self) -> Self:
+        twin = _twin_of(type(self), copy.copy(self._unfazed_state.target))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _twin_of, (type(self), self._unfazed_state.target)
+        return _twin_of, (type(self), self._unfazed_state.target), self.__dict__ or None
 
 
-def _twin_of(cls: type[SyncTwin], target: object) -> SyncTwin:
+def _twin_of(cls: type[TwinT], target: object) -> TwinT:
     return cls._unfazed_family.twin_of(target, cls, None)

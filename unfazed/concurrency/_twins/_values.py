@@ -4,6 +4,7 @@
     a twin                                  its async object
     a twin class                            its async class
     containers of these                     copies with the converted items
+    an iterator over these                  a generator of the converted items
 
     from the async object                   to sync code
     an object of a twinned class            its twin
@@ -12,14 +13,16 @@
     what `@asynccontextmanager` makes       a context manager
     others for `async with`, `async for`    a twin, of a twin class that is made for them
     containers of these                     copies with the converted items
+    an iterator over these                  a generator of the converted items
 
-Containers are lists, tuples, named tuples, dicts, sets and frozensets. Any other object is passed on unchanged.
+Containers are lists, tuples, named tuples, dicts and their views, sets and frozensets. Iterators are generators, and
+those of builtins and `itertools`. Any other object is passed on unchanged.
 """
 
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, asynccontextmanager, closing, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from itertools import chain
 from types import AsyncGeneratorType
@@ -42,7 +45,14 @@ if TYPE_CHECKING:
     from ._family import Convert, Family, Site
 
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
-CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
+_EMPTY: dict[Any, Any] = {}
+# Views are copied as views of a new dict.
+_VIEWS: dict[type[Any], Callable[[Iterable[Any]], Any]] = {
+    type(_EMPTY.keys()): lambda items: dict.fromkeys(items).keys(),
+    type(_EMPTY.values()): lambda items: dict(enumerate(items)).values(),
+    type(_EMPTY.items()): lambda items: dict(items).items(),
+}
+CONTAINERS = frozenset((list, tuple, dict, set, frozenset, *_VIEWS))
 MAX_DEPTH = 8  # how deep containers may nest; arbitrary, and the limit for one that contains itself
 
 
@@ -57,7 +67,7 @@ def to_async(value: Any, depth: int = 0) -> Any:
         return _rebuilt(value, to_async, depth)
     if issubclass(kind, type):
         return (issubclass(value, TwinBase) and value._unfazed_class) or value
-    return value
+    return converted_items(value, to_async) if _is_iterator(kind) else value
 
 
 def to_sync(value: Any, site: Site, depth: int = 0) -> Any:
@@ -86,6 +96,8 @@ def _converter_for(kind: type[Any], family: Family) -> Convert | None:
         return _iterate
     if issubclass(kind, _GENERATED):
         return ManagerTwin
+    if _is_iterator(kind):
+        return _convert_items
     if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
         with suppress(WrongFunctionError):  # it cannot have a twin
             return partial(_convert_to, _family.make_twin(kind, family))
@@ -98,6 +110,14 @@ def _convert_to(twin: type[TwinBase], site: Site, value: Any) -> TwinBase:
 
 def _convert_class(site: Site, value: type) -> type:
     return site.family.exact_twin_of(value) or value
+
+
+def _convert_items(site: Site, items: Iterable[Any]) -> Generator[Any, None, None]:
+    return converted_items(items, partial(to_sync, site=site))
+
+
+def _is_iterator(kind: type[Any]) -> bool:
+    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 
 
 def _is_container(kind: type[Any]) -> bool:
@@ -115,8 +135,20 @@ def _rebuilt(value: Any, convert: Callable[[Any, int], Any], depth: int) -> Any:
         return value
     if kind is dict:
         return dict(zip(*converted, strict=True))
-    make: Callable[[Iterable[Any]], Any] = kind if kind in CONTAINERS else value._make
+    make: Callable[[Iterable[Any]], Any] = _VIEWS.get(kind) or (kind if kind in CONTAINERS else value._make)
     return make(converted[0])
+
+
+def converted_items(items: Iterable[Any], convert: Callable[[Any], Any]) -> Generator[Any, None, None]:
+    """Yield the converted items. In the end close the iterator, if it can be closed."""
+    iterator = iter(items)
+    try:
+        for item in iterator:
+            yield convert(item)
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
 
 
 @asynccontextmanager
@@ -142,13 +174,7 @@ class _TimedSteps(Steps[Any]):
 def _iterate(site: Site, aiterable: AsyncIterable[Any]) -> Generator[Any, None, None]:
     name = name_of(aiterable)
     steps = Steps(aiterable) if site.timeout is None else _TimedSteps(aiterable, site.timeout, name)
-    return _turned(iterate_steps(steps, aiterable, site.loop._submit, always=True), site)
-
-
-def _turned(items: Generator[Any, None, None], site: Site) -> Generator[Any, None, None]:
-    with closing(items):
-        for item in items:
-            yield to_sync(item, site)
+    return _convert_items(site, iterate_steps(steps, aiterable, site.loop._submit, always=True))
 
 
 @final
