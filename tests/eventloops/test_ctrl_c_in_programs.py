@@ -90,11 +90,7 @@ def test_a_second_ctrl_c_leaves_the_thread_behind(program: Any) -> None:
     assert (code, out, err) == (0, "started\nstill here\nraised\n", "")
 
 
-def test_ctrl_c_waits_for_the_function_in_a_thread_that_stands_by(
-    program: Any, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
-    if anyio_backend[0] == "trio":
-        pytest.skip("no threads stand by on trio")
+def test_ctrl_c_waits_for_the_function_in_a_thread_that_stands_by(program: Any) -> None:
     code, out, err = program("""
         from unfazed.concurrency._eventloops._synccalls import thread
         def work():
@@ -113,11 +109,7 @@ def test_ctrl_c_waits_for_the_function_in_a_thread_that_stands_by(
     assert (code, out, err) == (0, "started\nended\nraised\nall\n", "")
 
 
-def test_a_second_ctrl_c_leaves_a_thread_behind_that_stood_by(
-    program: Any, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
-    if anyio_backend[0] == "trio":
-        pytest.skip("no threads stand by on trio")
+def test_a_second_ctrl_c_leaves_a_thread_behind_that_stood_by(program: Any) -> None:
     code, out, err = program("""
         from unfazed.concurrency._eventloops._synccalls import thread
         def work():

@@ -14,7 +14,13 @@ import pytest
 from conftest import GRACE_SECONDS, Gate, captured, in_plain_thread, wait_until
 from standing_by import Calling, have_it_go, have_it_gone, hold_up, owner, running
 
-from unfazed.concurrency import EventLoopThread, LoopEndedError, run_in_eventloop_sync, run_in_threadpool_sync
+from unfazed.concurrency import (
+    EventLoopThread,
+    LoopEndedError,
+    run_in_eventloop_sync,
+    run_in_threadpool_sync,
+    start_in_threadpool,
+)
 from unfazed.concurrency._core import _limits
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
@@ -193,6 +199,43 @@ def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopT
     assert run_in_threadpool_sync(int, "1") == 1
 
 
+@pytest.mark.parametrize("first", ["the loop", "the thread"])
+@pytest.mark.parametrize("started", [False, True])
+def test_a_loop_that_breaks_before_the_function_begins_gives_up_the_call(
+    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch, started: bool, first: str
+) -> None:
+    """1: the thread takes the call. 2: the loop breaks. 3: both find out that the function never begins."""
+    (thread,) = _standby._threads
+    run, prevent = _standby._DirectCall.run, _threadcall.ThreadCall.prevent_start
+    calls: list[_standby._DirectCall] = []
+    ran: list[bool] = []
+
+    def run_late(self: _standby._DirectCall, loop: Any) -> bool:
+        calls.append(self)
+        owner._require_running().post(sys.exit)
+        given_up = self._thread_call.is_prevented if first == "the thread" else lambda: self.call.future.done
+        wait_until(given_up, "the call is not given up")
+        return run(self, loop)
+
+    def prevent_and_wait(self: _threadcall.ThreadCall[Any]) -> bool:
+        prevented = prevent(self)
+        if first == "the thread":
+            wait_until(lambda: calls[0].call.future.done, "the thread does not give up the call")
+        return prevented
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_standby._DirectCall, "run", run_late)
+        patch.setattr(_threadcall.ThreadCall, "prevent_start", prevent_and_wait)
+        call = partial(run_in_threadpool_sync, ran.append, True)
+        _, error = captured(start_in_threadpool(ran.append, True).result if started else call)
+
+    assert isinstance(error, LoopEndedError)
+    assert thread._gone
+    assert not ran
+    wait_until(lambda: not owner.is_running(), "it has not ended")
+    assert run_in_threadpool_sync(int, "1") == 1
+
+
 # Ctrl-C
 
 
@@ -220,6 +263,19 @@ def test_ctrl_c_before_the_thread_has_begun_keeps_the_function_from_running(
     wait_until(lambda: _standby._idle, "the thread does not stand by again")
     assert not ran
     assert run_in_threadpool_sync(int, "1") == 1
+
+
+def test_ctrl_c_while_a_call_is_started_leaves_nothing_to_wait_for(
+    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handle, which nobody gets, is done before the loop gives up the call."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, _standby._StandbyThread, "take", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            start_in_threadpool(int)
+
+    wait_until(lambda: not any(call.bypassing for call in owner._calls.copy()), "the loop does not forget the call")
+    owner.stop()
 
 
 @pytest.mark.parametrize("gone", ["before", "after"])
@@ -298,6 +354,44 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
             run_in_threadpool_sync(work)
 
     assert ended == ["Cancelled" if background[0] == "trio" else "CancelledError"]
+
+
+def test_after_ctrl_c_the_function_may_clean_up_by_means_of_anyio(
+    owner: EventLoopThread, background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On trio, what anyio runs for it is cancelled as well; on asyncio it is not, and goes on."""
+    waiting = threading.Event()
+    ended: list[object] = []
+
+    async def wait() -> None:
+        waiting.set()
+        await anyio.sleep_forever()
+
+    async def clean_up() -> str:
+        async with anyio.Lock():
+            return "cleaned up"
+
+    def work() -> None:
+        try:
+            run_in_eventloop_sync(wait)
+        finally:
+            ended.extend(captured(partial(anyio.from_thread.run, clean_up)))
+
+    take = _standby._StandbyThread.take
+
+    def take_and_wait(*args: Any) -> None:
+        take(*args)
+        assert waiting.wait(GRACE_SECONDS)
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_threadpool_sync(work)
+
+    if background[0] == "trio":
+        assert type(ended[1]).__name__ == "Cancelled"
+    else:
+        assert ended == ["cleaned up", None]
 
 
 def test_ctrl_c_does_not_wait_for_a_loop_that_has_ended(

@@ -122,9 +122,9 @@ class TaskCall(AsyncCall, Generic[T]):
         self.end(self._reason, value)
 
     def give_up(self) -> None:
-        """Finish a call that nobody has begun; in the loop's thread."""
+        """Finish a call that never begins; in the loop's thread, or in the worker that was to run it."""
         self.taken = True
-        self.end(self._reason)
+        self._fail(self._reason)
 
     def begin(self, start: Callable[..., object], *args: object) -> None:
         """Have *start* make the task, at most once; in the loop's thread. What it raises is the call's error."""
@@ -250,8 +250,10 @@ class TaskCall(AsyncCall, Generic[T]):
         asyncio cancels tasks before they begin when a loop ends.
         """
         if not self.future.done:
-            ended = LoopEndedError("the event loop of this call has ended, or cancelled it before it began")
-            self.end(error or ended)
+            self._fail(error)
+
+    def _fail(self, error: BaseException | None) -> None:
+        self.end(error or LoopEndedError("the event loop of this call has ended, or cancelled it before it began"))
 
     def end(self, error: BaseException | None, value: T | None = None) -> None:
         """Finish the call, unless it has a result; in the loop's thread, if it was to run there."""

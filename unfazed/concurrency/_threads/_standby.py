@@ -23,9 +23,9 @@ Guarantees:
 
 - A call that comes when its thread goes is not lost. The thread sets `_gone` before it empties its queue, and the
   caller reads `_gone` after it has put the call there: one of the two hands the call back.
-- The cancellation of a call hits no other one, though it cancels the task that holds the thread. `ThreadCall.cancel`
-  and giving back a slot both pass through the lock of the slots: either the thread sees the cancellation and takes no
-  more calls, or `abort` sees that the call has ended.
+- The cancellation of a call hits no other one, though on trio it cancels the task that holds the thread.
+  `ThreadCall.cancel` and giving back a slot both pass through the lock of the slots: either the thread sees the
+  cancellation and takes no more calls, or `abort` sees that the call has ended.
 - If a signal handler raises in a caller, at worst a thread stays idle that nobody knows. It ends by itself in time.
 
 Assumptions: each method of `SimpleQueue`, `deque` and `set` that is called here is atomic. A forked child starts
@@ -41,7 +41,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
 
-from anyio import CancelScope, Event, create_task_group, sleep_forever, to_thread
+from anyio import Event, create_task_group, sleep_forever, to_thread
 
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._errors import LoopEndedError
@@ -55,6 +55,8 @@ from .._eventloops._loopthread import loop_of, submit_to
 from .._eventloops._waiting import set_from_anywhere, wait_shielded
 
 if TYPE_CHECKING:
+    from anyio import CancelScope
+
     from .._core._loop import Loop
     from .._eventloops._loopthread import EventLoopThread
     from ._threadcall import ThreadCall
@@ -111,7 +113,9 @@ class _DirectCall:
         """Run the call in this thread, a worker of *loop*, if a slot is free. Return whether one was."""
         try:
             done = self.context.run(self._thread_call.run_bypassing, loop)
-            if done:
+            if done and self._thread_call.is_prevented():  # then there is no outcome
+                self.call.give_up()
+            elif done:
                 self.call.end_bypassing(self._thread_call.outcome)
             return done
         except BaseException as exc:  # raised in this thread by another one, and not in the function
@@ -149,7 +153,7 @@ class _StandbyThread:
         self._current: _DirectCall | None = None  # the one that the thread runs
         self._free: Event | None = None  # set by the thread when that has ended; made by the loop, which waits for it
         self._gone = False  # whether the thread takes no more calls
-        self._scope: CancelScope | None = None  # of the task that holds the thread, while there is one
+        self._scope: CancelScope | None = None  # of the task that holds the thread, on trio, once there is one
         _threads.add(self)
 
     def start(self) -> None:
@@ -171,22 +175,23 @@ class _StandbyThread:
     def abort(self, direct_call: _DirectCall) -> None:
         """Cancel *direct_call*, in the loop's thread. If its function runs, the thread ends after it.
 
-        What the function waits for in anyio's or trio's own `from_thread` is cancelled together with our task.
+        On trio, what the function waits for in anyio's or trio's own `from_thread` is cancelled together with our task.
+        Not on asyncio: anyio would no longer deliver a cancellation to what the function has it run after that, and
+        would wait for it for ever.
         """
-        if direct_call.abort():
-            assert self._scope is not None, "a thread that runs has been held from its start"
+        if direct_call.abort() and self._scope is not None:
             self._scope.cancel()
 
     async def _stay(self) -> None:
         """Hold the thread, in a task of the loop, until the thread ends."""
-        with CancelScope() as self._scope:
-            if self._loop.calls_back_in_the_task:
-                async with create_task_group() as tasks:
-                    tasks.start_soon(self._end_when_cancelled)
-                    await to_thread.run_sync(self._serve, limiter=NO_LIMIT)
-                    tasks.cancel_scope.cancel()
-            else:
-                await self._wait_for_thread()
+        if self._loop.calls_back_in_the_task:
+            async with create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                tasks.start_soon(self._end_when_cancelled)
+                await to_thread.run_sync(self._serve, limiter=NO_LIMIT)
+                self._scope.cancel()
+        else:
+            await self._wait_for_thread()
 
     async def _end_when_cancelled(self) -> None:
         """End the thread when the task that holds it is cancelled. On trio, that task waits for it."""
