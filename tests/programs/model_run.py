@@ -70,7 +70,8 @@ class Run:
         self.excused = 0  # may run beyond the limit: let in after a stall, or abandoned
         self.problems: list[str] = []
         self.lock = threading.Lock()
-        self.open_gates: list[Gate] = []
+        self.gates: list[tuple[tuple[int, ...], Gate]] = []  # and the node that blocks there
+        self.left: list[tuple[int, ...]] = []  # iterators that their consumer leaves early
 
     def problem(self, what: str) -> None:
         self.problems.append(what)
@@ -203,18 +204,27 @@ class Run:
             or (context is not None and self.shares(node))
         )
 
-    def gate_of(self, node: Node) -> Gate | None:
+    def gate_of(self, node: Node, where: tuple[int, ...]) -> Gate | None:
         if not blocks(node):
             return None
         gate = Gate(threading.Event(), threading.Event(), threading.Event())
-        self.open_gates.append(gate)
+        self.gates.append((where, gate))
+        if any(where[: len(each)] == each for each in self.left.copy()):
+            gate.opened.set()
         return gate
+
+    def leave(self, where: tuple[int, ...]) -> None:
+        """Let go what blocks in the items beyond the last one taken: closing an iterator cancels that, and waits."""
+        self.left.append(where)  # first: `gate_of` adds its gate and then looks here
+        for below, gate in self.gates.copy():
+            if below[: len(where)] == where:
+                gate.opened.set()
 
     def call_sync(
         self, node: Node, where: tuple[int, ...], context: Context, shared: tuple[int, ...]
     ) -> tuple[Outcome, tuple[int, ...]]:
         """Call *node* from sync code. Return its outcome, and the siblings that have shared the context so far."""
-        gate = self.gate_of(node)
+        gate = self.gate_of(node, where)
         siblings = shared if self.shares(node) else None
         try:
             outcome = self.make_sync_call(node, where, gate, context, siblings)
@@ -275,7 +285,7 @@ class Run:
         self, node: Node, where: tuple[int, ...], context: Context | None, shared: tuple[int, ...]
     ) -> tuple[Outcome, tuple[int, ...]]:
         """Call *node* from async code. Return its outcome, and the siblings that have shared the context so far."""
-        gate = self.gate_of(node)
+        gate = self.gate_of(node, where)
         siblings = shared if context is not None and self.shares(node) else None
         call = partial(self.make_call, node, where, gate, context, siblings)
         if node.fate in ("runs", "times out"):
@@ -372,6 +382,7 @@ class Run:
             items = iterate_in_threadpool(self.sync_steps(node, where, closed), prefetch=node.prefetch)
             async for outcome in items:
                 if len(taken) == node.taken:
+                    self.leave(where)
                     break
                 taken.append(outcome)
             await items.aclose()

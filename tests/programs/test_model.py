@@ -91,8 +91,7 @@ def call_for_real(tree: Node, backend: tuple[str, dict[str, Any]], limit: int, r
                 raise RuntimeError(f"hangs: {tree}")
         finally:
             _limits.Limit.relieve = relieve  # type: ignore[method-assign]
-            for gate in run.open_gates:
-                gate.opened.set()
+            run.leave(())
     if errors:
         raise errors[0]
     if outcomes != [expected(tree)]:
