@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_leaves_the_thread_behind(program: Any) -> None:
     code, out, err = program("""
         def work():
             say("started")
-            while not any(call._cancelled for call in tuple(_background._background_thread._calls)):
+            while not any(call._cancelled for call in _background._background_thread._calls.copy()):
                 time.sleep(0.001)
             say("still here")
             time.sleep(1000)

@@ -448,3 +448,33 @@ def test_a_group_that_is_never_left_cancels_its_calls_when_it_goes_away() -> Non
 
     with pytest.raises(CancelledError):
         waiting.result(GRACE_SECONDS)
+
+
+def test_a_group_that_goes_away_cancels_its_calls_though_a_signal_handler_raises_in_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = CallGroup()
+    group.__enter__()
+    waiting = group.start_in_eventloop(anyio.sleep, 1000)
+    wait_until(waiting.running, "it does not begin")
+    posts = 0
+
+    def post_or_raise(self: Any, *args: Any) -> None:
+        nonlocal posts
+        posts += 1
+        if posts == 1:
+            raise KeyboardInterrupt
+        post(self, *args)
+
+    running = waiting._running
+    assert running is not None
+    loop: Any = type(running.task.loop)
+    post = loop.post
+    monkeypatch.setattr(loop, "post", post_or_raise)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+    del group
+    gc.collect()
+
+    with pytest.raises(CancelledError):
+        waiting.result(GRACE_SECONDS)

@@ -108,7 +108,7 @@ def leftovers() -> list[str]:
         found = [f"slots of {limit}" for limit in list(_limits.limits.values()) if limit.occupied or limit.running]
         found += ["leases"] * bool(_contexts._leases) + ["abandoned threads"] * bool(_threadcall._abandoned)
         if background is not None:
-            calls = [getattr(call._work, "__self__", None) for call in tuple(background._calls)]
+            calls = [getattr(call._work, "__self__", None) for call in background._calls.copy()]
             found += ["calls"] * sum(not isinstance(owner, _standby._StandbyThread) for owner in calls)
         return found
 

@@ -37,7 +37,7 @@ if sys.version_info < (3, 11):  # pragma: no cover  coverage is measured on a ne
     from exceptiongroup import BaseExceptionGroup  # which anyio needs there
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from concurrent.futures import Executor
     from types import TracebackType
 
@@ -56,13 +56,14 @@ def _note_end_in(group: ref[CallGroup], handle: Any) -> None:
         there._note_end(handle)
 
 
-def _stop_later(handle: Handle[Any]) -> None:
-    """Have the loop of the call cancel it. For a finalizer, which may run amid any method of the handle."""
-    running = handle._running
-    loop = None if running is None else running.task.loop
-    if loop is not None:
-        with suppress(LoopEndedError):
-            loop.post(handle._stop)
+def _stop_later(handles: Iterable[Handle[Any]]) -> None:
+    """Have the loops of the calls cancel them. For a finalizer, which may run amid any method of a handle."""
+    for handle in handles:
+        running = handle._running
+        loop = None if running is None else running.task.loop
+        if loop is not None:
+            with suppress(LoopEndedError):
+                loop.post(handle._stop)
 
 
 def _is_handle(value: object) -> bool:
@@ -209,8 +210,14 @@ class CallGroup:
             self._scope.cancel()
 
     def __del__(self) -> None:
-        for handle in vars(self).get("_members", set[Any]()).copy():
-            _stop_later(handle)
+        members = vars(self).get("_members", set[Any]()).copy()
+        stopped = False
+        try:
+            _stop_later(members)
+            stopped = True
+        finally:
+            if not stopped:  # a signal handler has raised
+                _stop_later(members)
 
     def _enter(self) -> None:
         if self._entered:
