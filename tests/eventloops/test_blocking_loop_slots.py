@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import time
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import process_functions
 import pytest
 from conftest import GRACE_SECONDS, Blocking, captured, let_others_run, wait_for_event, wait_until
 
@@ -27,7 +28,8 @@ from unfazed.concurrency import (
 from unfazed.concurrency._core import _blockedloops, _limits, _slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -56,17 +58,28 @@ def when_it_stands_still(act: Callable[[], object]) -> None:
     threading.Thread(target=wait_and_act).start()
 
 
-async def process_call_begins(limiter: anyio.CapacityLimiter) -> None:
-    """Wait for that: before it, what the loop waits for would get its slot."""
+@asynccontextmanager
+async def process_call(limiter: anyio.CapacityLimiter, folder: Path) -> AsyncIterator[None]:
+    """Have a task of this loop make a call in a process, which runs until we leave.
+
+    Before it has begun, what the loop waits for would get its slot.
+    """
 
     def begins() -> bool:
         limit = _limits.limits.get(id(limiter))
         calls = [] if limit is None else [slot.call for slot in limit.holders.copy()]
         return any(call is not None and call.place == "processpool" and call.began for call in calls)
 
-    with anyio.fail_after(GRACE_SECONDS):
-        while not begins():
-            await anyio.sleep(0.001)
+    async with anyio.create_task_group() as tasks:
+        call = in_processpool(process_functions.touch_then_wait_for, limiter=limiter)
+        tasks.start_soon(call, folder / "begun", folder / "may end")
+        try:
+            with anyio.fail_after(GRACE_SECONDS):
+                while not begins():
+                    await anyio.sleep(0.001)
+            yield
+        finally:
+            (folder / "may end").touch()
 
 
 @pytest.mark.parametrize("ends", ["before", "meanwhile"])
@@ -113,14 +126,10 @@ def test_a_call_that_queues_before_a_worker_of_the_loop_is_let_in(
 
 @pytest.mark.parametrize("how", [in_processpool, in_threadpool])
 def test_a_slot_that_only_a_task_of_the_loop_can_give_back_is_refused(
-    background: Backend, limiter: anyio.CapacityLimiter, how: Any
+    background: Backend, limiter: anyio.CapacityLimiter, how: Any, tmp_path: Path
 ) -> None:
-    call = in_processpool(time.sleep, limiter=limiter)
-
     async def main() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(call, 0.01)
-            await process_call_begins(limiter)
+        async with process_call(limiter, tmp_path):
             with allow_blocking_loop(), pytest.raises(LoopThreadError, match=SLOT):
                 how(int, limiter=limiter).sync("5")
         with allow_blocking_loop():
@@ -130,22 +139,20 @@ def test_a_slot_that_only_a_task_of_the_loop_can_give_back_is_refused(
 
 
 def test_such_a_slot_is_refused_to_worker_threads_that_the_loop_waits_for(
-    background: Backend, limiter: anyio.CapacityLimiter
+    background: Backend, limiter: anyio.CapacityLimiter, tmp_path: Path
 ) -> None:
     def in_thread() -> Any:
         return in_processpool(int, limiter=limiter).sync("5")
 
     async def main() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await process_call_begins(limiter)
+        async with process_call(limiter, tmp_path):
             with allow_blocking_loop(), pytest.raises(LoopThreadError, match=SLOT):
                 run_in_threadpool_sync(in_thread)
 
     run(background, main)
 
 
-def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend) -> None:
+def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend, tmp_path: Path) -> None:
     """One holder is a process call of the loop, the other a worker that waits for the loop."""
     limiter = anyio.CapacityLimiter(2)
     called = threading.Event()
@@ -159,10 +166,9 @@ def test_where_others_hold_slots_as_well_a_call_is_let_in(background: Backend) -
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_threadpool(call_the_loop, limiter=limiter))
             await wait_for_event(called)
-            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await process_call_begins(limiter)
-            with allow_blocking_loop():
-                assert in_threadpool(int, limiter=limiter).sync("5") == 5
+            async with process_call(limiter, tmp_path):
+                with allow_blocking_loop():
+                    assert in_threadpool(int, limiter=limiter).sync("5") == 5
 
     run(background, main)
 
@@ -184,7 +190,9 @@ def test_a_slot_of_another_loop_is_waited_for(background: Backend, limiter: anyi
         waiting.join(GRACE_SECONDS)
 
 
-def test_who_is_not_waited_for_is_not_refused(background: Backend, limiter: anyio.CapacityLimiter) -> None:
+def test_who_is_not_waited_for_is_not_refused(
+    background: Backend, limiter: anyio.CapacityLimiter, tmp_path: Path
+) -> None:
     """It queues for the same slot, and gets it when the loop goes on."""
     outcomes: list[Any] = []
 
@@ -192,9 +200,7 @@ def test_who_is_not_waited_for_is_not_refused(background: Backend, limiter: anyi
         outcomes.append(captured(partial(in_threadpool(int, limiter=limiter).sync, "6")))
 
     async def main() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await process_call_begins(limiter)
+        async with process_call(limiter, tmp_path):
             other = threading.Thread(target=queue)
             other.start()
             wait_until(lambda: _slots._watched, "it does not queue")
@@ -305,12 +311,10 @@ def test_a_slot_on_which_nothing_runs_yet_is_lent_to_what_the_loop_waits_for(
 
 @ways
 def test_a_slot_that_only_a_task_of_the_loop_can_give_back_is_refused_to_all_that_it_waits_for(
-    background: Backend, limiter: anyio.CapacityLimiter, way: str
+    background: Backend, limiter: anyio.CapacityLimiter, way: str, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(in_processpool(time.sleep, limiter=limiter), 0.01)
-            await process_call_begins(limiter)
+        async with process_call(limiter, tmp_path):
             with allow_blocking_loop(), pytest.raises((LoopThreadError, ExceptionGroup)) as caught:
                 WAITS[way](in_threadpool(int, limiter=limiter))
         error = caught.value.exceptions[0] if isinstance(caught.value, ExceptionGroup) else caught.value
