@@ -211,6 +211,8 @@ class CallGroup:
 
     def __del__(self) -> None:
         members = vars(self).get("_members", set[Any]()).copy()
+        if not members:  # it has been left; and at exit, our functions may be gone
+            return
         stopped = False
         try:
             _stop_later(members)
