@@ -154,18 +154,21 @@ def one_round(backend: str) -> None:
 
 
 def say_who_waits() -> None:
-    """Print where each task and each thread is. Call it from another thread while the program hangs."""
+    """Print where each task and each thread is. Call it from another thread while the program hangs.
+
+    Not with `isinstance`: that asks some objects of other libraries for their class, and they make a setup then.
+    """
     slots = [(limit.occupied, limit.running, len(limit.queue)) for limit in list(_limits.limits.values())]
     print(f"last alarms: {list(places)}; slots (taken, running, queued): {slots}", file=sys.stderr)
     for slot in gc.get_objects():
-        if isinstance(slot, _limits.Slot) and hasattr(slot, "limit") and (slot.held or slot in slot.limit.queue):
+        if type(slot) is _limits.Slot and hasattr(slot, "limit") and (slot.held or slot in slot.limit.queue):
             state = {name: getattr(slot, name) for name in SLOT_STATE}
             print("slot:", [*_limits.limits].index(id(slot.limiter)), id(slot), state, file=sys.stderr)
     for call in gc.get_objects():
-        if isinstance(call, _taskcall.TaskCall) and not call.future.done:
+        if type(call) is _taskcall.TaskCall and not call.future.done:
             print("call:", {name: getattr(call, name) for name in CALL_STATE}, file=sys.stderr)
     for started in gc.get_objects():
-        if isinstance(started, (Handle, CallGroup)):
+        if type(started) in (Handle, CallGroup):
             print("started:", dict(vars(started)), file=sys.stderr)
     for task in gc.get_objects():
         if type(task).__name__ == "Task" and type(task).__module__.partition(".")[0] in ("_asyncio", "asyncio", "trio"):
