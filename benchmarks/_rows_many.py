@@ -31,9 +31,7 @@ BY_HAND = "semaphore and task group"
 CHUNKS = (5_000, 10_000, 25_000)  # the best of them is shown
 
 
-@row(
-    "map_in_threadpool, 10,000 items", units=MAPPED, quick_units=FEWER_MAPPED, limits={"semaphore and task group": 1.0}
-)
+@row("map_in_threadpool, 10,000 items", units=MAPPED, quick_units=FEWER_MAPPED, limits={BY_HAND: 1.0})
 async def many_threads(_: ExitStack) -> Calls:
     items = range(FEWER_MAPPED if is_quick() else MAPPED)
 

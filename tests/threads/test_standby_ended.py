@@ -325,6 +325,22 @@ def test_ctrl_c_while_a_thread_is_started_leaves_nothing_behind(
     assert run_in_threadpool_sync(int, "1") == 1
 
 
+def interrupt_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch, waiting: threading.Event, work: Callable[..., object], *args: Any
+) -> None:
+    """Call *work* in a thread that stands by, and interrupt that call when *waiting* is set."""
+    take = _standby._StandbyThread.take
+
+    def take_and_wait(*taken: Any) -> None:
+        take(*taken)
+        assert waiting.wait(GRACE_SECONDS)
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_threadpool_sync(work, *args)
+
+
 def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_ended(
     owner: EventLoopThread, background: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,16 +358,7 @@ def test_ctrl_c_cancels_what_the_function_waits_for_and_is_raised_when_it_has_en
             ended.append(type(exc).__name__)
             raise
 
-    take = _standby._StandbyThread.take
-
-    def take_and_wait(*args: Any) -> None:
-        take(*args)
-        assert waiting.wait(GRACE_SECONDS)
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
-        with pytest.raises(KeyboardInterrupt):
-            run_in_threadpool_sync(work)
+    interrupt_while_it_waits(monkeypatch, waiting, work)
 
     assert ended == ["Cancelled" if background[0] == "trio" else "CancelledError"]
 
@@ -377,16 +384,7 @@ def test_after_ctrl_c_the_function_may_clean_up_by_means_of_anyio(
         finally:
             ended.extend(captured(partial(anyio.from_thread.run, clean_up)))
 
-    take = _standby._StandbyThread.take
-
-    def take_and_wait(*args: Any) -> None:
-        take(*args)
-        assert waiting.wait(GRACE_SECONDS)
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
-        with pytest.raises(KeyboardInterrupt):
-            run_in_threadpool_sync(work)
+    interrupt_while_it_waits(monkeypatch, waiting, work)
 
     if background[0] == "trio":
         assert type(ended[1]).__name__ == "Cancelled"
@@ -425,16 +423,7 @@ def test_on_trio_ctrl_c_cancels_what_the_function_has_anyio_run(
         waiting.set()
         await anyio.sleep_forever()
 
-    take = _standby._StandbyThread.take
-
-    def take_and_wait(*args: Any) -> None:
-        take(*args)
-        assert waiting.wait(GRACE_SECONDS)
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, _standby._StandbyThread, "take", take_and_wait)
-        with pytest.raises(KeyboardInterrupt):
-            run_in_threadpool_sync(anyio.from_thread.run, wait)
+    interrupt_while_it_waits(monkeypatch, waiting, anyio.from_thread.run, wait)
 
     wait_until(lambda: thread._gone, "its task is cancelled, and it stays")
     run_in_threadpool_sync(anyio.from_thread.run, anyio.sleep, 0)
@@ -453,7 +442,7 @@ def test_a_thread_whose_call_was_cancelled_takes_no_other(owner: EventLoopThread
 async def cancel_current_call() -> None:
     """Cancel the call that bypasses the loop, as the end of the loop does."""
     owner = running()
-    (bypassing,) = (call for call in owner._calls if call.bypassing)
+    (bypassing,) = (call for call in owner._calls.copy() if call.bypassing)
     bypassing.cancel(LoopEndedError("forced"))
     await anyio.sleep_forever()
 
