@@ -158,7 +158,7 @@ CTRL_C = """
             {body}
     except KeyboardInterrupt:
         say("interrupted")
-    say(all(handle.done() for handle in group._members))
+    say(all(handle.done() for handle in group._members.copy()))  # a call may end meanwhile
     may_end.set()
 """
 
