@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import gc
 import threading
 import traceback
 from functools import partial
@@ -365,31 +364,6 @@ async def test_a_thread_with_a_running_loop_is_refused() -> None:
     with pytest.raises(LoopThreadError, match=r"async for \.\.\. in Ticker"):
         next(items)
     assert ticker.given == 0
-
-
-def test_dropped_by_the_garbage_collector_in_a_loops_thread_it_is_closed_without_blocking(background: Any) -> None:
-    closed = threading.Event()
-
-    class Slow(Ticker):
-        async def aclose(self) -> None:
-            while not may_close.is_set():
-                await anyio.sleep(0.001)
-            closed.set()
-
-    may_close = threading.Event()
-    holder = [iterate_in_eventloop_sync(Slow())]
-    next(holder[0])
-
-    async def drop() -> None:
-        holder.clear()
-        gc.collect()
-        assert not closed.is_set()
-        may_close.set()
-        await wait_for_event(closed)
-
-    Caller("", background).run(drop)
-
-    assert closed.is_set()
 
 
 def test_used_after_its_loop_has_ended_it_says_so(background: Any) -> None:

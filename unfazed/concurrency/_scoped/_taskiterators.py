@@ -10,6 +10,7 @@ from .._core._checks import in_brief, name_of, wrong_source
 from .._core._errors import LoopEndedError, LoopThreadError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import Interrupts, call_from_sync
+from ._collector import collector
 from ._taskrunner import TaskRunner
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     Cancellation:
         As for `run_in_eventloop_sync`: in a worker thread a step is cancelled with the task that is waiting for the
         thread, elsewhere by Ctrl-C. If the iteration is left early, by `break` or an exception, the iterator is closed
-        at once (its `aclose()` is awaited, if there is one), in its task. That is waited for, unless the garbage
-        collector ends the iteration in a thread where an event loop is running.
+        at once (its `aclose()` is awaited, if there is one), in its task. That is waited for, unless the iteration is
+        dropped in a thread where an event loop is running, or the garbage collector ends it.
 
     Returns:
         A generator, with `close`.
@@ -127,12 +128,12 @@ def iterate_steps(
             if not runner.over:  # at the end of the interpreter it is over, and our imports may be gone
                 with suppress(LoopEndedError):  # it has been closed, or was never started
                     try:
-                        if not interrupts.is_over:  # otherwise the last `finally` leaves it
+                        if not (interrupts.is_over or collector.is_at_work()):  # otherwise the last `finally` leaves it
                             finish = partial(runner.finish, steps.close)
                             call_from_sync(
                                 finish, source, helper, instead, runner.take, always=True, interrupts=interrupts
                             )
-                    except LoopThreadError:  # the garbage collector ends us, in the thread of a loop
+                    except LoopThreadError:  # we are dropped in the thread of a loop
                         runner.leave()
     finally:
         if not runner.over:  # again: a signal handler may have raised in the first `finally`
