@@ -146,9 +146,16 @@ def is_interruptible(frame: FrameType) -> bool:
         return False
     if at in ends_of_blocks(frame.f_code):
         return False
-    if sys.version_info[:2] == (3, 11) and not is_checked(frame.f_code, at):
+    if sys.version_info[:2] == (3, 11) and (not is_checked(frame.f_code, at) or is_in_finalizer(frame)):
         return False
     return sys.version_info < (3, 11) or any(dis.opname[opcode] == "RESUME" for opcode in code[: at + 2 : 2])
+
+
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Return whether a finalizer runs *frame*. What a trace function raises there lets Python 3.11 crash now and then."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def iterate_steps(
             if not runner.over:  # at the end of the interpreter it is over, and our imports may be gone
                 with suppress(LoopEndedError):  # it has been closed, or was never started
                     try:
-                        if not (interrupts.is_over or collector.is_at_work()):  # otherwise the last `finally` leaves it
+                        if not (interrupts.is_over or collector.is_at_work):  # otherwise the last `finally` leaves it
                             finish = partial(runner.finish, steps.close)
                             call_from_sync(
                                 finish, source, helper, instead, runner.take, always=True, interrupts=interrupts
