@@ -152,7 +152,7 @@ def is_interruptible(frame: FrameType) -> bool:
 
 
 def is_in_finalizer(frame: FrameType | None) -> bool:
-    """Return whether a finalizer runs *frame*. What a trace function raises there lets Python 3.11 crash now and then."""
+    """Return whether a finalizer runs *frame*. If a trace function raises there, Python 3.11 crashes now and then."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None
