@@ -68,6 +68,11 @@ def is_lost(call: TaskCall, executor: Executor, end: Callable[[], object]) -> No
         call(executor, functions.echo)
 
 
+def healthy_loky_works(call: TaskCall) -> None:
+    with loky.get_reusable_executor(max_workers=2) as executor:  # its workers would keep our output open for 40 seconds
+        works(call, executor)
+
+
 def loky_worker_dies(call: TaskCall) -> None:
     executor = loky.get_reusable_executor(max_workers=2)
     works(call, executor)
@@ -75,14 +80,14 @@ def loky_worker_dies(call: TaskCall) -> None:
         call(executor, functions.end_at_once, 3)
     with pytest.raises(ExecutorError, match=r"the call of echo\(\) was not accepted by its "):
         call(executor, functions.echo)
-    works(call, loky.get_reusable_executor(max_workers=2))
+    healthy_loky_works(call)
 
 
 def loky_worker_is_killed(call: TaskCall) -> None:
     executor = loky.get_reusable_executor(max_workers=2)
     with pytest.raises(ExecutorError, match=r"the call of kill_own_process\(\) was lost, as its executor broke: "):
         call(executor, functions.kill_own_process)
-    works(call, loky.get_reusable_executor(max_workers=2))
+    healthy_loky_works(call)
 
 
 def loky_is_shut_down(call: TaskCall) -> None:
@@ -90,7 +95,7 @@ def loky_is_shut_down(call: TaskCall) -> None:
     executor.shutdown()
     with pytest.raises(ExecutorError, match=r"the call of echo\(\) was not accepted by its "):
         call(executor, functions.echo)
-    works(call, loky.get_reusable_executor(max_workers=2))
+    healthy_loky_works(call)
 
 
 def dask_worker_dies(call: TaskCall) -> None:
