@@ -185,6 +185,23 @@ def interrupt(operation: Callable[[], None]) -> None:
     wait_until_none(unsettled)
 
 
+def test_a_signal_handler_raises_while_a_group_goes_away_that_was_not_left() -> None:
+    """But not in the first step of its finalizer, and not on Python 3.11: `interrupting.py` says why."""
+
+    def enter() -> tuple[list[CallGroup], Handle[None]]:
+        group = CallGroup()
+        group.__enter__()
+        return [group], group.start_in_eventloop(anyio.sleep, 1000)
+
+    groups, handle = enter()
+    for when in numbers(groups.clear, FOLDER, STEPS):
+        groups, handle = enter()
+        steps = Steps(raise_alarm, when, FOLDER)
+        with steps:
+            captured(groups.clear)
+        wait_until(handle.cancelled, f"the call goes on: {steps.where}")
+
+
 async def never() -> None:
     pytest.fail("must not run")
 

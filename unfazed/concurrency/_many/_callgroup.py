@@ -210,16 +210,17 @@ class CallGroup:
             self._scope.cancel()
 
     def __del__(self) -> None:
-        members = vars(self).get("_members", set[Any]()).copy()
-        if not members:  # it has been left; and at exit, our functions may be gone
-            return
-        stopped = False
         try:
-            _stop_later(members)
-            stopped = True
+            self._drop()
         finally:
-            if not stopped:  # a signal handler has raised
-                _stop_later(members)
+            self._drop()  # again: a signal handler may have raised
+
+    def _drop(self) -> None:
+        """Cancel the calls of a group that nobody has left."""
+        members: set[Handle[Any]] | None = vars(self).get("_members")  # missing if its making was interrupted
+        if members:  # otherwise it has been left; and at exit, our functions may be gone
+            _stop_later(members.copy())
+            members.clear()
 
     def _enter(self) -> None:
         if self._entered:

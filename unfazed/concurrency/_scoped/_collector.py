@@ -3,8 +3,8 @@
 It runs finalizers amid any code, even code that holds a lock. So a finalizer that it runs must not wait for another
 thread, which may need that lock.
 
-It says when it begins and ends, in its own thread. What notes that is written in C throughout: a signal handler that
-raised in Python code would be lost there, and so would what it raised, `KeyboardInterrupt` for one.
+It says when it begins and ends, in its own thread. What notes that is written in C throughout: what a signal handler
+raised in Python code there, such as `KeyboardInterrupt`, would be lost.
 """
 
 from __future__ import annotations
@@ -27,4 +27,5 @@ class _Collector(threading.local):
 
 collector: Final = _Collector()
 _callbacks: list[Any] = getattr(gc, "callbacks", [])
-_callbacks.append(partial(getattr, collector))  # called with "start" or "stop"
+# Called with "start" or "stop". The first: if another callback removes itself, CPython leaves out the one after it.
+_callbacks.insert(0, partial(getattr, collector))

@@ -16,6 +16,7 @@ from .._core._checks import in_brief, name_of, not_copied, require_limiter, visi
 from .._core._errors import InUseError, LoopEndedError, WrongFunctionError
 from .._eventloops._background import submit_to_background
 from .._eventloops._synccalls import Interrupts, call_from_sync
+from ._collector import collector
 from ._taskrunner import TaskRunner
 from ._threadrunner import ThreadRunner
 
@@ -212,6 +213,10 @@ class InTask(AbstractContextManager[T, "bool | None"]):
     ) -> bool | None:
         try:
             assert self._runner is not None, "it has been entered"
+            if collector.is_at_work:  # it ends a generator of the user's that has entered us
+                with suppress(LoopEndedError):
+                    self._runner.leave()
+                return None
             return self._leave(self._runner, (exc_type, exc, traceback), Interrupts())
         finally:
             runner, self._runner = self._runner, None

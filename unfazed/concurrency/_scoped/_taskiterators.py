@@ -61,8 +61,8 @@ def iterate_in_eventloop_sync(aiterable: AsyncIterable[T], /) -> Generator[T, No
     Cancellation:
         As for `run_in_eventloop_sync`: in a worker thread a step is cancelled with the task that is waiting for the
         thread, elsewhere by Ctrl-C. If the iteration is left early, by `break` or an exception, the iterator is closed
-        at once (its `aclose()` is awaited, if there is one), in its task. That is waited for, unless the iteration is
-        dropped in a thread where an event loop is running, or the garbage collector ends it.
+        at once (its `aclose()` is awaited, if there is one), in its task. That is waited for, unless the garbage
+        collector ends the iteration, or an event loop is running in this thread.
 
     Returns:
         A generator, with `close`.
@@ -128,12 +128,14 @@ def iterate_steps(
             if not runner.over:  # at the end of the interpreter it is over, and our imports may be gone
                 with suppress(LoopEndedError):  # it has been closed, or was never started
                     try:
-                        if not (interrupts.is_over or collector.is_at_work):  # otherwise the last `finally` leaves it
+                        if interrupts.is_over or collector.is_at_work:
+                            runner.leave()
+                        else:
                             finish = partial(runner.finish, steps.close)
                             call_from_sync(
                                 finish, source, helper, instead, runner.take, always=True, interrupts=interrupts
                             )
-                    except LoopThreadError:  # we are dropped in the thread of a loop
+                    except LoopThreadError:  # we are dropped or closed in the thread of a loop
                         runner.leave()
     finally:
         if not runner.over:  # again: a signal handler may have raised in the first `finally`

@@ -37,7 +37,9 @@ from anyio import Event, get_cancelled_exc_class
 
 from .._core import _limits
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
+from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture, without_our_frame
+from .._core._lifetime import in_forked_child
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
@@ -52,6 +54,10 @@ if TYPE_CHECKING:
     from .._core._loop import Loop
 
 T = TypeVar("T")
+
+# Those that have not ended. asyncio keeps tasks weakly: the garbage collector would end the task of a runner along with
+# the user of that runner, before its last step.
+_started: set[TaskRunner] = set()
 
 
 @final
@@ -80,6 +86,7 @@ class TaskRunner(TaskCall[None]):
     async def start(self) -> None:
         """Start the task, in the current loop."""
         submit_here(self, copy_context())
+        _started.add(self)
 
     def take(self, call: TaskCall[Any], context: Context) -> None:
         """Have the task run *call*, on behalf of the call of *context*. From any thread; returns at once."""
@@ -97,7 +104,11 @@ class TaskRunner(TaskCall[None]):
     def leave(self) -> None:
         """Have the task do its last step, after the current call. From any thread; returns at once."""
         if self.loop is not None and not self.over:
-            self.loop.post(self._leave)
+            try:
+                self.loop.post(self._leave)
+            except LoopEndedError:
+                _started.discard(self)
+                raise
 
     async def finish(self, last: Callable[[], Awaitable[T]]) -> T:
         """Do *last* instead of the last step; within a call."""
@@ -173,6 +184,7 @@ class TaskRunner(TaskCall[None]):
         self.over = True
         for call, *_ in self._calls:
             call.end(ended_error())
+        _started.discard(self)
 
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
         while not self._leaving:
@@ -219,3 +231,12 @@ class TaskRunner(TaskCall[None]):
 
 def _do_nothing() -> None:
     """Do instead of cancelling the task: it has been cancelled already."""
+
+
+def _reset_after_fork() -> None:
+    """In a forked child: nobody runs the tasks, so nobody leaves them. They are kept, because nothing may end them."""
+    for runner in _started:
+        runner.over = True
+
+
+in_forked_child(_reset_after_fork)
