@@ -170,6 +170,7 @@ class InTask(AbstractContextManager[T, "bool | None"]):
         self._submit = submit
         self._words = words or (manager, "contextmanager_in_eventloop_sync", "async with ...")  # for errors
         self._runner: TaskRunner | None = None
+        self._left_with: _ExcInfo | None = None  # if nobody waits for its end
         self._entered = False
 
     def __dir__(self) -> list[str]:
@@ -214,6 +215,7 @@ class InTask(AbstractContextManager[T, "bool | None"]):
         try:
             assert self._runner is not None, "it has been entered"
             if collector.is_at_work:  # it ends a generator of the user's that has entered us
+                self._left_with = (exc_type, exc, traceback)
                 with suppress(LoopEndedError):
                     self._runner.leave()
                 return None
@@ -263,7 +265,8 @@ class InTask(AbstractContextManager[T, "bool | None"]):
         return await self._manager.__aexit__(*exc_info)
 
     async def _exit_by_itself(self, cancellation: BaseException | None) -> bool | None:
-        return await self._exit(_loop_ended() if cancellation is None else _info_of(cancellation))
+        left_with, self._left_with = self._left_with, None
+        return await self._exit(_info_of(cancellation) if cancellation is not None else left_with or _loop_ended())
 
 
 def contextmanager_in_eventloop_sync(
@@ -281,9 +284,9 @@ def contextmanager_in_eventloop_sync(
     Cancellation:
         Entering and leaving are cancelled as `run_in_eventloop_sync` is: in a worker thread with the task that is
         waiting for the thread, elsewhere by Ctrl-C. What has been entered by then is left again. Leaving always
-        begins, and its cleanup is waited for. If its loop ends, it is left at once, with a `LoopEndedError`. If a scope
-        that it holds is cancelled, it is left at once, with the cancellation; then the end of the `with` block raises
-        what leaving raised.
+        begins, and its cleanup is waited for, unless the garbage collector ends a generator that has entered it. If its
+        loop ends, it is left at once, with a `LoopEndedError`. If a scope that it holds is cancelled, it is left at
+        once, with the cancellation; then the end of the `with` block raises what leaving raised.
 
     Returns:
         A context manager. Exceptions are passed in, and can be suppressed.
