@@ -108,9 +108,10 @@ async def test_a_slot_granted_before_the_wait_begins_is_seen(monkeypatch: pytest
         def set(self) -> None:
             pytest.fail("nobody waits")
 
-    monkeypatch.setattr(_waiting, "Event", LateEvent)
+    loop = _loops.current_loop()
+    monkeypatch.setattr(type(loop), "new_event", lambda _: LateEvent())
     second = _slots.acquire(limiter)
-    assert _waiting.take_or_queue(second, _loops.current_loop()) is None
+    assert _waiting.take_or_queue(second, loop) is None
 
     assert second.held
     _slots.release(second)

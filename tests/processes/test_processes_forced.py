@@ -29,6 +29,7 @@ from unfazed.concurrency import (
     warm_up_processpool_sync,
 )
 from unfazed.concurrency._core import _threadstart
+from unfazed.concurrency._eventloops._loops import current_loop
 from unfazed.concurrency._processes import _call, _child, _packing, _pool, _waiting, _worker
 
 if TYPE_CHECKING:
@@ -180,8 +181,9 @@ async def test_a_call_that_is_interrupted_before_it_is_handed_over_loses_no_work
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await run_in_processpool(int)
+    loop_type = type(current_loop())
     with monkeypatch.context() as patch:
-        patch.setattr(_waiting, "Event", once_before(anyio.Event, raise_alarm))
+        patch.setattr(loop_type, "new_event", once_before(loop_type.new_event, raise_alarm))
         _, error = await captured_async(partial(run_in_processpool, bytes, 2_000_000))
         assert isinstance(error, Alarm)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,6 +18,7 @@ from test_concurrency import python
 from test_iterate_in_eventloop import Ticker
 
 from unfazed.concurrency import (
+    LoopEndedError,
     contextmanager_in_eventloop_sync,
     iterate_in_eventloop_sync,
     run_in_threadpool,
@@ -132,6 +135,26 @@ def test_the_garbage_collector_leaves_the_task_in_the_loop_of_a_worker(kind: str
                 await anyio.sleep(0.001)
 
     Caller("", background).run(main)
+
+
+def test_after_its_loop_was_closed_with_open_tasks_nothing_keeps_what_it_iterates_over() -> None:
+    """On asyncio, which lets its users do that."""
+
+    def begin() -> tuple[Iterator[Any], weakref.ref[Ticker]]:
+        ticker = Ticker()
+        items = iterate_in_eventloop_sync(ticker)
+        next(items)
+        return items, weakref.ref(ticker)
+
+    loop = asyncio.new_event_loop()
+    items, ticker = loop.run_until_complete(run_in_threadpool(begin))
+    loop.close()
+    del loop
+    with pytest.raises(LoopEndedError):
+        next(items)
+    del items
+
+    wait_until(lambda: gc.collect() is not None and ticker() is None, "something keeps it")
 
 
 @needs_the_collectors_word

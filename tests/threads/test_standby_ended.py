@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,11 +18,12 @@ from standing_by import Calling, have_it_go, have_it_gone, hold_up, owner, runni
 from unfazed.concurrency import (
     EventLoopThread,
     LoopEndedError,
+    in_threadpool,
     run_in_eventloop_sync,
     run_in_threadpool_sync,
     start_in_threadpool,
 )
-from unfazed.concurrency._core import _limits
+from unfazed.concurrency._core import _limits, _slots
 from unfazed.concurrency._core._futures import OneShotFuture
 from unfazed.concurrency._core._taskcall import TaskCall
 from unfazed.concurrency._eventloops import _bypassing, _synccalls, _waiting, _workers
@@ -194,8 +196,7 @@ def test_a_loop_that_breaks_waits_for_what_runs_in_its_threads(owner: EventLoopT
 
     assert call.outcome() == ("done", None)
     assert alive == [True]
-    wait_until(lambda: not owner.is_running(), "it has not ended")
-    assert not owner._calls
+    wait_until(lambda: not owner.is_running() and not owner._calls, "it has not ended")
     assert run_in_threadpool_sync(int, "1") == 1
 
 
@@ -234,6 +235,71 @@ def test_a_loop_that_breaks_before_the_function_begins_gives_up_the_call(
     assert not ran
     wait_until(lambda: not owner.is_running(), "it has not ended")
     assert run_in_threadpool_sync(int, "1") == 1
+
+
+def test_a_loop_that_breaks_while_a_call_is_started_says_so(
+    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1: the thread takes the call. 2: the loop breaks, and prevents it. 3: it is started. 4: the loop gives it up."""
+    prevent, taken, prevented, started = _threadcall.ThreadCall.prevent_start, *(threading.Event() for _ in range(3))
+    put = _standby._StandbyThread.take
+
+    def run_late(self: _standby._DirectCall, loop: Any) -> bool:
+        taken.set()
+        wait_until(lambda: self.call.future.done, "the call is not given up")
+        return False
+
+    def take(self: _standby._StandbyThread, direct_call: _standby._DirectCall) -> None:
+        put(self, direct_call)
+        assert taken.wait(GRACE_SECONDS)
+        owner._require_running().post(sys.exit)
+        assert prevented.wait(GRACE_SECONDS)
+
+    def prevent_slowly(self: _threadcall.ThreadCall[Any]) -> bool:
+        is_first = not prevented.is_set()
+        result = prevent(self)
+        prevented.set()
+        if is_first:
+            assert started.wait(GRACE_SECONDS)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_standby._DirectCall, "run", run_late)
+        patch.setattr(_standby._StandbyThread, "take", take)
+        patch.setattr(_threadcall.ThreadCall, "prevent_start", prevent_slowly)
+        call = start_in_threadpool(pytest.fail, "it was prevented")
+        started.set()
+        _, error = captured(call.result)
+
+    assert isinstance(error, LoopEndedError)
+
+
+def test_a_call_that_comes_while_its_loop_breaks_does_not_begin(
+    owner: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1: the loop breaks. 2: it hands back a call that its thread has not taken yet. Nobody would end its task."""
+    limiter = anyio.CapacityLimiter(1)
+    ran: list[bool] = []
+    (thread,) = _standby._threads
+    hand_back = _standby._StandbyThread._hand_back
+    handed_back: list[bool] = []
+
+    def note_hand_back(self: _standby._StandbyThread, direct_call: _standby._DirectCall) -> None:
+        handed_back.append(True)
+        hand_back(self, direct_call)
+
+    monkeypatch.setattr(_standby._StandbyThread, "_hand_back", note_hand_back)
+    calls = thread._calls
+    monkeypatch.setattr(thread, "_calls", SimpleQueue())  # the thread waits for the other one
+    call = in_threadpool(ran.append, limiter=limiter).start(True)
+    owner._require_running().post(sys.exit)
+    _, error = captured(call.result)
+    calls.put(None)
+
+    assert isinstance(error, LoopEndedError)
+    assert handed_back == [True]
+    assert not ran
+    assert _slots.seems_free(limiter)
 
 
 # Ctrl-C

@@ -13,6 +13,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Event(Protocol):
+    """An event of asyncio, trio or anyio. Only the thread of its loop may use it."""
+
+    def set(self) -> None:
+        """Wake all that wait for it."""
+
+    def is_set(self) -> bool:
+        """Return whether it was set."""
+        ...
+
+    def wait(self) -> Awaitable[object]:
+        """Wait until it is set. If it is already, only anyio's and trio's let other tasks run meanwhile."""
+        ...
+
+
 class Loop(Protocol):
     """A running event loop, used from any thread.
 
@@ -35,6 +50,14 @@ class Loop(Protocol):
     @property
     def cancels_once(self) -> bool:
         """Whether a cancellation ends one wait (asyncio), or every wait from then on (trio)."""
+        ...
+
+    def runs_here(self) -> bool:
+        """Return whether the current thread runs it."""
+        ...
+
+    def new_event(self) -> Event:
+        """Return a new event of the library; in the loop's thread."""
         ...
 
     def post(self, func: Callable[..., object], *args: object) -> None:

@@ -107,7 +107,7 @@ def _do_noted() -> Sequence[Slot]:
     while _notes:
         more = _notes[0]()
         if more:
-            served = [*served, *more]
+            served = [*served, *more] if served else more
         _notes.popleft()
     return served
 
@@ -167,10 +167,12 @@ def require(slot: Slot) -> None:
 
 
 def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
-    _take(slot)
-    if slot.held:
-        return ()
     limit = slot.limit
+    others_queue = slot.parent is None and len(limit.queue) > 0  # they get the next slot, whatever we do
+    if not others_queue:
+        _take(slot)
+        if slot.held:
+            return ()
     slot.wake = wake
     if slot.call is not None:
         slot.call.since = time.monotonic()
@@ -178,7 +180,7 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
     if not limit.watched:
         _watched.add(limit)
         limit.watched = True
-    return limit.serve()
+    return () if others_queue else limit.serve()
 
 
 def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:

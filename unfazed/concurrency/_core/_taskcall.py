@@ -144,7 +144,7 @@ class TaskCall(AsyncCall, Generic[T]):
         except BaseException as exc:  # raised by a signal handler outside of the work
             over = self.future.done
             self.end(without_our_frame(exc))
-            if over:  # nobody else would learn of it
+            if over or self._is_dropped(exc):  # nobody else would learn of it
                 raise
 
     async def _run(self, abort: Callable[[], object]) -> tuple[T | None, BaseException | None]:
@@ -161,6 +161,8 @@ class TaskCall(AsyncCall, Generic[T]):
             else:
                 value = await self._work()
         except BaseException as exc:  # SystemExit and the like included: they must not end the loop
+            if self._is_dropped(exc):
+                raise
             error = without_our_frame(exc)
             if not isinstance(exc, get_cancelled_exc_class()):
                 if self.aborted:
@@ -174,6 +176,10 @@ class TaskCall(AsyncCall, Generic[T]):
         if self.aborted:
             await self._absorb_cancellation()
         return value, None
+
+    def _is_dropped(self, error: BaseException) -> bool:
+        """Return whether *error* closes the task's coroutine after its loop, when nothing can be awaited any more."""
+        return isinstance(error, GeneratorExit) and self.loop is not None and not self.loop.runs_here()
 
     async def _absorb_cancellation(self) -> None:
         """Take off the task a cancellation that the work never saw. It must not hit what the task does next."""

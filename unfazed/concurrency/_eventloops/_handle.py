@@ -33,7 +33,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, final
 
-from anyio import Event, move_on_after
+from anyio import move_on_after
 
 from .._core._calls import HANDLE
 from .._core._checks import name_of, not_copied, visible_names
@@ -278,8 +278,9 @@ class Handle(Future[T]):
 
     async def _wait_in_loop(self, timeout: float | None = None) -> None:
         """Wait in the current loop until it is settled, at most *timeout* seconds."""
-        event = Event()
-        wake = partial(set_from_anywhere, current_loop(), event)
+        loop = current_loop()
+        event = loop.new_event()
+        wake = partial(set_from_anywhere, loop, event)
         self._wakers.add(wake)
         try:
             if not self._over:
@@ -309,7 +310,7 @@ class Handle(Future[T]):
                 running.task.future.write(None, None)
             running.task.cancel()
             raise
-        if running.call.is_prevented():  # by the group, perhaps; otherwise the loop does it as well
+        if self._asked and running.call.is_prevented():  # by the group, perhaps; otherwise the loop says why it ended
             running.task.future.write(None, None)
 
     def _settle(self) -> None:

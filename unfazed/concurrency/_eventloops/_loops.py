@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
     from .._core._taskcall import TaskCall
 
 T = TypeVar("T")
@@ -43,6 +43,14 @@ class AsyncioLoop:
     def __init__(self, native: asyncio.AbstractEventLoop) -> None:
         self.native = native
 
+    def runs_here(self) -> bool:
+        events = _loaded("asyncio.events")  # it is gone at the very end of the interpreter
+        return events is not None and events._get_running_loop() is self.native
+
+    def new_event(self) -> Event:
+        event: Event = sys.modules["asyncio"].Event()
+        return event
+
     def post(self, func: Callable[..., object], *args: object, context: Context | None = None) -> None:
         try:
             self.native.call_soon_threadsafe(func, *args, context=context)
@@ -53,7 +61,7 @@ class AsyncioLoop:
 
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
-        if not call.made_elsewhere and _runs_here(self):
+        if not call.made_elsewhere and self.runs_here():
             # Not posted: that is slower, and a loop that is ending drops posted calls instead of cancelling them.
             context.run(call.begin, self._start, call)
         else:
@@ -145,6 +153,14 @@ class TrioLoop:
         self.native = native
         self._process = os.getpid()
 
+    def runs_here(self) -> bool:
+        lowlevel = _loaded("trio.lowlevel")
+        return lowlevel is not None and lowlevel.in_trio_run() and lowlevel.current_trio_token() is self.native
+
+    def new_event(self) -> Event:
+        event: Event = sys.modules["trio"].Event()
+        return event
+
     def post(self, func: Callable[..., object], *args: object) -> None:
         if self._process != os.getpid():  # a thread that the fork left behind may hold trio's lock
             raise LoopEndedError("the process has forked, and this event loop was left behind in the parent")
@@ -157,7 +173,7 @@ class TrioLoop:
 
     def submit(self, call: TaskCall[Any], context: Context) -> None:
         call.set_loop(self)
-        if not call.made_elsewhere and _runs_here(self):
+        if not call.made_elsewhere and self.runs_here():
             call.begin(self._start, call, context)
         else:
             self.post(call.begin, self._start, call, context)
@@ -266,11 +282,6 @@ def running_loop() -> Loop | None:
     get_running_loop = events and getattr(events, "_get_running_loop", None)  # it does not raise if no loop runs
     native = get_running_loop and get_running_loop()
     return None if native is None else AsyncioLoop(native)
-
-
-def _runs_here(loop: Loop) -> bool:
-    here = running_loop()
-    return here is not None and here.native is loop.native
 
 
 def current_loop() -> Loop:

@@ -19,10 +19,9 @@ import itertools
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, final, overload
 
 import anyio
-from anyio import Event
 
 from .._core import _blockedloops
 from .._core._checks import (
@@ -47,13 +46,14 @@ if TYPE_CHECKING:
     from contextvars import Context
     from types import TracebackType
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
     from .._core._taskcall import TaskCall
     from ._handle import Handle
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_BREAKING: Final = "this event loop is ending: something has broken it"
 EXIT_SECONDS = 3.0  # how long all loops together may take to end at exit; arbitrary, enough for ordinary cleanup
 
 
@@ -302,21 +302,27 @@ class EventLoopThread:
         except BaseException as exc:  # for example, a task raised SystemExit; waiting callers are told below
             self._error = exc
         finally:
-            self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
+            if self._closed in (None, _BREAKING):
+                self._closed = f"the event loop of {self._name!r} has ended: {self._error!r}"
             _running.discard(self)
             self._started.set()
             for call in self._calls.copy():  # a copy: other threads may add to it
                 call.future.write(None, LoopEndedError(self._closed))
 
     async def _serve(self) -> None:
-        self._stop_event = Event()
-        loop = self._loop = current_loop()
+        loop = current_loop()
+        self._stop_event = loop.new_event()
+        self._loop = loop
         self._steps.append("started")
         self._started.set()
-        if self._closed is None:
-            await self._stop_event.wait()
+        try:
+            if self._closed is None:
+                await self._stop_event.wait()
+        except BaseException:  # asyncio cancels us and what runs now, but not what begins from now on
+            self._closed = self._closed or _BREAKING
+            raise
         while calls := self._calls.copy():
-            self._drained = Event()
+            self._drained = loop.new_event()
             for call in calls:
                 call.cancel(LoopEndedError(self._closed or "the event loop has ended"))
             if self._calls.copy():

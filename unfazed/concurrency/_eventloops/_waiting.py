@@ -8,7 +8,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyio import CancelScope, Event, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
 from .._core import _slots
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .._core._calls import UserCall
     from .._core._limits import Slot
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
 
 T = TypeVar("T")
 
@@ -32,8 +32,7 @@ T = TypeVar("T")
 def set_from_anywhere(loop: Loop, event: Event) -> bool:
     """Set *event* from any thread. Return whether its *loop* still runs."""
     try:
-        here = running_loop()
-        if here is not None and here.native is loop.native:
+        if loop.runs_here():
             event.set()
         else:
             loop.post(event.set)
@@ -59,7 +58,7 @@ class _Waiter:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self.event = Event()
+        self.event = loop.new_event()
 
     def __call__(self) -> bool:
         return set_from_anywhere(self.loop, self.event)
@@ -147,7 +146,12 @@ async def wait_for_end(
     try:
         if begin is not None:
             begin()
-        await (wait_and_check(event, check) if check is not None and check_at_once else event.wait())
+        if check is not None and check_at_once:
+            await wait_and_check(event, check)
+        elif event.is_set():
+            await checkpoint()
+        else:
+            await event.wait()
         return
     except BaseException as exc:
         cancellation = exc
@@ -182,7 +186,7 @@ async def call_in(
 
     It is a call of *func* by the user, with *helper*, or does something for *carried*, which is such a call.
     """
-    event = Event()
+    event = here.new_event()
     future: OneShotFuture[T] = OneShotFuture(lambda: set_from_anywhere(here, event))
     call = TaskCall(work, future)
     call.carried = carried

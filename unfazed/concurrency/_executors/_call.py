@@ -26,8 +26,6 @@ from functools import partial
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
-from anyio import Event
-
 from .._core._calls import SlotlessCall, totals
 from .._core._checks import async_function_error, close_coroutine, explain, name_of
 from .._core._errors import CallTimeoutError, ExecutorError
@@ -101,7 +99,8 @@ class ExecutorCall(SlotlessCall, Generic[T]):
         return lending(within(self._timeout, self._run, self._what_it_waits_for))
 
     async def _run(self, timer: CancelScope | None) -> OneShotFuture[T]:
-        loop, event = current_loop(), Event()
+        loop = current_loop()
+        event = loop.new_event()
         try:
             if self.waiter is None:
                 self.introduce()

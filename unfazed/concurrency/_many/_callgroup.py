@@ -22,7 +22,7 @@ from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 from weakref import ref
 
-from anyio import CancelScope, Event
+from anyio import CancelScope
 
 from .._core._blockedloops import current_blocked_loop
 from .._core._checks import visible_names
@@ -251,8 +251,9 @@ class CallGroup:
 
     async def _wait(self, cancellation: BaseException | None) -> None:
         """Wait until all calls seem to have ended; despite *cancellation*, if there is one, which is raised then."""
-        event = Event()
-        self._wake = partial(set_from_anywhere, current_loop(), event)
+        loop = current_loop()
+        event = loop.new_event()
+        self._wake = partial(set_from_anywhere, loop, event)
 
         def begin() -> None:
             if not self._members.copy():  # they have ended before `_wake` was set

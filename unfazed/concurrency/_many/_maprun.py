@@ -35,8 +35,6 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-from anyio import Event
-
 from .._core._errors import LoopEndedError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
     from ._mapinput import Items
     from ._mapplaces import Calls
 
@@ -59,7 +57,6 @@ class _MapTask:
     """A task that makes one call after another."""
 
     def __init__(self) -> None:
-        self.event = Event()  # while it has nothing to do: set when there is a call, or it is to end
         self.task: TaskCall[None]
 
 
@@ -70,6 +67,7 @@ class MapRun:
     loop: Loop | None = None  # set when it begins
     _context: Context
     _limit: int
+    _new_event: Callable[[], Event]
     _all_ended: Event
 
     def __init__(
@@ -94,7 +92,7 @@ class MapRun:
         self._outstanding = 0  # how many calls have begun and are not delivered
         self._failed = False  # whether a call has failed: no further items are read
         self._map_tasks: set[_MapTask] = set()
-        self._idle: list[_MapTask] = []
+        self._idle: list[Event] = []  # one for each map task that waits until there is a call, or the end
         self._news: Event | None = None  # set when there is a result, or the end
         self._poked = False  # whether the loop is to call `_fill_when_poked`
         self.stopped: bool = False
@@ -102,15 +100,17 @@ class MapRun:
     def begin(self) -> None:
         """Begin, in the current loop and in a copy of the current context."""
         self._limit = self._find_limit if isinstance(self._find_limit, int) else self._find_limit()
-        self._all_ended = Event()
         self._context = self.items.context = copy_context()
-        self.loop = current_loop()
+        loop = current_loop()
+        self._new_event = loop.new_event
+        self._all_ended = self._new_event()
+        self.loop = loop  # last: from here on, others post to it and `finish` waits
 
     async def more(self) -> bool:
         """Wait until a result is ready, or the end has come. Return whether there is a result."""
         self.fill()
         while not self.ready and not self._is_over():
-            self._news = Event()
+            self._news = self._new_event()
             await wait_and_check(self._news, self._look)
         return bool(self.ready)
 
@@ -198,28 +198,26 @@ class MapRun:
     def _begin_call(self, call: MapCall) -> None:
         self._to_make.append(call)  # a map task takes the first one: trio runs new tasks in any order
         if self._idle:
-            self._idle.pop().event.set()
+            self._idle.pop().set()
             return
         map_task = _MapTask()
-        map_task.task = TaskCall(
-            partial(self._make_calls, map_task), OneShotFuture(partial(self._note_end_of, map_task))
-        )
+        map_task.task = TaskCall(self._make_calls, OneShotFuture(partial(self._note_end_of, map_task)))
         map_task.task.title = "unfazed: makes the calls of a map"
         self._map_tasks.add(map_task)
         submit_here(map_task.task, self._context.copy())
         if self.stopped:  # after it was added: `stop` sets this before it looks at the tasks
             map_task.task.cancel()
 
-    async def _make_calls(self, map_task: _MapTask) -> None:
+    async def _make_calls(self) -> None:
         while not self._is_over():
             if self._to_make:
                 call = self._to_make.popleft()
                 await self._make.run(call)
                 self._note_result(call)
             else:
-                map_task.event = Event()
-                self._idle.append(map_task)
-                await map_task.event.wait()
+                idle = self._new_event()
+                self._idle.append(idle)
+                await idle.wait()
 
     def _note_result(self, call: MapCall) -> None:
         calls, ready, rest = self._calls, self.ready, call.rest
@@ -246,8 +244,8 @@ class MapRun:
 
     def _end(self) -> None:
         """Let the map tasks that have nothing to do end, and the consumer go on."""
-        for map_task in self._idle:
-            map_task.event.set()
+        for idle in self._idle:
+            idle.set()
         self._tell()
 
     def _note_end_of(self, map_task: _MapTask) -> None:

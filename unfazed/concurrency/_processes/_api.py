@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from anyio import Event
-
 from .._core._checks import (
     Dual,
     explain,
@@ -187,7 +185,8 @@ async def warm_up_processpool(count: int, /) -> None:
         `await warm_up_processpool(4)`
     """
     require_count(count, "count", "warm_up_processpool")
-    loop, event = current_loop(), Event()
+    loop = current_loop()
+    event = loop.new_event()
     await raise_if_cancelled(loop)
     waiting = [None] * (count - len(pool.workers))
     if not waiting:

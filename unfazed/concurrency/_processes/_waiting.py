@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from .._core import _limits, _slots
@@ -100,7 +99,7 @@ async def _run_in_slot(call: ProcessCall, loop: Loop, timer: CancelScope | None)
             if not leased:  # the function raised it, or there is no worker to hand over
                 raise
             cancellation = exc
-        event = Event()
+        event = loop.new_event()
         future: OneShotFuture[Any] = OneShotFuture(lambda: set_from_anywhere(loop, event))
         call.expect(future)
 

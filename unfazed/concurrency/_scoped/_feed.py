@@ -31,7 +31,6 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
-from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from .._core._checks import in_brief
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from anyio import CapacityLimiter
+
+    from .._core._loop import Event
 
 T = TypeVar("T")
 
@@ -160,7 +161,7 @@ class Feed(Generic[T]):
                     raise
             return
         while not self._items and not self._over:
-            self._news = news = Event()
+            self._news = news = self._runner.loop.new_event()
             self._fetch_ahead()
             self._items.extend(())  # our step: we see what was added before, and who adds after it sees the event
             if self._items or self._over:
@@ -171,16 +172,16 @@ class Feed(Generic[T]):
             except BaseException as exc:
                 cancellation = exc
             try:
-                raise await self._pause(cancellation)
+                raise await self._pause(self._runner, cancellation)
             finally:
                 del cancellation
 
-    async def _pause(self, cancellation: BaseException) -> BaseException:
+    async def _pause(self, runner: ThreadRunner[None], cancellation: BaseException) -> BaseException:
         """Stop fetching ahead, wait for the current item despite *cancellation*, and return what to raise."""
         fetching = self._fetching
         if fetching is not None:
             self._paused = True
-            self._idle = idle = Event()
+            self._idle = idle = runner.loop.new_event()
             fetching.cancel()
             cancellation = await wait_shielded(idle, cancellation, check=fetching.go_on)
         return cancellation

@@ -33,7 +33,7 @@ from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from anyio import Event, get_cancelled_exc_class
+from anyio import get_cancelled_exc_class
 
 from .._core import _limits
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from .._core._blockedloops import BlockedLoop
     from .._core._calls import UserCall
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
 
 T = TypeVar("T")
 
@@ -155,6 +155,8 @@ class TaskRunner(TaskCall[None]):
         try:
             try:
                 await self._run_calls(self._abort or _do_nothing, current_loop())
+            except GeneratorExit:  # the loop was closed before, and nothing can be awaited any more
+                raise
             except get_cancelled_exc_class() as exc:  # between calls: the loop ends, or a scope was cancelled
                 cancellation = exc if self._reason is None else None
             except BaseException as exc:  # raised by a signal handler
@@ -189,7 +191,7 @@ class TaskRunner(TaskCall[None]):
     async def _run_calls(self, abort: Callable[[], object], loop: Loop) -> None:
         while not self._leaving:
             if not self._calls:
-                self._wake = Event()
+                self._wake = loop.new_event()
                 await self._wake.wait()
                 continue
             call, slot, blocked_loop = self._calls[0]

@@ -37,7 +37,7 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from anyio import Event, to_thread
+from anyio import to_thread
 
 from .._core import _slots
 from .._core._blockedloops import current_blocked_loop
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class ThreadRunner(Generic[T]):
         self._waiting: Event | None = None  # of the current step
         self._leaving = False
         self._ends: list[str] = []  # "last step" by the thread, "released" by the loop: the second sets `_ended`
-        self._ended = Event()
+        self._ended = self.loop.new_event()
         self._outcome: OneShotFuture[T] | None = None  # of the last step
         self.has_waiter = False  # whether somebody waits for the last step; set before `leave`, so the thread sees it
 
@@ -143,7 +143,8 @@ class ThreadRunner(Generic[T]):
         if self._leaving:
             raise ended_error()
         self._ensure_started()
-        loop, event, blocked_loop = self.loop, Event(), current_blocked_loop.get()
+        loop, blocked_loop = self.loop, current_blocked_loop.get()
+        event = loop.new_event()
 
         def step() -> None:
             current_blocked_loop.set(blocked_loop)

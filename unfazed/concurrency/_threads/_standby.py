@@ -41,7 +41,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, final
 
-from anyio import Event, create_task_group, sleep_forever, to_thread
+from anyio import create_task_group, sleep_forever, to_thread
 
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._errors import LoopEndedError
@@ -57,7 +57,7 @@ from .._eventloops._waiting import set_from_anywhere, wait_shielded
 if TYPE_CHECKING:
     from anyio import CancelScope
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
     from .._eventloops._loopthread import EventLoopThread
     from ._threadcall import ThreadCall
 
@@ -215,7 +215,9 @@ class _StandbyThread:
         except BaseException as exc:
             cancellation = exc
         self._retire()
-        self._free = Event()  # before we read `_current`: if the thread ends the call after that, it sees the event
+        self._free = (
+            self._loop.new_event()
+        )  # before we read `_current`: if the thread ends the call after that, it sees the event
         direct_call = self._current
         try:
             if direct_call is not None:

@@ -39,7 +39,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from anyio import CancelScope, Event, to_thread
+from anyio import CancelScope, to_thread
 
 from .._core import _limits, _slots
 from .._core._calls import UserCall, totals
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from .._core._loop import Loop
+    from .._core._loop import Event, Loop
     from .._core._observing import CallOutcome
 
 T = TypeVar("T")
@@ -269,7 +269,8 @@ class ThreadCall(Worker, UserCall, Generic[T]):
 
     def _claim(self) -> bool:
         """Keep the worker from writing the outcome. Return `False` if it has, or if we have claimed it before."""
-        self._ended = self._ended or Event()  # before the claim: the worker sets it after that
+        if self._ended is None:
+            self._ended = self.own_loop().new_event()  # before the claim: the worker sets it after that
         return self.outcome.try_claim()
 
     def _abandon(self, slot: _limits.Slot) -> None:
