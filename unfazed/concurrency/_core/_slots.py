@@ -167,12 +167,10 @@ def require(slot: Slot) -> None:
 
 
 def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
+    _take(slot)
+    if slot.held:
+        return ()
     limit = slot.limit
-    others_queue = slot.parent is None and len(limit.queue) > 0  # they get the next slot, whatever we do
-    if not others_queue:
-        _take(slot)
-        if slot.held:
-            return ()
     slot.wake = wake
     if slot.call is not None:
         slot.call.since = time.monotonic()
@@ -180,7 +178,7 @@ def _queue(slot: Slot, wake: Callable[[], bool]) -> Sequence[Slot]:
     if not limit.watched:
         _watched.add(limit)
         limit.watched = True
-    return () if others_queue else limit.serve()
+    return limit.serve()
 
 
 def acquire(limiter: CapacityLimiter, wake: Callable[[], bool] | None = None) -> Slot:

@@ -24,12 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, fina
 import anyio
 
 from .._core import _blockedloops
-from .._core._checks import (
-    explain,
-    not_copied,
-    require_timeout,
-    visible_names,
-)
+from .._core._checks import explain, not_copied, require_timeout, visible_names
 from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
 from .._core._lifetime import at_exit, in_forked_child
 from .._core._threadstart import start_thread
