@@ -63,7 +63,8 @@ class Steps:
             monitoring = sys.monitoring
             monitoring.use_tool_id(TOOL, "steps")
             monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, self._monitor)
-            monitoring.set_events(TOOL, monitoring.events.INSTRUCTION)
+            monitoring.register_callback(TOOL, monitoring.events.PY_START, self._monitor_start)
+            monitoring.set_events(TOOL, monitoring.events.INSTRUCTION | monitoring.events.PY_START)
         else:
             self._before = sys.gettrace()
             self._before_of_threads = threading.gettrace()  # coverage's
@@ -93,8 +94,16 @@ class Steps:
 
     if sys.version_info >= (3, 12):
 
-        def _monitor(self, code: CodeType, _: int) -> object:
+        def _monitor(self, code: CodeType, at: int) -> object:
             if not code.co_filename.startswith(self._folder):
+                return sys.monitoring.DISABLE
+            if self._everywhere or threading.get_ident() == self._thread:
+                self._step(sys._getframe(1))
+            return None
+
+        def _monitor_start(self, code: CodeType, at: int) -> object:
+            """Step at the start of a finalizer. That of another function is as good as the call, in its caller."""
+            if code.co_name != "__del__" or not code.co_filename.startswith(self._folder):
                 return sys.monitoring.DISABLE
             if self._everywhere or threading.get_ident() == self._thread:
                 self._step(sys._getframe(1))
@@ -134,11 +143,11 @@ UNINTERRUPTIBLE = {
 def is_interruptible(frame: FrameType) -> bool:
     """Return whether Python could run a signal handler here. Some versions crash before a function's first step.
 
-    Not in the first step of a finalizer or of `__aexit__` either: no `try` covers that, and nobody can do their work.
+    Not in the first step of `__aexit__` either: no `try` covers that, and nobody can do its work.
     """
     code, at = frame.f_code.co_code, frame.f_lasti
     name = dis.opname[code[at]]
-    if frame.f_code.co_name in ("__del__", "__aexit__") and (at == 0 or name == "RESUME"):
+    if frame.f_code.co_name == "__aexit__" and (at == 0 or name == "RESUME"):
         return False
     if at == 2 and dis.opname[code[0]] == "GEN_START":  # 3.10, where nothing is checked between these two
         return False

@@ -186,7 +186,7 @@ def interrupt(operation: Callable[[], None]) -> None:
 
 
 def test_a_signal_handler_raises_while_a_group_goes_away_that_was_not_left() -> None:
-    """But not in the first step of its finalizer, and not on Python 3.11: `interrupting.py` says why."""
+    """But not on Python 3.11: `interrupting.py` says why."""
 
     def enter() -> tuple[list[CallGroup], Handle[None]]:
         group = CallGroup()

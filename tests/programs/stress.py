@@ -257,7 +257,7 @@ def main() -> None:
                 print(f"{deadline - said:.0f} seconds left, {rounds} rounds, {dict(counts)}", flush=True)
     except BaseException:
         sys.excepthook = sys.excepthook_before  # type: ignore[attr-defined]
-        faulthandler.dump_traceback(all_threads=True)
+        say_who_waits()
         raise
     finally:
         ticking = False

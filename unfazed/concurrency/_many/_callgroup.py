@@ -27,6 +27,7 @@ from anyio import CancelScope
 from .._core._blockedloops import current_blocked_loop
 from .._core._checks import visible_names
 from .._core._errors import LoopEndedError, LoopStateError, WrongFunctionError
+from .._core._finalizers import finalizers
 from .._eventloops._background import start_on_background, submit_to_background
 from .._eventloops._handle import Handle
 from .._eventloops._loops import current_loop
@@ -37,7 +38,7 @@ if sys.version_info < (3, 11):  # pragma: no cover  coverage is measured on a ne
     from exceptiongroup import BaseExceptionGroup  # which anyio needs there
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from types import TracebackType
 
@@ -56,14 +57,18 @@ def _note_end_in(group: ref[CallGroup], handle: Any) -> None:
         there._note_end(handle)
 
 
-def _stop_later(handles: Iterable[Handle[Any]]) -> None:
-    """Have the loops of the calls cancel them. For a finalizer, which may run amid any method of a handle."""
-    for handle in handles:
+def _drop(members: set[Handle[Any]]) -> None:
+    """Have the loops of the calls cancel them: their group has gone, and nobody has left it.
+
+    For a finalizer, which may run amid any method of a handle.
+    """
+    for handle in members.copy():
         running = handle._running
         loop = None if running is None else running.task.loop
         if loop is not None:
             with suppress(LoopEndedError):
                 loop.post(handle._stop)
+        members.discard(handle)
 
 
 def _is_handle(value: object) -> bool:
@@ -103,6 +108,7 @@ class CallGroup:
 
     def __init__(self) -> None:
         self._members: set[Handle[Any]] = set()  # the calls that have not ended
+        self._finalizers = finalizers(_drop, self._members)
         self._errors: list[BaseException] = []
         self._entered = False
         self._interrupts = Interrupts()  # with Ctrl-C, in sync code
@@ -208,19 +214,6 @@ class CallGroup:
         """Cancel the body of async code, in its loop."""
         if self._scope is not None and not self._over:
             self._scope.cancel()
-
-    def __del__(self) -> None:
-        try:
-            self._drop()
-        finally:
-            self._drop()  # again: a signal handler may have raised
-
-    def _drop(self) -> None:
-        """Cancel the calls of a group that nobody has left."""
-        members: set[Handle[Any]] | None = vars(self).get("_members")  # missing if its making was interrupted
-        if members:  # otherwise it has been left; and at exit, our functions may be gone
-            _stop_later(members.copy())
-            members.clear()
 
     def _enter(self) -> None:
         if self._entered:

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from .._core._checks import name_of, not_copied, visible_names
 from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
+from .._core._finalizers import finalizers
 from .._eventloops._background import submit_to_background
 from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import Interrupts, call_from_sync
@@ -56,8 +57,14 @@ class _Consumer:
             """Return how many results are left that have been taken."""
             ...
 
-        def drop(self) -> None:
+        def _drop(self) -> None:
             """End the iteration, in any finalizer."""
+
+    def drop(self) -> None:
+        """End the iteration, if that is still to do, in any finalizer."""
+        if not self.closed:
+            self._drop()
+            self.closed = True
 
     def length_hint(self) -> int:
         """Return how many results are to come, or `NotImplemented` unless all of the input has a length."""
@@ -106,18 +113,6 @@ class _Iterator:
         hint: int = self._consumer.length_hint()
         return hint
 
-    def __del__(self) -> None:
-        try:
-            self._drop()
-        finally:
-            self._drop()  # again: a signal handler may have raised
-
-    def _drop(self) -> None:
-        consumer: _Consumer | None = getattr(self, "_consumer", None)  # missing if its making was interrupted
-        if consumer is not None and not consumer.closed:
-            consumer.drop()
-            consumer.closed = True
-
 
 @final
 class AsyncMapIterator(_Iterator, Generic[T]):
@@ -129,6 +124,7 @@ class AsyncMapIterator(_Iterator, Generic[T]):
 
     def __init__(self, run: MapRun, iterables: tuple[Any, ...], func: object, helper: str) -> None:
         self._consumer: _AsyncConsumer = _AsyncConsumer(run, iterables, func, helper)
+        self._finalizers = finalizers(self._consumer.drop)
         self._results: deque[T] = self._consumer.results
         self._at_hand = 0  # how many results in a row did not have to be awaited
 
@@ -175,7 +171,7 @@ class _AsyncConsumer(_Consumer):
     def left(self) -> int:
         return len(self.results)
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         self.run.stop()
 
     async def get_more(self, at_hand: int) -> int:
@@ -261,6 +257,7 @@ def sync_iterator(run: MapRun, iterables: tuple[Any, ...], func: object, helper:
     consumer = _SyncConsumer(run, iterables, func, helper)
     iterator: Any = MapIterator.from_iterable(consumer)
     iterator._consumer = consumer
+    iterator._finalizers = finalizers(consumer.drop)
     return cast("MapIterator[Any]", iterator)
 
 
@@ -364,7 +361,7 @@ class _SyncConsumer(_Consumer):
         self._values.clear()  # which ends the iterator over them
         self._leave(_finish_all)
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         self.run.stop()
         with suppress(LoopEndedError):
             self._runner.leave()

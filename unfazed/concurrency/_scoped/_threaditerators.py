@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, final
 
 from .._core._checks import not_copied, require_count, require_limiter, visible_names, wrong_source
+from .._core._finalizers import finalizers
 from ._feed import Feed
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class ThreadpoolIterator(Generic[T]):
 
     def __init__(self, iterable: Iterable[T], prefetch: int, limiter: CapacityLimiter | None = None) -> None:
         self._feed = Feed(iterable, prefetch, limiter)  # refers not to us, so that its thread does not keep us alive
+        self._finalizers = finalizers(self._feed.drop)
 
     def __dir__(self) -> list[str]:
         return visible_names(self)
@@ -59,17 +61,6 @@ class ThreadpoolIterator(Generic[T]):
             BaseException: Whatever closing it raised.
         """
         await self._feed.close()
-
-    def __del__(self) -> None:
-        try:
-            self._drop()
-        finally:
-            self._drop()  # again: a signal handler may have raised
-
-    def _drop(self) -> None:
-        feed: Feed[T] | None = getattr(self, "_feed", None)  # missing if `__init__` was interrupted
-        if feed is not None:
-            feed.drop()
 
 
 def iterate_in_threadpool(
