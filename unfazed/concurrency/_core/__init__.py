@@ -14,6 +14,7 @@
     _threadstart.py   how threads start, and what Python keeps us from making safe
     _errors.py        every exception class, with its text
     _lifetime.py      what we do when the interpreter exits, and in a forked child
+    _finalizers.py    finalizers that a signal handler cannot prevent
 
 No event loop runs here, and nothing here knows asyncio or trio. A file imports from those below it.
 """
