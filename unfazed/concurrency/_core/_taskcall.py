@@ -28,6 +28,7 @@ Assumption: `list.append` is atomic, with and without a GIL (Python's documentat
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -40,7 +41,7 @@ from ._errors import LoopEndedError
 from ._futures import without_our_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from ._calls import UserCall
     from ._futures import OneShotFuture
@@ -67,6 +68,7 @@ class TaskCall(AsyncCall, Generic[T]):
     missed: bool = False  # whether the task never waited after that, and so never saw it
     cancelled_by_others: bool = False  # whether the task was cancelled, and not by us
     task_has_ended: Callable[[], bool] | None = None  # set when there is a task; for the loop's thread only
+    coroutine: Coroutine[Any, Any, None] | None = None  # of the task, if a loop may end without ending it (asyncio)
     taken: bool = False  # whether the loop has begun it or given it up; for the loop's thread only
     bypassing: bool = False  # whether a worker thread runs it, bypassing the loop
     on_end: Callable[[TaskCall[Any]], None] | None = None  # called at the end, by the loop's thread or the worker
@@ -144,7 +146,7 @@ class TaskCall(AsyncCall, Generic[T]):
         except BaseException as exc:  # raised by a signal handler outside of the work
             over = self.future.done
             self.end(without_our_frame(exc))
-            if over or self._is_dropped(exc):  # nobody else would learn of it
+            if over or self._is_dropped():  # nobody else would learn of it
                 raise
 
     async def _run(self, abort: Callable[[], object]) -> tuple[T | None, BaseException | None]:
@@ -161,7 +163,7 @@ class TaskCall(AsyncCall, Generic[T]):
             else:
                 value = await self._work()
         except BaseException as exc:  # SystemExit and the like included: they must not end the loop
-            if self._is_dropped(exc):
+            if self._is_dropped():
                 raise
             error = without_our_frame(exc)
             if not isinstance(exc, get_cancelled_exc_class()):
@@ -177,9 +179,9 @@ class TaskCall(AsyncCall, Generic[T]):
             await self._absorb_cancellation()
         return value, None
 
-    def _is_dropped(self, error: BaseException) -> bool:
-        """Return whether *error* closes the task's coroutine after its loop, when nothing can be awaited any more."""
-        return isinstance(error, GeneratorExit) and self.loop is not None and not self.loop.runs_here()
+    def _is_dropped(self) -> bool:
+        """Return whether the task's coroutine is closed after its loop, when nothing can be awaited any more."""
+        return self.loop is not None and not self.loop.runs_here()
 
     async def _absorb_cancellation(self) -> None:
         """Take off the task a cancellation that the work never saw. It must not hit what the task does next."""
@@ -236,6 +238,15 @@ class TaskCall(AsyncCall, Generic[T]):
             return False
         self.future.write(None, LoopEndedError("the event loop of this call has ended"))
         return True
+
+    def drop(self) -> None:
+        """Close what the loop has left open at its end, as the garbage collector would do later; in its thread."""
+        if self.coroutine is not None:
+            try:
+                self.coroutine.close()
+            except BaseException as exc:  # raised by the function, or by Python if it awaits something
+                hook_args = threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+                threading.excepthook(hook_args)
 
     def fail_if_lost(self) -> None:
         """Finish the call if it has no result, and nobody is left who would write one; in the loop's thread."""

@@ -44,8 +44,7 @@ class AsyncioLoop:
         self.native = native
 
     def runs_here(self) -> bool:
-        events = _loaded("asyncio.events")  # it is gone at the very end of the interpreter
-        return events is not None and events._get_running_loop() is self.native
+        return _runs_here(self)
 
     def new_event(self) -> Event:
         event: Event = sys.modules["asyncio"].Event()
@@ -77,6 +76,7 @@ class AsyncioLoop:
             running.close()
             raise
         call.task_has_ended = task.done
+        call.coroutine = running
         task.add_done_callback(partial(self._ended, call))
 
     @staticmethod
@@ -154,8 +154,7 @@ class TrioLoop:
         self._process = os.getpid()
 
     def runs_here(self) -> bool:
-        lowlevel = _loaded("trio.lowlevel")
-        return lowlevel is not None and lowlevel.in_trio_run() and lowlevel.current_trio_token() is self.native
+        return _runs_here(self)
 
     def new_event(self) -> Event:
         event: Event = sys.modules["trio"].Event()
@@ -282,6 +281,11 @@ def running_loop() -> Loop | None:
     get_running_loop = events and getattr(events, "_get_running_loop", None)  # it does not raise if no loop runs
     native = get_running_loop and get_running_loop()
     return None if native is None else AsyncioLoop(native)
+
+
+def _runs_here(loop: Loop) -> bool:
+    here = running_loop()
+    return here is not None and here.native is loop.native
 
 
 def current_loop() -> Loop:

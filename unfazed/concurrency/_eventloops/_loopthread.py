@@ -19,7 +19,7 @@ import itertools
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, final, overload
 
 import anyio
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_BREAKING: Final = "this event loop is ending: something has broken it"
 EXIT_SECONDS = 3.0  # how long all loops together may take to end at exit; arbitrary, enough for ordinary cleanup
 
 
@@ -92,6 +91,7 @@ class EventLoopThread:
         self._calls: set[TaskCall[Any]] = set()  # accepted calls that have not ended
         self._has_abandoned_call = False  # whether a caller has stopped waiting for its call
         self._closed: str | None = None  # why the loop accepts no more calls
+        self._is_breaking = False  # whether it ends though nobody has asked for that
         self._steps: list[str] = []  # `_serve` and `_ask_to_stop` each add one before they look at the other
 
     def __enter__(self) -> EventLoopThread:
@@ -255,6 +255,8 @@ class EventLoopThread:
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
+        if self._is_breaking:
+            raise LoopEndedError(f"something has broken the event loop of {self._name!r}, and it is ending")
         blocked_loop = context.get(_blockedloops.current_blocked_loop)
         if blocked_loop is not None:
             _blockedloops.refuse_if_blocked(loop.native, call, blocked_loop)
@@ -297,12 +299,12 @@ class EventLoopThread:
         except BaseException as exc:  # for example, a task raised SystemExit; waiting callers are told below
             self._error = exc
         finally:
-            if self._closed in (None, _BREAKING):
-                self._closed = f"the event loop of {self._name!r} has ended: {self._error!r}"
+            self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
             _running.discard(self)
             self._started.set()
             for call in self._calls.copy():  # a copy: other threads may add to it
                 call.future.write(None, LoopEndedError(self._closed))
+                call.drop()
 
     async def _serve(self) -> None:
         loop = current_loop()
@@ -314,7 +316,7 @@ class EventLoopThread:
             if self._closed is None:
                 await self._stop_event.wait()
         except BaseException:  # asyncio cancels us and what runs now, but not what begins from now on
-            self._closed = self._closed or _BREAKING
+            self._is_breaking = True
             raise
         while calls := self._calls.copy():
             self._drained = loop.new_event()
@@ -339,18 +341,19 @@ _exiting = False
 
 def submit_here(call: TaskCall[Any], context: Context) -> None:
     """Have the loop that runs in this thread run *call*. If it is one of our loops, its end cancels the call too."""
+    loop = current_loop()
     for loop_thread in _running.copy():
-        if loop_thread._thread is threading.current_thread():
-            if loop_thread._closed is None:
+        if loop_thread._loop is not None and loop_thread._loop.native is loop.native:
+            if loop_thread._closed is None and not loop_thread._is_breaking:
                 loop_thread._submit(call, context)
                 return
-            call.expect_the_end(LoopEndedError(loop_thread._closed))
-    current_loop().submit(call, context)
+            call.expect_the_end(LoopEndedError(loop_thread._closed or "the event loop is ending"))
+    loop.submit(call, context)
 
 
 async def run_in(loop_thread: EventLoopThread, work: Callable[[], Awaitable[T]], func: object, helper: str) -> T:
     """Run *work*, a call of *func* by means of *helper*, in the loop of *loop_thread*, and await its result."""
-    if loop_thread._closed is not None and loop_thread._thread is threading.current_thread():
+    if (loop_thread._is_breaking or loop_thread._closed) and loop_thread._thread is threading.current_thread():
         return await work()  # the loop is ending: cleanup calls this
     return await call_in(loop_thread._submit, work, func, current_loop(), helper=helper)
 

@@ -112,6 +112,14 @@ async def wait_shielded(
         del cancellation  # its traceback leads here
 
 
+async def wait(event: Event) -> None:
+    """Wait for *event*. Let other tasks run in any case, and be cancelled: asyncio's own do not if they are set."""
+    if event.is_set():
+        await checkpoint()
+    else:
+        await event.wait()
+
+
 def _next_check(deadline: float) -> float:
     return min(deadline, current_time() + CHECK_SECONDS)
 
@@ -148,10 +156,8 @@ async def wait_for_end(
             begin()
         if check is not None and check_at_once:
             await wait_and_check(event, check)
-        elif event.is_set():
-            await checkpoint()
         else:
-            await event.wait()
+            await wait(event)
         return
     except BaseException as exc:
         cancellation = exc

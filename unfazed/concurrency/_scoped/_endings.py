@@ -5,16 +5,24 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .._core._errors import LoopEndedError
+from .._core._errors import LoopEndedError, LoopStateError
 from .._eventloops._waiting import cancelled_classes, is_only
 
 if TYPE_CHECKING:
     from .._core._futures import OneShotFuture
+    from .._core._loop import Loop
 
 
 def ended_error() -> LoopEndedError:
     """Return the error of a step that comes after the last one, or after the loop has ended."""
     return LoopEndedError("the event loop of this iterator or context manager has ended, or cancelled it")
+
+
+def elsewhere_error(here: Loop | None) -> BaseException:
+    """Return the error of whoever would wait for the end in the loop *here*, which is another one, or none any more."""
+    if here is None:  # the coroutine is closed after its loop
+        return GeneratorExit()
+    return LoopStateError("this iterator or context manager belongs to another event loop: it ends without a wait")
 
 
 def show_error(outcome: OneShotFuture[Any]) -> None:

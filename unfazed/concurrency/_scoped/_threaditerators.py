@@ -58,6 +58,7 @@ class ThreadpoolIterator(Generic[T]):
         """Close the iterator in its thread, and wait for that despite cancellation.
 
         Raises:
+            LoopStateError: If it was begun in another event loop. It is closed, and not waited for.
             BaseException: Whatever closing it raised.
         """
         await self._feed.close()

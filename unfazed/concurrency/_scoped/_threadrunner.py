@@ -44,12 +44,12 @@ from .._core._blockedloops import current_blocked_loop
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
-from .._eventloops._loops import current_loop
+from .._eventloops._loops import current_loop, running_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._timeouts import CHECK_SECONDS
-from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_and_check, wait_shielded
+from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait, wait_and_check, wait_shielded
 from .._threads._threadcall import ThreadCall, ThreadOptions
-from ._endings import ended_error, show_error
+from ._endings import elsewhere_error, ended_error, show_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,10 +115,14 @@ class ThreadRunner(Generic[T]):
 
         Raise its error, or else the cancellation, if there was one.
         """
+        here = running_loop()
+        if here is None or here.native is not self.loop.native:
+            self.has_waiter = False
+            raise elsewhere_error(here)
         cancellation: BaseException | None = None
         try:
             self._ensure_started()
-            await self._ended.wait()
+            await wait(self._ended)
         except BaseException as exc:
             cancellation = exc
         try:

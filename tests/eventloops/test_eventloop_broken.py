@@ -1,0 +1,146 @@
+"""An event loop of ours that something breaks, as `SystemExit` in a callback does, or that has a guest."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from conftest import GRACE_SECONDS, Gate, captured, wait_until
+
+from unfazed.concurrency import (
+    EventLoopThread,
+    LoopEndedError,
+    in_processpool,
+    iterate_in_threadpool,
+    map_in_eventloop,
+    map_in_threadpool,
+    run_in_eventloop,
+    start_in_eventloop,
+)
+from unfazed.concurrency._eventloops import _background
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable
+
+Backend = tuple[str, dict[str, Any]]
+
+
+def break_it(loop: EventLoopThread) -> None:
+    loop._require_running().post(raise_system_exit)
+
+
+def raise_system_exit() -> None:
+    raise SystemExit
+
+
+async def thread_id() -> int:
+    return threading.get_ident()
+
+
+def test_what_cleans_up_while_the_background_loop_breaks_is_run_by_that_loop(background: Backend) -> None:
+    begun, threads = threading.Event(), list[int]()
+
+    async def serve() -> None:
+        threads.append(threading.get_ident())
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                threads.append(await run_in_eventloop(thread_id))
+
+    handle = start_in_eventloop(serve)
+    assert begun.wait(GRACE_SECONDS)
+    owner = _background.running_background()
+    assert owner is not None
+    break_it(owner)
+    captured(partial(handle.result, GRACE_SECONDS))
+
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+
+
+def start_behind_what_breaks(loop: EventLoopThread, func: Callable[[], Awaitable[object]]) -> Any:
+    """1: a callback breaks the loop. 2: asyncio cancels all tasks. 3: the call begins, and nobody cancels its task."""
+    gate = Gate()
+    loop._require_running().post(gate.wait)
+    assert gate.reached.wait(GRACE_SECONDS)
+    break_it(loop)
+    handle = loop.start(func)
+    gate.opened.set()
+    _, error = captured(partial(handle.result, GRACE_SECONDS))
+    loop.stop()
+    return error
+
+
+def test_a_call_that_begins_when_its_loop_is_broken_already_loses_no_slot(background: Backend) -> None:
+    limiter = anyio.CapacityLimiter(1)
+
+    async def call() -> None:
+        await in_processpool(time.sleep, limiter=limiter)(0.05)
+
+    loop = EventLoopThread(background[0], background[1])
+    loop.start()
+    error = start_behind_what_breaks(loop, call)
+
+    assert isinstance(error, LoopEndedError) or background[0] == "trio"
+    assert in_processpool(int, limiter=limiter).start("1").result(GRACE_SECONDS) == 1
+
+
+def test_what_such_a_call_raises_when_it_is_closed_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On asyncio: the others end all tasks, or begin none."""
+    shown: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_value))
+    error = ValueError("in the cleanup")
+
+    async def call() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    loop = EventLoopThread("asyncio")
+    loop.start()
+    start_behind_what_breaks(loop, call)
+
+    assert shown == [error]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="needs trio")
+@pytest.mark.parametrize("source", ["a map of threads", "a map of tasks", "an iterator that fetches ahead"])
+def test_in_a_guest_of_a_loop_of_ours_tasks_belong_to_the_guest(source: str) -> None:
+    import trio
+
+    async def double(number: int) -> int:
+        await anyio.sleep(0)
+        return 2 * number
+
+    def make() -> AsyncIterable[int]:
+        if source == "a map of threads":
+            return map_in_threadpool(int, ["0", "2", "4"])
+        if source == "a map of tasks":
+            return map_in_eventloop(double, range(3))
+        return iterate_in_threadpool([0, 2, 4], prefetch=2)
+
+    async def main() -> list[int]:
+        return [item async for item in make()]
+
+    outcomes: list[Any] = []
+    with EventLoopThread("asyncio") as host:
+        native: Any = host.native
+        start = partial(
+            trio.lowlevel.start_guest_run,
+            main,
+            run_sync_soon_threadsafe=native.call_soon_threadsafe,
+            done_callback=outcomes.append,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        native.call_soon_threadsafe(start)
+        wait_until(lambda: outcomes, "the guest does not end")
+
+    assert outcomes[0].unwrap() == [0, 2, 4]
