@@ -144,6 +144,7 @@ def contextmanager_in_threadpool(
         WrongFunctionError: If *manager* is not a sync context manager.
         WrongOptionError: If *limiter* is not a limiter.
         InUseError: On entering, if it has been entered already.
+        LoopStateError: On leaving, if it was entered in another event loop. It is left, and not waited for.
         BaseException: Whatever entering or leaving raised.
 
     Example:
