@@ -154,7 +154,11 @@ def test_after_its_loop_was_closed_with_open_tasks_nothing_keeps_what_it_iterate
         next(items)
     del items
 
-    wait_until(lambda: gc.collect() is not None and ticker() is None, "something keeps it")
+    def is_free() -> bool:
+        gc.collect()
+        return ticker() is None
+
+    wait_until(is_free, "something keeps it")
 
 
 @needs_the_collectors_word
