@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,7 @@ def test_a_run_that_has_ended_is_kept_by_nobody(run: Callable[..., Any]) -> None
         reference = weakref.ref(results._consumer.run)
         del results
         await anyio.sleep(0.01)
+        gc.collect()
         drop_garbage()
         assert reference() is None
 
