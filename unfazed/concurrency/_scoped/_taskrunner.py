@@ -33,8 +33,6 @@ from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from anyio import get_cancelled_exc_class
-
 from .._core import _limits
 from .._core._blockedloops import current_blocked_loop, refuse_if_blocked
 from .._core._errors import LoopEndedError
@@ -43,6 +41,7 @@ from .._core._lifetime import in_forked_child
 from .._core._taskcall import TaskCall
 from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
+from .._eventloops._waiting import cancelled_classes
 from ._endings import ended_error, show_error
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ class TaskRunner(TaskCall[None]):
                 await self._run_calls(self._abort or _do_nothing, current_loop())
             except GeneratorExit:  # the loop was closed before, and nothing can be awaited any more
                 raise
-            except get_cancelled_exc_class() as exc:  # between calls: the loop ends, or a scope was cancelled
+            except cancelled_classes() as exc:  # between calls: the loop ends, or a scope was cancelled
                 cancellation = exc if self._reason is None else None
             except BaseException as exc:  # raised by a signal handler
                 interruption = exc
@@ -218,9 +217,9 @@ class TaskRunner(TaskCall[None]):
         try:
             if not await self._last(cancellation):
                 return
-        except get_cancelled_exc_class():
-            raise
         except BaseException as exc:
+            if isinstance(exc, (GeneratorExit, *cancelled_classes())):
+                raise
             error = without_our_frame(exc)
         outcome: OneShotFuture[None] = OneShotFuture()
         outcome.write(None, error)
