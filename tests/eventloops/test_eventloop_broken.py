@@ -20,6 +20,7 @@ from unfazed.concurrency import (
     map_in_eventloop,
     map_in_threadpool,
     run_in_eventloop,
+    run_in_eventloop_sync,
     start_in_eventloop,
 )
 from unfazed.concurrency._eventloops import _background
@@ -65,6 +66,40 @@ def test_what_cleans_up_while_the_background_loop_breaks_is_run_by_that_loop(bac
     assert len(set(threads)) == 1
 
 
+def test_while_it_cleans_up_others_get_a_new_background_loop(background: Backend) -> None:
+    begun, may_end = Gate(), threading.Event()
+
+    async def serve() -> None:
+        try:
+            begun.reached.set()
+            await anyio.sleep_forever()
+        finally:
+            begun.opened.set()
+            with anyio.CancelScope(shield=True):
+                while not may_end.is_set():
+                    await anyio.sleep(0.001)
+
+    async def wait_for_cleanup() -> int:
+        while not begun.opened.is_set():
+            await anyio.sleep(0.001)
+        return threading.get_ident()
+
+    handle = start_in_eventloop(serve)
+    assert begun.reached.wait(GRACE_SECONDS)
+    owner = _background.running_background()
+    assert owner is not None
+    assert owner._thread is not None
+    break_it(owner)
+    wait_until(lambda: not owner.is_running(), "it does not break")
+    found = [run_in_eventloop_sync(wait_for_cleanup), start_in_eventloop(wait_for_cleanup).result(GRACE_SECONDS)]
+    may_end.set()
+    captured(partial(handle.result, GRACE_SECONDS))
+
+    assert owner._thread.ident not in found
+    with pytest.raises(LoopEndedError):
+        owner.run_sync(thread_id)
+
+
 def start_behind_what_breaks(loop: EventLoopThread, func: Callable[[], Awaitable[object]]) -> Any:
     """1: a callback breaks the loop. 2: asyncio cancels all tasks. 3: the call begins, and nobody cancels its task."""
     gate = Gate()
@@ -92,23 +127,42 @@ def test_a_call_that_begins_when_its_loop_is_broken_already_loses_no_slot(backgr
     assert in_processpool(int, limiter=limiter).start("1").result(GRACE_SECONDS) == 1
 
 
-def test_what_such_a_call_raises_when_it_is_closed_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_such_calls_raise_when_they_are_closed_is_shown_and_all_have_ended_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On asyncio: the others end all tasks, or begin none."""
     shown: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_value))
-    error = ValueError("in the cleanup")
 
-    async def call() -> None:
+    def hook(args: threading.ExceptHookArgs) -> None:
+        shown.append(args.exc_value)
+        raise ValueError("in the hook")
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    errors = [ValueError("in the cleanup"), ValueError("in another one")]
+    handles: list[Any] = []
+    all_done: list[bool] = []
+
+    async def call(number: int) -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            raise error
+            all_done.append(all(handle.done() for handle in handles))
+            raise errors[number]
 
     loop = EventLoopThread("asyncio")
     loop.start()
-    start_behind_what_breaks(loop, call)
+    gate = Gate()
+    loop._require_running().post(gate.wait)
+    assert gate.reached.wait(GRACE_SECONDS)
+    break_it(loop)
+    handles += [loop.start(call, number) for number in range(2)]
+    gate.opened.set()
+    for handle in handles:
+        assert isinstance(captured(partial(handle.result, GRACE_SECONDS))[1], LoopEndedError)
+    loop.stop()
 
-    assert shown == [error]
+    assert sorted(shown, key=id) == sorted(errors, key=id)
+    assert all_done == [True, True]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trio") is None, reason="needs trio")

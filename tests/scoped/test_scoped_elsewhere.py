@@ -57,6 +57,17 @@ def test_an_iterator_that_is_closed_after_its_loop_says_so_and_is_closed(anyio_b
     assert closed.wait(GRACE_SECONDS)
 
 
+def test_an_iterator_that_has_ended_can_be_closed_again_anywhere(anyio_backend: Backend) -> None:
+    async def iterate() -> Any:
+        iterator = iterate_in_threadpool([1])
+        assert [item async for item in iterator] == [1]
+        await iterator.aclose()
+        return iterator
+
+    iterator = anyio.run(iterate, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    anyio.run(iterator.aclose, backend=anyio_backend[0], backend_options=anyio_backend[1])
+
+
 def test_a_context_manager_that_is_left_after_its_loop_says_so_and_is_left(anyio_backend: Backend) -> None:
     async def leave() -> None:
         with anyio.fail_after(GRACE_SECONDS), pytest.raises(LoopStateError, match="another event loop"):

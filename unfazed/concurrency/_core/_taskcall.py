@@ -41,7 +41,7 @@ from ._errors import LoopEndedError
 from ._futures import without_our_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from ._calls import UserCall
     from ._futures import OneShotFuture
@@ -239,15 +239,6 @@ class TaskCall(AsyncCall, Generic[T]):
         self.future.write(None, LoopEndedError("the event loop of this call has ended"))
         return True
 
-    def drop(self) -> None:
-        """Close what the loop has left open at its end, as the garbage collector would do later; in its thread."""
-        if self.coroutine is not None:
-            try:
-                self.coroutine.close()
-            except BaseException as exc:  # raised by the function, or by Python if it awaits something
-                hook_args = threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
-                threading.excepthook(hook_args)
-
     def fail_if_lost(self) -> None:
         """Finish the call if it has no result, and nobody is left who would write one; in the loop's thread."""
         if self.has_no_task():
@@ -280,3 +271,21 @@ class TaskCall(AsyncCall, Generic[T]):
         finally:
             if self.on_end is not None:
                 self.on_end(self)
+
+
+def end_all(calls: Collection[TaskCall[Any]], reason: str) -> None:
+    """Finish *calls*, whose loop has ended; in its thread. *reason* says why.
+
+    What asyncio has left open is closed, as the garbage collector would do later. It may take long, or need another of
+    the calls: so all have their results before.
+    """
+    for call in calls:
+        call.future.write(None, LoopEndedError(reason))
+    for call in calls:
+        try:
+            if call.coroutine is not None:
+                call.coroutine.close()
+        except BaseException as exc:  # raised by the function, or by Python if it awaits something
+            hook_args = threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+            with suppress(Exception):  # raised by a user's hook
+                threading.excepthook(hook_args)

@@ -9,6 +9,7 @@ Ctrl-C could interrupt the thread that holds it. A forked child has no loop unti
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -28,7 +29,7 @@ from ._loopthread import EventLoopThread, run_in
 from ._started import start_work
 from ._synccalls import call_from_sync
 from ._timeouts import Timeout
-from ._workers import lending
+from ._workers import lending, thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,7 +81,7 @@ def configure_background_eventloop(
     backend = "asyncio" if backend is None else backend
     require_backend(backend, "configure_background_eventloop(backend=...)")
     require_backend_options(backend_options, backend, "configure_background_eventloop")
-    if _background_thread is not None and _background_thread._closed is None:
+    if _background_thread is not None and not _background_thread._is_closed():
         raise LoopStateError(
             "the background event loop is running already; call configure_background_eventloop() before the "
             "first call that needs it, at the start of the program"
@@ -93,7 +94,7 @@ def _background() -> EventLoopThread:
     global _background_thread
     current = _background_thread
     if current is None or not current.is_running():
-        while current is None or current._closed is not None:
+        while current is None or current._is_closed():
             backend, options = _settings or (os.environ.get("UNFAZED_BACKEND") or "asyncio", None)
             require_backend(backend, "the environment variable UNFAZED_BACKEND")
             # Stored before it is started: if Ctrl-C interrupts the start, the next call completes it. Another thread,
@@ -105,7 +106,14 @@ def _background() -> EventLoopThread:
 
 
 def running_background() -> EventLoopThread | None:
-    """Return the background event loop, or `None` if it does not run."""
+    """Return the background event loop, or `None` if it does not run.
+
+    What cleans up in one that something breaks gets that one, which has its connections.
+    """
+    if thread.is_loop_thread:
+        for breaking in _successors.copy().values():
+            if breaking._is_breaking and breaking._thread is threading.current_thread():
+                return breaking
     current = _background_thread
     return current if current is not None and current.is_running() else None
 

@@ -9,8 +9,7 @@ Guarantees:
   their calls are cancelled and clean up. They have `EXIT_SECONDS` together.
 - In a forked child the parent's loops do not run. Calls to them raise `LoopEndedError`. A child can start new loops.
 
-Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL (Python's
-documentation, "Thread Safety Guarantees").
+Assumption: `set.add`, `set.discard`, `set.copy` and `list.append` are atomic, with and without a GIL.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from .._core import _blockedloops
 from .._core._checks import explain, not_copied, require_timeout, visible_names
 from .._core._errors import LoopEndedError, LoopStartError, LoopStateError
 from .._core._lifetime import at_exit, in_forked_child
+from .._core._taskcall import end_all
 from .._core._threadstart import start_thread
 from ._loopchecks import async_work, close_unless_begun, require_backend, require_backend_options, require_name
 from ._loops import current_loop
@@ -123,7 +123,10 @@ class EventLoopThread:
 
     def is_running(self) -> bool:
         """Return whether the loop accepts calls."""
-        return self._loop is not None and self._closed is None
+        return self._loop is not None and not self._is_closed()
+
+    def _is_closed(self) -> bool:
+        return self._is_breaking or self._closed is not None
 
     @property
     def native(self) -> object:
@@ -246,17 +249,15 @@ class EventLoopThread:
 
     def _require_running(self) -> Loop:
         """Return the loop, if it accepts calls."""
-        if self._loop is None or self._closed is not None:
-            if self._closed is None:
-                raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
-            raise LoopEndedError(self._closed)
+        if self._is_closed():
+            raise LoopEndedError(self._closed or f"something has broken the event loop of {self._name!r}")
+        if self._loop is None:
+            raise LoopStateError("this event loop thread has not been started; use it in a `with` block")
         return self._loop
 
     def _submit(self, call: TaskCall[Any], context: Context) -> None:
         """Have the loop run *call*."""
         loop = self._require_running()
-        if self._is_breaking:
-            raise LoopEndedError(f"something has broken the event loop of {self._name!r}, and it is ending")
         blocked_loop = context.get(_blockedloops.current_blocked_loop)
         if blocked_loop is not None:
             _blockedloops.refuse_if_blocked(loop.native, call, blocked_loop)
@@ -302,14 +303,11 @@ class EventLoopThread:
             self._closed = self._closed or f"the event loop of {self._name!r} has ended: {self._error!r}"
             _running.discard(self)
             self._started.set()
-            for call in self._calls.copy():  # a copy: other threads may add to it
-                call.future.write(None, LoopEndedError(self._closed))
-                call.drop()
+            end_all(self._calls.copy(), self._closed)  # a copy: other threads may add to it
 
     async def _serve(self) -> None:
-        loop = current_loop()
-        self._stop_event = loop.new_event()
-        self._loop = loop
+        self._stop_event = current_loop().new_event()
+        loop = self._loop = current_loop()
         self._steps.append("started")
         self._started.set()
         try:
@@ -344,7 +342,7 @@ def submit_here(call: TaskCall[Any], context: Context) -> None:
     loop = current_loop()
     for loop_thread in _running.copy():
         if loop_thread._loop is not None and loop_thread._loop.native is loop.native:
-            if loop_thread._closed is None and not loop_thread._is_breaking:
+            if not loop_thread._is_closed():
                 loop_thread._submit(call, context)
                 return
             call.expect_the_end(LoopEndedError(loop_thread._closed or "the event loop is ending"))
@@ -353,7 +351,7 @@ def submit_here(call: TaskCall[Any], context: Context) -> None:
 
 async def run_in(loop_thread: EventLoopThread, work: Callable[[], Awaitable[T]], func: object, helper: str) -> T:
     """Run *work*, a call of *func* by means of *helper*, in the loop of *loop_thread*, and await its result."""
-    if (loop_thread._is_breaking or loop_thread._closed) and loop_thread._thread is threading.current_thread():
+    if loop_thread._is_closed() and loop_thread._thread is threading.current_thread():
         return await work()  # the loop is ending: cleanup calls this
     return await call_in(loop_thread._submit, work, func, current_loop(), helper=helper)
 

@@ -252,7 +252,7 @@ class ItemsFromThread(_ItemsFromElsewhere):
 
     async def closed(self) -> None:
         if self._runner is not None:
-            self._runner.has_waiter = True
+            self._runner.announce_waiter()
             await self._runner.wait_until_ended()
 
     def _close(self) -> None:

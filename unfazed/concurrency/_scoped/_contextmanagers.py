@@ -98,7 +98,7 @@ class _InThread(AbstractAsyncContextManager[T, "bool | None"]):
 
     async def _leave(self, runner: ThreadRunner[bool | None], exc_info: _ExcInfo) -> bool | None:
         self._exc_info = exc_info
-        runner.has_waiter = True
+        runner.announce_waiter()
         runner.leave()
         try:
             return await runner.wait_until_ended()

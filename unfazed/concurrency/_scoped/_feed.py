@@ -119,7 +119,7 @@ class Feed(Generic[T]):
         """Close the iterator, and wait for that despite cancellation."""
         runner = self._runner
         if runner is not None:
-            runner.has_waiter = True
+            runner.announce_waiter()
         self.drop()
         if runner is not None:
             await runner.wait_until_ended()

@@ -98,12 +98,16 @@ class ThreadRunner(Generic[T]):
         self._ends: list[str] = []  # "last step" by the thread, "released" by the loop: the second sets `_ended`
         self._ended = self.loop.new_event()
         self._outcome: OneShotFuture[T] | None = None  # of the last step
-        self.has_waiter = False  # whether somebody waits for the last step; set before `leave`, so the thread sees it
+        self._has_waiter = False  # whether somebody waits for the last step; set before `leave`, so the thread sees it
 
     async def run(self, func: Callable[[], S]) -> S:
         """Run *func* in the thread, when a slot is free, and await its result. It is cancelled as a thread call is."""
         outcome = await _ThreadStepCall(self, self._helper, func).run()
         return outcome.read()
+
+    def announce_waiter(self) -> None:
+        """Say that somebody will wait for the end after `leave`, unless this is another loop, which cannot."""
+        self._has_waiter = self.loop.runs_here()
 
     def leave(self) -> None:
         """Have the thread do the last step, after the current one. From any thread; returns at once."""
@@ -117,8 +121,9 @@ class ThreadRunner(Generic[T]):
         """
         here = running_loop()
         if here is None or here.native is not self.loop.native:
-            self.has_waiter = False
-            raise elsewhere_error(here)
+            if self._outcome is None:
+                raise elsewhere_error(here)
+            return self._outcome.read()
         cancellation: BaseException | None = None
         try:
             self._ensure_started()
@@ -218,7 +223,7 @@ class ThreadRunner(Generic[T]):
         _slots.release(slot)
         thread_call.note_end(thread_call.outcome.error)
         self._outcome = thread_call.outcome
-        has_waiter = self.has_waiter and not self.loop.is_gone()
+        has_waiter = self._has_waiter and not self.loop.is_gone()
         self._ends.append("last step")
         if self._ends[0] == "released":
             has_waiter = set_from_anywhere(self.loop, self._ended) and has_waiter
