@@ -22,7 +22,7 @@ def elsewhere_error(here: Loop | None) -> BaseException:
     """Return the error of whoever would wait for the end in the loop *here*, which is another one, or none any more."""
     if here is None:  # the coroutine is closed after its loop
         return GeneratorExit()
-    return LoopStateError("this iterator or context manager belongs to another event loop: it ends without a wait")
+    return LoopStateError("this iterator or context manager belongs to another event loop, which alone can wait for it")
 
 
 def show_error(outcome: OneShotFuture[Any]) -> None:
