@@ -57,7 +57,7 @@ class Loop(Protocol):
         ...
 
     def new_event(self) -> Event:
-        """Return a new event of the library; in the loop's thread."""
+        """Return a new event of the library: anyio's own is made in ten times the time."""
         ...
 
     def post(self, func: Callable[..., object], *args: object) -> None:
