@@ -181,8 +181,8 @@ class ThreadRunner:
         thread = new_thread(self._serve, self._name)
         try:
             self.threads.add(thread)
+            self._thread = thread  # before it is started: if that is interrupted, there is no need for a second one
             thread.start()
-            self._thread = thread
         except BaseException as exc:
             if not thread.is_alive():
                 self.threads.discard(thread)
