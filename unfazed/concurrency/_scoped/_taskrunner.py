@@ -218,7 +218,7 @@ class TaskRunner(TaskCall[None]):
             if not await self._last(cancellation):
                 return
         except BaseException as exc:
-            if isinstance(exc, (GeneratorExit, *cancelled_classes())):
+            if self._is_dropped() or isinstance(exc, cancelled_classes()):
                 raise
             error = without_our_frame(exc)
         outcome: OneShotFuture[None] = OneShotFuture()
