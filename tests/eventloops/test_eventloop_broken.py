@@ -52,13 +52,17 @@ def test_what_cleans_up_while_the_background_loop_breaks_is_run_by_that_loop(bac
         try:
             await anyio.sleep_forever()
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), anyio.fail_after(GRACE_SECONDS):
+                while owner.is_running():
+                    await anyio.sleep(0)
                 threads.append(await run_in_eventloop(thread_id))
 
+    run_in_eventloop_sync(thread_id)
+    found = _background.running_background()
+    assert found is not None
+    owner = found
     handle = start_in_eventloop(serve)
     assert begun.wait(GRACE_SECONDS)
-    owner = _background.running_background()
-    assert owner is not None
     break_it(owner)
     captured(partial(handle.result, GRACE_SECONDS))
 
