@@ -94,19 +94,18 @@ class Steps:
 
     if sys.version_info >= (3, 12):
 
-        def _monitor(self, code: CodeType, at: int) -> object:
+        def _monitor(self, code: CodeType, _: int) -> object:
+            return self._monitor_frame(code, sys._getframe(1))
+
+        def _monitor_start(self, code: CodeType, _: int) -> object:
+            """Step at the start of a finalizer. That of another function is as good as the call, in its caller."""
+            return self._monitor_frame(code, sys._getframe(1)) if code.co_name == "__del__" else sys.monitoring.DISABLE
+
+        def _monitor_frame(self, code: CodeType, frame: FrameType) -> object:
             if not code.co_filename.startswith(self._folder):
                 return sys.monitoring.DISABLE
             if self._everywhere or threading.get_ident() == self._thread:
-                self._step(sys._getframe(1))
-            return None
-
-        def _monitor_start(self, code: CodeType, at: int) -> object:
-            """Step at the start of a finalizer. That of another function is as good as the call, in its caller."""
-            if code.co_name != "__del__" or not code.co_filename.startswith(self._folder):
-                return sys.monitoring.DISABLE
-            if self._everywhere or threading.get_ident() == self._thread:
-                self._step(sys._getframe(1))
+                self._step(frame)
             return None
 
     def _step(self, frame: FrameType) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +28,13 @@ from unfazed.concurrency import (
 from unfazed.concurrency._eventloops import _background
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable
+    from collections.abc import AsyncIterable, Iterator
 
 Backend = tuple[str, dict[str, Any]]
 
 
 def break_it(loop: EventLoopThread) -> None:
-    loop._require_running().post(raise_system_exit)
-
-
-def raise_system_exit() -> None:
-    raise SystemExit
+    loop._require_running().post(sys.exit)
 
 
 async def thread_id() -> int:
@@ -71,25 +69,25 @@ def test_what_cleans_up_while_the_background_loop_breaks_is_run_by_that_loop(bac
 
 
 def test_while_it_cleans_up_others_get_a_new_background_loop(background: Backend) -> None:
-    begun, may_end = Gate(), threading.Event()
+    begun, cleans_up, may_end = threading.Event(), threading.Event(), threading.Event()
 
     async def serve() -> None:
         try:
-            begun.reached.set()
+            begun.set()
             await anyio.sleep_forever()
         finally:
-            begun.opened.set()
+            cleans_up.set()
             with anyio.CancelScope(shield=True):
                 while not may_end.is_set():
                     await anyio.sleep(0.001)
 
     async def wait_for_cleanup() -> int:
-        while not begun.opened.is_set():
+        while not cleans_up.is_set():
             await anyio.sleep(0.001)
         return threading.get_ident()
 
     handle = start_in_eventloop(serve)
-    assert begun.reached.wait(GRACE_SECONDS)
+    assert begun.wait(GRACE_SECONDS)
     owner = _background.running_background()
     assert owner is not None
     assert owner._thread is not None
@@ -104,17 +102,22 @@ def test_while_it_cleans_up_others_get_a_new_background_loop(background: Backend
         owner.run_sync(thread_id)
 
 
-def start_behind_what_breaks(loop: EventLoopThread, func: Callable[[], Awaitable[object]]) -> Any:
-    """1: a callback breaks the loop. 2: asyncio cancels all tasks. 3: the call begins, and nobody cancels its task."""
+@contextmanager
+def behind_what_breaks_it(backend: str, options: dict[str, Any]) -> Iterator[EventLoopThread]:
+    """Give a loop in which calls begin too late. 1: a callback breaks it. 2: asyncio cancels all tasks. 3: they begin.
+
+    Nobody cancels their tasks.
+    """
     gate = Gate()
+    loop = EventLoopThread(backend, options)
+    loop.start()
     loop._require_running().post(gate.wait)
     assert gate.reached.wait(GRACE_SECONDS)
     break_it(loop)
-    handle = loop.start(func)
+    yield loop
     gate.opened.set()
-    _, error = captured(partial(handle.result, GRACE_SECONDS))
-    loop.stop()
-    return error
+    assert loop._thread is not None
+    loop._thread.join(GRACE_SECONDS)
 
 
 def test_a_call_that_begins_when_its_loop_is_broken_already_loses_no_slot(background: Backend) -> None:
@@ -123,9 +126,9 @@ def test_a_call_that_begins_when_its_loop_is_broken_already_loses_no_slot(backgr
     async def call() -> None:
         await in_processpool(time.sleep, limiter=limiter)(0.05)
 
-    loop = EventLoopThread(background[0], background[1])
-    loop.start()
-    error = start_behind_what_breaks(loop, call)
+    with behind_what_breaks_it(*background) as loop:
+        handle = loop.start(call)
+    _, error = captured(partial(handle.result, GRACE_SECONDS))
 
     assert isinstance(error, LoopEndedError) or background[0] == "trio"
     assert in_processpool(int, limiter=limiter).start("1").result(GRACE_SECONDS) == 1
@@ -153,17 +156,10 @@ def test_what_such_calls_raise_when_they_are_closed_is_shown_and_all_have_ended_
             all_done.append(all(handle.done() for handle in handles))
             raise errors[number]
 
-    loop = EventLoopThread("asyncio")
-    loop.start()
-    gate = Gate()
-    loop._require_running().post(gate.wait)
-    assert gate.reached.wait(GRACE_SECONDS)
-    break_it(loop)
-    handles += [loop.start(call, number) for number in range(2)]
-    gate.opened.set()
+    with behind_what_breaks_it("asyncio", {}) as loop:
+        handles += [loop.start(call, number) for number in range(2)]
     for handle in handles:
         assert isinstance(captured(partial(handle.result, GRACE_SECONDS))[1], LoopEndedError)
-    loop.stop()
 
     assert sorted(shown, key=id) == sorted(errors, key=id)
     assert all_done == [True, True]

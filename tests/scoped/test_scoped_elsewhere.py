@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 from conftest import GRACE_SECONDS
+from iterables import Counter
+from managers import Manager
 
 from unfazed.concurrency import LoopStateError, contextmanager_in_threadpool, iterate_in_threadpool
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 Backend = tuple[str, dict[str, Any]]
-
-
-class Manager:
-    """Says when it is left."""
-
-    def __init__(self) -> None:
-        self.left = threading.Event()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.left.set()
-
-
-def items(closed: threading.Event) -> Iterator[int]:
-    try:
-        yield from range(10)
-    finally:
-        closed.set()
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_iterator_that_is_closed_after_its_loop_says_so_and_is_closed(anyio_backend: Backend, prefetch: int) -> None:
     async def begin() -> Any:
-        iterator = iterate_in_threadpool(items(closed), prefetch=prefetch)
+        iterator = iterate_in_threadpool(source, prefetch=prefetch)
         assert await iterator.__anext__() == 0
         return iterator
 
@@ -50,11 +29,11 @@ def test_an_iterator_that_is_closed_after_its_loop_says_so_and_is_closed(anyio_b
         with anyio.fail_after(GRACE_SECONDS), pytest.raises(LoopStateError, match="another event loop"):
             await iterator.aclose()
 
-    closed = threading.Event()
+    source = Counter()
     iterator = anyio.run(begin, backend=anyio_backend[0], backend_options=anyio_backend[1])
     anyio.run(close, backend=anyio_backend[0], backend_options=anyio_backend[1])
 
-    assert closed.wait(GRACE_SECONDS)
+    assert source.closed.wait(GRACE_SECONDS)
 
 
 def test_an_iterator_that_has_ended_can_be_closed_again_anywhere(anyio_backend: Backend) -> None:

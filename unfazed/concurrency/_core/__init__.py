@@ -11,7 +11,7 @@
     _blockedloops.py  event loops that a sync call blocks on purpose, and what must not need them
     _checks.py        what may be called where, with which options
     _references.py    how decorated functions are sent to other processes
-    _threadstart.py   how threads start, and what Python keeps us from making safe
+    _threadstart.py   how threads start and show errors, and what Python keeps us from making safe
     _errors.py        every exception class, with its text
     _lifetime.py      what we do when the interpreter exits, and in a forked child
     _finalizers.py    finalizers that a signal handler cannot prevent

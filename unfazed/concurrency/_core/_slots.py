@@ -32,7 +32,7 @@ from ._blockedloops import blocked_loops, current_blocked_loop
 from ._errors import LoopStateError
 from ._lifetime import in_forked_child
 from ._limits import STALL_SECONDS, Limit, Slot, current_slot, limits, unwoken
-from ._threadstart import start_thread
+from ._threadstart import show, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -301,7 +301,7 @@ def _look(step: Callable[..., Sequence[Slot]], *args: Any) -> None:
     try:
         _locked(step, *args)
     except BaseException as exc:  # for example from a user's limiter: the others still need the watcher
-        threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+        show(exc)
 
 
 def _wake_unwoken() -> Sequence[Slot]:

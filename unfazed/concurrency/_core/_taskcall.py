@@ -28,7 +28,6 @@ Assumption: `list.append` is atomic, with and without a GIL (Python's documentat
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -39,6 +38,7 @@ from anyio.lowlevel import checkpoint
 from ._calls import AsyncCall
 from ._errors import LoopEndedError
 from ._futures import without_our_frame
+from ._threadstart import show
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -286,6 +286,5 @@ def end_all(calls: Collection[TaskCall[Any]], reason: str) -> None:
             if call.coroutine is not None:
                 call.coroutine.close()
         except BaseException as exc:  # raised by the function, or by Python if it awaits something
-            hook_args = threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
             with suppress(Exception):  # raised by a user's hook
-                threading.excepthook(hook_args)
+                show(exc)

@@ -1,4 +1,4 @@
-"""How this package starts threads, and what a signal handler that raises can break in spite of us.
+"""How this package starts threads and shows their errors, and what a signal handler can break in spite of us.
 
 All our threads start here. They are daemons: at exit, the interpreter would wait for others before it calls any exit
 function. They run in an empty context: otherwise a thread would inherit, and keep alive, the context of its first
@@ -18,6 +18,7 @@ A signal handler can raise inside Python itself. There we cannot help:
 from __future__ import annotations
 
 import sys
+import threading
 from contextvars import Context
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -42,3 +43,8 @@ def new_thread(target: Callable[..., object], name: str, *args: object) -> Threa
     """Make such a thread without starting it, for callers that must have the object first."""
     options: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
     return Thread(target=target, name=name, args=args, daemon=True, **options)
+
+
+def show(exc: BaseException) -> None:
+    """Show *exc* by `threading.excepthook`, as what a thread raises that nobody waits for."""
+    threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-import threading
 import time
 from concurrent.futures import Future
 from contextvars import Context, copy_context
@@ -40,6 +39,7 @@ from .._core._checks import name_of, not_copied, visible_names
 from .._core._errors import CallCancelledError, LoopEndedError
 from .._core._futures import BlockingFuture, OneShotFuture, without_our_frame
 from .._core._taskcall import TaskCall
+from .._core._threadstart import show
 from ._loops import current_loop
 from ._synccalls import belongs_to_loop, block, blocked_later, call_from_sync, refuse_in_loop
 from ._timeouts import CHECK_SECONDS
@@ -337,9 +337,7 @@ class Handle(Future[T]):
             running.user_call().note_end(error or (CallCancelledError(self._name) if cancelled else None))
             self._set(value, error, cancelled)
         except BaseException as exc:  # raised by a callback of the user's, `SystemExit` for one: the loop must go on
-            threading.excepthook(
-                threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
-            )
+            show(exc)
             self._set(value, error, cancelled)  # again: a signal handler may have raised it
         finally:
             del self, running, call, task, read, value, error  # the traceback of the error leads to this frame

@@ -306,8 +306,9 @@ class EventLoopThread:
             end_all(self._calls.copy(), self._closed)  # a copy: other threads may add to it
 
     async def _serve(self) -> None:
-        self._stop_event = current_loop().new_event()
-        loop = self._loop = current_loop()
+        loop = current_loop()
+        self._stop_event = loop.new_event()
+        self._loop = loop
         self._steps.append("started")
         self._started.set()
         try:

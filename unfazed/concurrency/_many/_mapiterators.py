@@ -16,7 +16,6 @@ from .._core._checks import name_of, not_copied, visible_names
 from .._core._errors import InUseError, LoopEndedError, LoopStateError, LoopThreadError
 from .._core._finalizers import finalizers
 from .._eventloops._background import submit_to_background
-from .._eventloops._loops import current_loop
 from .._eventloops._synccalls import Interrupts, call_from_sync
 from .._scoped._taskrunner import TaskRunner
 
@@ -183,7 +182,7 @@ class _AsyncConsumer(_Consumer):
             raise InUseError("another task is waiting for the next result of this iterator: make one for each task")
         if run.loop is None:
             run.begin()
-        elif run.loop.native is not current_loop().native:
+        elif not run.loop.runs_here():
             raise LoopStateError("this iterator belongs to another event loop: use it in the one where it was begun")
         self.busy = True
         cancellation: BaseException | None = None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from .._core._errors import LoopEndedError, LoopStateError
+from .._core._threadstart import show
+from .._eventloops._loops import running_loop
 from .._eventloops._waiting import cancelled_classes, is_only
 
 if TYPE_CHECKING:
     from .._core._futures import OneShotFuture
-    from .._core._loop import Loop
 
 
 def ended_error() -> LoopEndedError:
@@ -18,9 +18,9 @@ def ended_error() -> LoopEndedError:
     return LoopEndedError("the event loop of this iterator or context manager has ended, or cancelled it")
 
 
-def elsewhere_error(here: Loop | None) -> BaseException:
-    """Return the error of whoever would wait for the end in the loop *here*, which is another one, or none any more."""
-    if here is None:  # the coroutine is closed after its loop
+def elsewhere_error() -> BaseException:
+    """Return the error of whoever would wait for the end in the current loop, which is another one, or none."""
+    if running_loop() is None:  # the coroutine is closed after its loop
         return GeneratorExit()
     return LoopStateError("this iterator or context manager belongs to another event loop, which alone can wait for it")
 
@@ -32,4 +32,4 @@ def show_error(outcome: OneShotFuture[Any]) -> None:
     except BaseException as exc:
         if is_only(exc, (LoopEndedError, *cancelled_classes())):
             return
-        threading.excepthook(threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread())))
+        show(exc)

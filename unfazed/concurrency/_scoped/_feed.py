@@ -37,7 +37,6 @@ from .._core._checks import in_brief
 from .._core._errors import InUseError, LoopEndedError, LoopStateError
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
-from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait_and_check, wait_shielded
 from .._eventloops._workers import thread
@@ -90,7 +89,7 @@ class Feed(Generic[T]):
             raise InUseError(
                 "another task is waiting for the next item of this iterator: give each task one of its own"
             )
-        if self._runner is not None and self._runner.loop.native is not current_loop().native:
+        if self._runner is not None and not self._runner.loop.runs_here():
             raise LoopStateError("this iterator belongs to another event loop: use it in the one where it was begun")
         self._busy = True
         try:

@@ -44,7 +44,7 @@ from .._core._blockedloops import current_blocked_loop
 from .._core._futures import OneShotFuture
 from .._core._taskcall import TaskCall
 from .._eventloops._limiters import NO_LIMIT, thread_limiter
-from .._eventloops._loops import current_loop, running_loop
+from .._eventloops._loops import current_loop
 from .._eventloops._loopthread import submit_here
 from .._eventloops._timeouts import CHECK_SECONDS
 from .._eventloops._waiting import cancelled_classes, set_from_anywhere, wait, wait_and_check, wait_shielded
@@ -119,10 +119,9 @@ class ThreadRunner(Generic[T]):
 
         Raise its error, or else the cancellation, if there was one.
         """
-        here = running_loop()
-        if here is None or here.native is not self.loop.native:
+        if not self.loop.runs_here():
             if self._outcome is None:
-                raise elsewhere_error(here)
+                raise elsewhere_error()
             return self._outcome.read()
         cancellation: BaseException | None = None
         try:
